@@ -1,0 +1,69 @@
+"""Every error a user can meet, with the exit status the command line gives it.
+
+    LoricaError (ValueError)
+    ├── RequestError        the request is wrong                       exit 2
+    │   ├── RecipeError     a recipe or a config
+    │   ├── DataError       a data file
+    │   ├── ModelError      a base that cannot be loaded or used
+    │   └── TargetError     targets, ranks or edits that do not fit the base
+    ├── AdapterError        a damaged adapter, or one for another base  exit 1
+    └── RunError            the work itself failed                      exit 1
+        ├── DivergedError   a loss or gradient is not finite
+        └── CheckpointError a checkpoint cannot be written or read
+"""
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+
+class LoricaError(ValueError):
+    """One line a problem: what, where, and the remedy."""
+
+    exit_status = 1
+
+    @classmethod
+    def of(cls, problems: Sequence[str]) -> "LoricaError":
+        """One error that reports every problem of an input, each on its own line."""
+        return cls("\n".join(problems))
+
+
+class RequestError(LoricaError):
+    exit_status = 2
+
+
+class RecipeError(RequestError):
+    pass
+
+
+class DataError(RequestError):
+    pass
+
+
+class ModelError(RequestError):
+    pass
+
+
+class TargetError(RequestError):
+    pass
+
+
+class AdapterError(LoricaError):
+    pass
+
+
+class RunError(LoricaError):
+    pass
+
+
+class DivergedError(RunError):
+    pass
+
+
+class CheckpointError(RunError):
+    pass
+
+
+def did_you_mean(name: str, known: Iterable[str], count: int = 1) -> str:
+    """`"; did you mean 'q_proj'?"` for a near miss, otherwise an empty string."""
+    near = get_close_matches(name, list(known), n=count, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(word) for word in near)}?" if near else ""
