@@ -1,0 +1,94 @@
+"""A data set: every row read is either used or dropped with a reason."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lorica.data.config import DataConfig
+from lorica.data.example import Dropped, Example
+from lorica.data.faces import Renderer, Tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Examples in the order they were read. `read` counts rows: a long text is one row and many examples."""
+
+    examples: tuple[Example, ...]
+    dropped: tuple[Dropped, ...]
+    read: int
+    shape: str = "text"
+    truncated: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+    @property
+    def used(self) -> int:
+        return self.read - len(self.dropped)
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each example (examples,)."""
+        return np.array([len(example) for example in self.examples], dtype=np.int64)
+
+    @cached_property
+    def label_tokens(self) -> int:
+        return sum(int(example.labels.sum()) for example in self.examples)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over lengths, ids and masks, in order: what the model is taught, and nothing else."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(len(example).to_bytes(8, "little"))
+            digest.update(example.input_ids.astype("<i4").tobytes())
+            digest.update(np.packbits(example.labels).tobytes())
+        return digest.hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "read": self.read,
+            "used": self.used,
+            "examples": len(self),
+            "tokens": int(self.lengths.sum()),
+            "label_tokens": self.label_tokens,
+            "fingerprint": self.fingerprint,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"{self.read} rows read ({self.shape}), {self.used} used, {len(self.dropped)} dropped: "
+            f"{len(self)} examples, {int(self.lengths.sum())} tokens, {self.label_tokens} learned"
+        )
+
+
+def load(
+    config: DataConfig, tokenizer: Tokenizer, renderer: Renderer | None = None, *, limit: int
+) -> tuple[Dataset, Dataset | None]:
+    """The training data and, where the config asks for one, the evaluation data.
+
+    `renderer` is the tokenizer's chat template (None: it has none, and the stated default is used for chat rows);
+    `limit` is the longest row the base allows, in tokens. Raises `DataError` with every problem found.
+    """
+    raise NotImplementedError
+
+
+def from_rows(
+    rows: Iterable[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    renderer: Renderer | None = None,
+    *,
+    config: DataConfig | None = None,
+    limit: int,
+) -> Dataset:
+    """A data set from rows in memory; `config.train` and `config.eval` are not read. Raises `DataError`."""
+    raise NotImplementedError
