@@ -1,0 +1,39 @@
+"""FrozenWeight: a weight that is read and never written, whatever form it is stored in.
+
+Dense now; quantised forms dequantise into one shared workspace.  Autograd saves the FrozenWeight, never its tensor.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenWeight:
+    """W (d_out, d_in), stored dense.  `transposed` says that `stored` is (d_in, d_out)."""
+
+    stored: Tensor
+    transposed: bool = False
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "FrozenWeight":
+        """The weight of a Linear, of an Embedding (rows, d) or of transformers' Conv1D."""
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        return cls(weight.detach(), transposed=type(module).__name__ == "Conv1D")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return tuple(self.dense().shape)  # type: ignore[return-value]
+
+    def dense(self) -> Tensor:
+        """W itself (d_out, d_in), a view when it is stored dense."""
+        return self.stored.T if self.transposed else self.stored
+
+    def product(self, x: Tensor) -> Tensor:
+        """x (..., d_in) -> x W^T (..., d_out)."""
+        return x @ self.dense().T
+
+    def transposed_product(self, g: Tensor) -> Tensor:
+        """g (..., d_out) -> g W (..., d_in)."""
+        return g @ self.dense()

@@ -1,0 +1,47 @@
+"""What the caller of a model has chosen for the forward passes inside a `with` block: who each batch row is.
+
+Read once where a model is entered.  Our decoder then carries it in the Layout; a foreign model's modules, which take no
+layout, read `current` at their own call, and recomputation under gradient checkpointing enters it again.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lorica.kernels import Noise
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """noise: places of the batch rows in the training run, None in evaluation.  route: (rows,) int64 choice of a Bank
+    for each batch row, -1 for the base, None without a Bank."""
+
+    noise: Noise | None = None
+    route: Tensor | None = None
+
+
+current: ContextVar[Pass] = ContextVar("lorica_pass", default=Pass())  # noqa: B039  frozen, so sharing it is safe
+
+
+@contextmanager
+def entered(value: Pass) -> Iterator[None]:
+    token = current.set(value)
+    try:
+        yield
+    finally:
+        current.reset(token)
+
+
+class Clock:
+    """Gives training forwards made outside our trainer their noise: the step counts them."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.step = 0
+
+    def tick(self, rows: Tensor) -> Noise:
+        self.step += 1
+        return Noise(self.seed, self.step, rows)

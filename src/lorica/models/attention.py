@@ -1,0 +1,116 @@
+"""Causal attention over packed documents: an object chosen once a pass for the layout at hand.
+
+    Padded          documents gathered into a rectangle (D, L); keys may come from a cache or carry a learned prefix
+    DocumentByDocument   one causal product a document, for few long ones: no padding, no mask
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lorica.models.layout import Layout
+
+Prefix = tuple[Tensor, Tensor]
+"""Learned keys and values (P, heads_kv, d_head) that every token of every document sees.  With a Bank (D, P, ...)."""
+
+
+class Attention(Protocol):
+    """q (T, heads, d_head), k and v (T, heads_kv, d_head) of one layer -> (T, heads, d_head)."""
+
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, prefix: Prefix | None
+    ) -> Tensor: ...
+
+
+def choose(layout: Layout, prefix: bool) -> Attention:
+    """Document by document pays once a document is long enough to hide its own overhead (measured: 384 tokens)."""
+    whole = layout.cache is None and not prefix
+    if whole and layout.documents and min(layout.documents) >= 384:
+        return DocumentByDocument(layout)
+    return Padded(layout)
+
+
+@dataclass(frozen=True, eq=False)
+class DocumentByDocument:
+    layout: Layout
+
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, prefix: Prefix | None
+    ) -> Tensor:
+        parts = [part.split(self.layout.documents) for part in (q, k, v)]
+        outputs = [_document(*document, window) for document in zip(*parts, strict=True)]
+        return torch.cat(outputs)
+
+
+def _document(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))
+    mask = None
+    if window is not None and q.shape[2] > window:
+        i = torch.arange(q.shape[2], device=q.device)
+        mask = (i[:, None] >= i) & (i[:, None] - i < window)
+    out = nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return out[0].transpose(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Padded:
+    layout: Layout
+
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, prefix: Prefix | None
+    ) -> Tensor:
+        layout = self.layout
+        if layout.cache is None:
+            keys, values = self._rectangle(k), self._rectangle(v)
+        else:
+            keys, values = layout.cache.write(layer, layout.document_of, layout.positions, k, v)
+        mask = self._masks(window, keys.shape[1])
+        if prefix is not None:
+            keys, values, mask = _prefixed(keys, values, mask, prefix)
+        queries, keys, values = (part.transpose(1, 2) for part in (self._rectangle(q), keys, values))
+        out = nn.functional.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask[:, None], enable_gqa=queries.shape[1] != keys.shape[1]
+        )
+        return out.transpose(1, 2)[layout.document_of, layout.offsets]
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(self.layout.documents)
+
+    def _rectangle(self, flat: Tensor) -> Tensor:
+        """(T, ...) -> (D, L, ...), zeros where a document is shorter."""
+        layout = self.layout
+        if all(count == self._longest for count in layout.documents):
+            return flat.view(len(layout.documents), self._longest, *flat.shape[1:])
+        filled = flat.new_zeros(len(layout.documents), self._longest, *flat.shape[1:])
+        return filled.index_put((layout.document_of, layout.offsets), flat)
+
+    @cached_property
+    def _positions(self) -> Tensor:
+        return self._rectangle(self.layout.positions)
+
+    @cached_property
+    def _mask_of(self) -> dict[tuple[int | None, int], Tensor]:
+        return {}
+
+    def _masks(self, window: int | None, keys: int) -> Tensor:
+        """(D, L, keys): the token at position p sees the positions p - window < j <= p.  One mask serves all layers."""
+        if (window, keys) not in self._mask_of:
+            j = torch.arange(keys, device=self.layout.positions.device)
+            behind = self._positions[..., None] - j
+            mask = behind >= 0
+            self._mask_of[window, keys] = mask if window is None else mask & (behind < window)
+        return self._mask_of[window, keys]
+
+
+def _prefixed(keys: Tensor, values: Tensor, mask: Tensor, prefix: Prefix) -> tuple[Tensor, Tensor, Tensor]:
+    documents = keys.shape[0]
+    before = [part.to(keys.dtype) for part in prefix]
+    before = [part if part.dim() == 4 else part.expand(documents, *part.shape) for part in before]
+    seen = mask.new_ones(*mask.shape[:2], before[0].shape[1])
+    return torch.cat([before[0], keys], 1), torch.cat([before[1], values], 1), torch.cat([seen, mask], 2)

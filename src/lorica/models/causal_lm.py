@@ -1,0 +1,117 @@
+"""The decoder with its head: called as transformers' models are, or as our trainer and engine do.
+
+    model(input_ids, attention_mask, labels) -> .loss, .logits     rows of a batch; padding is by mask, never by token id
+    model.hidden(tokens, layout), model.head                        flat documents; the loss of a task takes these
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorica.models import ambient
+from lorica.models.config import DecoderConfig
+from lorica.models.decoder import Decoder
+from lorica.models.edited import apply
+from lorica.models.layout import Layout
+
+IGNORED = -100
+"""The label of a position that is not learned, as everywhere in PyTorch."""
+
+
+class CausalLM(nn.Module):
+    """A decoder-family base.  `config` is transformers' own config, `tokenizer` what was loaded beside the weights."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.shape = DecoderConfig.of(config)
+        self.model = Decoder(self.shape)
+        self.lm_head = nn.Linear(self.shape.d, self.shape.vocab, bias=False)
+        if self.shape.tied:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self.tokenizer: Any = None
+        self.clock: ambient.Clock | None = None
+        """Set while an adapter with dropout is attached: counts the training forwards made outside our trainer."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.norm.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.norm.weight.dtype
+
+    @property
+    def head(self) -> nn.Module:
+        return self.lm_head
+
+    def hidden(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """tokens (T,) int64 -> final hidden states (T, d)."""
+        return self.model(tokens, layout)
+
+    def logits(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """hidden (N, d) of any of the layout's tokens -> (N, vocabulary); `layout` matters to an edited head alone."""
+        return apply(self.lm_head, hidden, layout)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **unsupported: Any,
+    ) -> Any:
+        """input_ids (B, S); attention_mask (B, S) 1 for real tokens; labels (B, S), shifted here, -100 not learned.
+
+        Returns transformers' CausalLMOutput: logits (B, S, vocabulary), zero at padding, and the mean loss of the label
+        tokens (their sum over `num_items_in_batch`, where given).
+        """
+        _refuse(unsupported)
+        from transformers.modeling_outputs import CausalLMOutput
+
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        real = mask.to(torch.bool)
+        layout = self._layout(real)
+        hidden = self.hidden(input_ids[real], layout)
+        flat = self.logits(hidden, layout)
+        logits = flat.new_zeros(*input_ids.shape, flat.shape[-1]).index_put((real.nonzero(as_tuple=True)), flat)
+        loss = None if labels is None else _shifted_loss(logits, labels, num_items_in_batch)
+        return CausalLMOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
+
+    def _layout(self, real: Tensor) -> Layout:
+        """Every row of the batch is a document; the choice of a Bank and the noise of its row go to its tokens."""
+        layout = Layout.of(real.sum(1).tolist(), device=real.device)
+        entered = ambient.current.get()
+        if entered.route is not None:
+            layout = replace(layout, route=entered.route[layout.document_of])
+        noise = entered.noise
+        if noise is None and self.training and self.clock is not None:
+            noise = self.clock.tick(torch.arange(len(real), device=real.device))
+        return layout if noise is None else layout.with_noise(noise.seed, noise.step, noise.rows)
+
+    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
+        """As transformers' generate: rows (B, S) -> (B, S + new), finished rows filled with the end token."""
+        from lorica.models.generate import generate_rows
+
+        return generate_rows(self, input_ids, attention_mask, **options)
+
+
+def _shifted_loss(logits: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    loss = nn.functional.cross_entropy(
+        wide[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return loss / (items if items is not None else (labels[:, 1:] != IGNORED).sum())
+
+
+def _refuse(unsupported: dict[str, Any]) -> None:
+    """Options of transformers' models that mean something else than the default are refused, not ignored."""
+    from lorica.errors import ModelError
+
+    harmless: Sequence[Any] = (None, False)
+    asked = [name for name, value in unsupported.items() if name != "return_dict" and value not in harmless]
+    if asked:
+        raise ModelError(f"the decoder takes input_ids, attention_mask and labels, not {', '.join(sorted(asked))}")

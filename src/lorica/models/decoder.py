@@ -1,0 +1,124 @@
+"""One decoder forward for the Llama family: Llama 2/3, Mistral, Qwen2, Qwen3, SmolLM2.
+
+    h = embed(tokens);   h += attention(norm(h));   h += mlp(norm(h));   hidden = norm(h);   logits = head(hidden)
+
+Module paths are named as transformers names them.  Input is flat tokens and a Layout; see `layout.py`.
+
+Shapes: T tokens, D width, H heads, K heads of keys and values, E width of a head, P soft or prefix tokens.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lorica.models import attention
+from lorica.models.config import DecoderConfig
+from lorica.models.edited import apply, project
+from lorica.models.layout import Layout
+from lorica.models.rope import Rotation, rotate
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, the mean in float32 (float64 when x is)."""
+
+    def __init__(self, d: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * scaled.to(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, c: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer, self.window = c, layer, c.window[layer]
+        self.q_proj = nn.Linear(c.d, c.heads * c.d_head, bias=c.qkv_bias)
+        self.k_proj = nn.Linear(c.d, c.heads_kv * c.d_head, bias=c.qkv_bias)
+        self.v_proj = nn.Linear(c.d, c.heads_kv * c.d_head, bias=c.qkv_bias)
+        self.o_proj = nn.Linear(c.heads * c.d_head, c.d, bias=c.o_bias)
+        if c.qk_norm:
+            self.q_norm, self.k_norm = RMSNorm(c.d_head, c.eps), RMSNorm(c.d_head, c.eps)
+        self.prefix: Callable[[Layout], attention.Prefix] | None = None
+        """Where a KeysValuesBefore edit is installed: learned keys and values before those of every document."""
+
+    def forward(self, x_TD: Tensor, layout: Layout, rotation: Rotation, attend: attention.Attention) -> Tensor:
+        q, k, v = project((self.q_proj, self.k_proj, self.v_proj), x_TD, layout)
+        q_THE, k_TKE, v_TKE = (part.unflatten(-1, (-1, self.config.d_head)) for part in (q, k, v))
+        if self.config.qk_norm:
+            q_THE, k_TKE = self.q_norm(q_THE), self.k_norm(k_TKE)
+        q_THE, k_TKE = rotate(q_THE, rotation), rotate(k_TKE, rotation)
+        prefix = None if self.prefix is None else self.prefix(layout)
+        out_THE = attend(self.layer, q_THE, k_TKE, v_TKE, self.window, prefix)
+        return apply(self.o_proj, out_THE.flatten(1), layout)
+
+
+class MLP(nn.Module):
+    def __init__(self, c: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(c.d, c.d_ff, bias=c.mlp_bias)
+        self.up_proj = nn.Linear(c.d, c.d_ff, bias=c.mlp_bias)
+        self.down_proj = nn.Linear(c.d_ff, c.d, bias=c.mlp_bias)
+
+    def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
+        gate, up = project((self.gate_proj, self.up_proj), x_TD, layout)
+        return apply(self.down_proj, nn.functional.silu(gate) * up, layout)
+
+
+class Block(nn.Module):
+    def __init__(self, c: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(c.d, c.eps)
+        self.self_attn = SelfAttention(c, layer)
+        self.post_attention_layernorm = RMSNorm(c.d, c.eps)
+        self.mlp = MLP(c)
+
+    def forward(self, x_TD: Tensor, layout: Layout, rotation: Rotation, attend: attention.Attention) -> Tensor:
+        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), layout, rotation, attend)
+        return x_TD + self.mlp(self.post_attention_layernorm(x_TD), layout)
+
+
+class Decoder(nn.Module):
+    def __init__(self, c: DecoderConfig) -> None:
+        super().__init__()
+        self.config = c
+        self.embed_tokens = nn.Embedding(c.vocab, c.d)
+        self.layers = nn.ModuleList(Block(c, layer) for layer in range(c.layers))
+        self.norm = RMSNorm(c.d, c.eps)
+        self.soft_tokens: Callable[[Layout], Tensor] | None = None
+        """Where a TokensBefore edit is installed: (D, P, d) vectors before the embeddings of every document."""
+        self.prefix_length = 0
+        """Positions that KeysValuesBefore edits occupy: real tokens are rotated from there on."""
+        self.recomputed_layers = 0
+        """How many of the first blocks are recomputed in the backward pass instead of kept."""
+
+    def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """tokens (T,) int64 -> hidden states (T, d) of the real tokens."""
+        x_TD = apply(self.embed_tokens, tokens, layout)
+        places: Tensor | None = None
+        if self.soft_tokens is not None:
+            x_TD, layout, places = _with_soft_tokens(x_TD, layout, self.soft_tokens(layout))
+        rotation = Rotation.of(self.config, layout.positions + self.prefix_length, x_TD.dtype)
+        attend = attention.choose(layout, prefix=self.prefix_length > 0)
+        for index, block in enumerate(self.layers):
+            if index < self.recomputed_layers and torch.is_grad_enabled():
+                x_TD = checkpoint(block, x_TD, layout, rotation, attend, use_reentrant=False)  # type: ignore[assignment]
+            else:
+                x_TD = block(x_TD, layout, rotation, attend)
+        if layout.cache is not None:
+            layout.cache.advance(layout.documents)
+        hidden = self.norm(x_TD)
+        return hidden if places is None else hidden[places]
+
+
+def _with_soft_tokens(x_TD: Tensor, layout: Layout, soft_DPD: Tensor) -> tuple[Tensor, Layout, Tensor]:
+    longer, places = layout.lengthened(soft_DPD.shape[1])
+    is_soft = torch.ones(longer.total, dtype=torch.bool, device=x_TD.device).index_fill(0, places, False)
+    soft = torch.nonzero(is_soft).squeeze(-1)
+    vectors = soft_DPD[longer.document_of[soft], longer.offsets[soft]].to(x_TD.dtype)
+    return x_TD.new_zeros(longer.total, x_TD.shape[1]).index_put((places,), x_TD).index_put((soft,), vectors), longer, places

@@ -1,0 +1,56 @@
+"""Edited: a module of the base with an adapter module beside it.  The base module is kept whole and never written.
+
+    Around   y = adapter(x, base)          adapter decides how the base's own product enters
+    After    y = adapter(base(x))
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from lorica.models import ambient
+from lorica.models.layout import Layout
+
+Flow = Layout | ambient.Pass
+
+
+class Edited(nn.Module):
+    """Wraps `base`; whoever reads `.weight`, `.bias` or any other attribute of the base still finds it."""
+
+    def __init__(self, base: nn.Module, adapter: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.adapter = adapter
+        self.train(base.training)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+    def through_base(self, x: Tensor, flow: Flow) -> Tensor:
+        return apply(self.base, x, flow)
+
+
+class AroundModule(Edited):
+    def forward(self, x: Tensor, flow: Flow | None = None) -> Tensor:
+        flow = ambient.current.get() if flow is None else flow
+        return self.adapter(x, self.base, flow)
+
+
+class AfterModule(Edited):
+    def forward(self, x: Tensor, flow: Flow | None = None) -> Tensor:
+        flow = ambient.current.get() if flow is None else flow
+        return self.adapter(self.through_base(x, flow), flow)
+
+
+def apply(module: nn.Module, x: Tensor, flow: Flow) -> Tensor:
+    """module(x), telling an edited module where its tokens stand."""
+    return module(x, flow) if isinstance(module, Edited) else module(x)
+
+
+def project(modules: Sequence[nn.Module], x: Tensor, flow: Flow) -> list[Tensor]:
+    """Several linears of one input (q, k, v; gate, up)."""
+    return [apply(module, x, flow) for module in modules]
