@@ -340,7 +340,7 @@ class Cut:
 
 
 def truncate_after(path: AnyPath, step: int) -> Cut:
-    """Drops, in one instant, the lines of a JSON-lines file whose "step" is beyond `step`, and those torn by a crash."""
+    """Drops at one instant the lines of a JSON-lines file whose "step" is beyond `step`, and those torn by a crash."""
     path = Path(path)
     with reporting(path):
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
@@ -458,7 +458,7 @@ def _not_finite(tensor: "Tensor") -> int:
 def _raw(tensor: "Tensor") -> memoryview:
     import torch
 
-    return memoryview(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _write_all(descriptor: int, view: memoryview) -> None:
@@ -505,15 +505,16 @@ def _make_file(path: Path) -> None:
 
 @contextmanager
 def _draft(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
-    """A locked new file or folder beside `target`; erased at the end, unless it was renamed to it."""
+    """A locked new file or folder beside `target`, for the body to rename to it; erased when the body fails."""
     draft, lock = _locked_draft(target, make)
     try:
         yield draft
-    finally:
-        try:
+    except BaseException:
+        with suppress(OSError):
             _erase(draft)
-        finally:
-            os.close(lock)
+        raise
+    finally:
+        os.close(lock)
 
 
 def _locked_draft(target: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
@@ -592,13 +593,14 @@ def _rename_in(source: Path, target: Path, note: str) -> str:
 
 def _discard(draft: Path) -> str | None:
     lock = None if draft.is_symlink() else _lock_existing(draft)
-    if lock is None:
+    if lock is None and not draft.is_symlink():
         return None
     try:
         _erase(draft)
         return f"removed {draft}, which a crash left unfinished"
     finally:
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
 def _erase(path: Path) -> None:
