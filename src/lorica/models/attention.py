@@ -69,14 +69,12 @@ class Padded:
             keys, values = self._rectangle(k), self._rectangle(v)
         else:
             keys, values = layout.cache.write(layer, layout.document_of, layout.positions, k, v)
-        mask = self._masks(window, keys.shape[1])
+        mask = self._mask(window, keys.shape[1])
         if prefix is not None:
             keys, values, mask = _prefixed(keys, values, mask, prefix)
         queries, keys, values = (part.transpose(1, 2) for part in (self._rectangle(q), keys, values))
-        out = nn.functional.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask[:, None], enable_gqa=queries.shape[1] != keys.shape[1]
-        )
-        return out.transpose(1, 2)[layout.document_of, layout.offsets]
+        product = _by_matmul if q.device.type == "cpu" and q.dtype == torch.bfloat16 else _by_sdpa
+        return product(queries, keys, values, mask).transpose(1, 2)[layout.document_of, layout.offsets]
 
     @cached_property
     def _longest(self) -> int:
@@ -98,19 +96,39 @@ class Padded:
     def _mask_of(self) -> dict[tuple[int | None, int], Tensor]:
         return {}
 
-    def _masks(self, window: int | None, keys: int) -> Tensor:
-        """(D, L, keys): the token at position p sees the positions p - window < j <= p.  One mask serves all layers."""
+    def _mask(self, window: int | None, keys: int) -> Tensor:
+        """(D or 1, L, keys): the token at position p sees the positions p - window < j <= p.  One mask for all layers.
+
+        Without a cache it is the same for every document: the padding behind a document lies in its future.
+        """
         if (window, keys) not in self._mask_of:
             j = torch.arange(keys, device=self.layout.positions.device)
-            behind = self._positions[..., None] - j
-            mask = behind >= 0
-            self._mask_of[window, keys] = mask if window is None else mask & (behind < window)
+            behind = (j if self.layout.cache is None else self._positions)[..., None] - j
+            mask = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+            self._mask_of[window, keys] = mask.view(-1, *mask.shape[-2:])
         return self._mask_of[window, keys]
+
+
+def _by_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask[:, None], enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+def _by_matmul(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Two batched products.  In bfloat16 on CPU they run 2.7x faster than the flash kernel, forward and backward
+    (32 documents of 256 tokens, 5 heads of 64, two cores)."""
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    hidden = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
+    return scores.add_(hidden[:, None]).softmax(-1) @ v
 
 
 def _prefixed(keys: Tensor, values: Tensor, mask: Tensor, prefix: Prefix) -> tuple[Tensor, Tensor, Tensor]:
     documents = keys.shape[0]
     before = [part.to(keys.dtype) for part in prefix]
     before = [part if part.dim() == 4 else part.expand(documents, *part.shape) for part in before]
-    seen = mask.new_ones(*mask.shape[:2], before[0].shape[1])
+    seen = mask.new_ones(mask.shape[0], mask.shape[1], before[0].shape[1])
     return torch.cat([before[0], keys], 1), torch.cat([before[1], values], 1), torch.cat([seen, mask], 2)

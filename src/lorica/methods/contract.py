@@ -1,0 +1,170 @@
+"""The contract of a method: from the sites of a base to the edits that adapt it.
+
+    edits = method.edits(sites)          values; only shapes are needed
+    module = edit.build(start)           the trainable module of one edit, made when it is attached
+
+Five edits are closed, methods are open.  Each edit says where it goes; what its module must offer:
+
+    Around(site)              forward(x, base, flow) -> y;  merged(W) -> W';  low_rank() -> LowRank | None
+    After(site)               forward(y, flow) -> y
+    KeysValuesBefore(site)    forward() -> keys, values, each (P, heads_kv, d_head)
+    TokensBefore(site)        forward() -> (P, d)
+    Instead(site)             forward() -> the trainable copy that takes the parameter's place
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from lorica.kernels import FrozenWeight, LowRank, Noise, low_rank_linear
+from lorica.site import Site
+
+
+class Flow(Protocol):
+    """What an edit may know of the pass its tokens belong to: the noise of dropout, None in evaluation."""
+
+    @property
+    def noise(self) -> Noise | None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What a module is built from: a generator of its own (seeded by the run's seed and the site's name, so that the
+    order of sites changes nothing), the device and type of its parameters, and the weight that it edits, if any."""
+
+    generator: torch.Generator
+    device: torch.device
+    dtype: torch.dtype
+    weight: FrozenWeight | None = None
+    parameter: Tensor | None = None
+
+    def empty(self, *shape: int) -> nn.Parameter:
+        return nn.Parameter(torch.empty(*shape, device=self.device, dtype=self.dtype))
+
+    def zeros(self, *shape: int) -> nn.Parameter:
+        return nn.Parameter(torch.zeros(*shape, device=self.device, dtype=self.dtype))
+
+    def uniform(self, bound: float, *shape: int) -> nn.Parameter:
+        """U(-bound, bound), drawn in float32 on the CPU whatever the device, so that a seed means the same anywhere."""
+        values = torch.empty(*shape, dtype=torch.float32)
+        if self.device.type != "meta":
+            values.uniform_(-bound, bound, generator=self.generator)
+        return nn.Parameter(values.to(self.device, self.dtype))
+
+    def normal(self, std: float, *shape: int) -> nn.Parameter:
+        values = torch.empty(*shape, dtype=torch.float32)
+        if self.device.type != "meta":
+            values.normal_(0.0, std, generator=self.generator)
+        return nn.Parameter(values.to(self.device, self.dtype))
+
+
+Build = Callable[[Start], nn.Module]
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One change of a base at one site.  `build` makes its module; on the meta device it is how a plan counts."""
+
+    site: Site
+    build: Build
+
+
+class Around(Edit):
+    """Beside a linear or an embedding: the LoRA family."""
+
+
+class After(Edit):
+    """On the output of a sublayer, before the residual: bottleneck adapters."""
+
+
+class KeysValuesBefore(Edit):
+    """Learned keys and values that every token of a document sees: prefix tuning."""
+
+
+class TokensBefore(Edit):
+    """Learned vectors before the embeddings of a document: prompt tuning."""
+
+
+class Instead(Edit):
+    """A trainable copy takes the place of a parameter, whose own object is kept: full, BitFit, modules_to_save."""
+
+
+class Copy(nn.Module):
+    """The module of an Instead edit that starts as the parameter itself, in float32 or better."""
+
+    def __init__(self, start: Start) -> None:
+        super().__init__()
+        assert start.parameter is not None
+        source = start.parameter.detach()
+        self.value = nn.Parameter(source.to(start.device, start.dtype, copy=True))
+
+    def forward(self) -> Tensor:
+        return self.value
+
+
+class AroundLinear(nn.Module):
+    """What Around modules on linears share: the fast path follows from `low_rank`, and `merged` defines the method.
+
+    A subclass has `low_rank()` and, where that says less than `merged` does, its own forward.
+    """
+
+    def low_rank(self) -> LowRank | None:
+        raise NotImplementedError
+
+    def merged(self, W: Tensor) -> Tensor:
+        """W (d_out, d_in) -> W', in W's own type; float32 or better is the caller's duty."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, base: nn.Module, flow: Flow) -> Tensor:
+        low_rank = self.low_rank()
+        assert low_rank is not None
+        noise = flow.noise if self.training else None
+        return low_rank_linear(x, FrozenWeight.of(base), base.bias, low_rank, noise)  # type: ignore[arg-type]
+
+
+class Life(Protocol):
+    """A method with a life of its own (AdaLoRA).  The trainer makes exactly these calls."""
+
+    def extra_loss(self) -> Tensor | None:
+        """Added once per optimiser step to the loss; None when there is none."""
+        ...
+
+    def after_step(self, step: int, total: int) -> None:
+        """Between the optimiser's step `step` (from 1) of `total` and clearing the gradients."""
+        ...
+
+    def state_dict(self) -> Mapping[str, Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+class Method(BaseModel):
+    """A frozen config that is also the recipe's entry.  Its file holds its mathematics."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: ClassVar[str]
+    """The name in recipes and in the METHODS table."""
+    peft_type: ClassVar[str | None] = None
+    mergeable: ClassVar[bool] = True
+    batchable: ClassVar[bool] = True
+
+    def edits(self, sites: tuple[Site, ...], statistics: Mapping[str, Any] | None = None) -> tuple[Edit, ...]:
+        """The edits on a base with these sites.  TargetError where the config does not fit them, all problems at once."""
+        raise NotImplementedError
+
+    def life(self, modules: Mapping[str, nn.Module]) -> Life | None:
+        """The running state of a method that has one; modules by site name."""
+        return None
+
+    def file_name(self, edit: Edit, parameter: str) -> str:
+        """The key of a trainable tensor in the adapter file, PEFT's where PEFT has the method."""
+        return f"{edit.site.name}.{parameter}"
+
+    def peft_config(self, edits: tuple[Edit, ...]) -> dict[str, Any] | None:
+        """The method's entries of adapter_config.json as PEFT writes them; None when PEFT lacks the method."""
+        return None
