@@ -1,6 +1,6 @@
 """Cross entropy of a language-model head over label tokens only, in chunks: the full logits never exist.
 
-    loss = sum_t  logsumexp(h_t W^T) - (h_t W^T)[label_t]
+loss = sum_t  logsumexp(h_t W^T) - (h_t W^T)[label_t]
 """
 
 from collections.abc import Callable

@@ -68,5 +68,5 @@ def _matched(chosen: list[Site], unmatched: list[str], candidates: list[Site]) -
 
 def _unmatched(name: str, candidates: list[Site]) -> str:
     leaves = sorted({site.leaf for site in candidates})
-    near = did_you_mean(name, [*leaves, *PRESETS], count=3)
-    return f"target_modules: {name!r} matches no site of this base{near or f'; it has {", ".join(leaves[:12])}'}"
+    near = did_you_mean(name, [*leaves, *PRESETS], count=3) or "; it has " + ", ".join(leaves[:12])
+    return f"target_modules: {name!r} matches no site of this base{near}"

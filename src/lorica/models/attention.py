@@ -1,7 +1,7 @@
 """Causal attention over packed documents: an object chosen once a pass for the layout at hand.
 
-    Padded          documents gathered into a rectangle (D, L); keys may come from a cache or carry a learned prefix
-    DocumentByDocument   one causal product a document, for few long ones: no padding, no mask
+Padded          documents gathered into a rectangle (D, L); keys may come from a cache or carry a learned prefix
+DocumentByDocument   one causal product a document, for few long ones: no padding, no mask
 """
 
 from dataclasses import dataclass

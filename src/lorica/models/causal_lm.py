@@ -1,7 +1,7 @@
 """The decoder with its head: called as transformers' models are, or as our trainer and engine do.
 
-    model(input_ids, attention_mask, labels) -> .loss, .logits     rows of a batch; padding is by mask, never by token id
-    model.hidden(tokens, layout), model.head                        flat documents; the loss of a task takes these
+model(input_ids, attention_mask, labels) -> .loss, .logits     rows of a batch; padding is by mask, never by token id
+model.hidden(tokens, layout), model.head                        flat documents; the loss of a task takes these
 """
 
 from collections.abc import Sequence

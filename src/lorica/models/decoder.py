@@ -121,4 +121,8 @@ def _with_soft_tokens(x_TD: Tensor, layout: Layout, soft_DPD: Tensor) -> tuple[T
     is_soft = torch.ones(longer.total, dtype=torch.bool, device=x_TD.device).index_fill(0, places, False)
     soft = torch.nonzero(is_soft).squeeze(-1)
     vectors = soft_DPD[longer.document_of[soft], longer.offsets[soft]].to(x_TD.dtype)
-    return x_TD.new_zeros(longer.total, x_TD.shape[1]).index_put((places,), x_TD).index_put((soft,), vectors), longer, places
+    return (
+        x_TD.new_zeros(longer.total, x_TD.shape[1]).index_put((places,), x_TD).index_put((soft,), vectors),
+        longer,
+        places,
+    )

@@ -1,7 +1,7 @@
 """Edited: a module of the base with an adapter module beside it.  The base module is kept whole and never written.
 
-    Around   y = adapter(x, base)          adapter decides how the base's own product enters
-    After    y = adapter(base(x))
+Around   y = adapter(x, base)          adapter decides how the base's own product enters
+After    y = adapter(base(x))
 """
 
 from collections.abc import Sequence

@@ -86,7 +86,9 @@ class Layout:
 
         A document whose beginning the cache already holds gains none: its soft tokens are in the cache.
         """
-        begins = [self.cache is None or length == 0 for length in (self.cache.lengths if self.cache else self.documents)]
+        begins = [
+            self.cache is None or length == 0 for length in (self.cache.lengths if self.cache else self.documents)
+        ]
         counts = tuple(n + extra * begin for n, begin in zip(self.documents, begins, strict=True))
         layout = Layout.of(counts, cache=self.cache, device=self.positions.device)
         added = torch.tensor([extra * begin for begin in begins], device=self.positions.device)
