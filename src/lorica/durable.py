@@ -66,9 +66,10 @@ SAFETENSORS_DTYPES = {
 def write_bytes(path: AnyPath, data: Bytes) -> None:
     """The file holds `data`, or, after any failure, exactly what it held before. Makes the folders above it."""
     target = Path(path)
+    needed = memoryview(data).nbytes
     _make_folders(target.parent)
-    with reporting(target, memoryview(data).nbytes), _draft(target, _make_file) as draft:
-        with Writer(draft, target) as writer:
+    with reporting(target, needed), _draft(target, _make_file) as draft:
+        with Writer(draft, target, needed) as writer:
             writer.write(data)
         os.replace(draft, target)
         _sync_folder(target.parent)

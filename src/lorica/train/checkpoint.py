@@ -10,6 +10,7 @@ enough newer ones have been read back and verify. Formats are safetensors and JS
 """
 
 import hashlib
+import json
 import platform
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -30,6 +31,7 @@ MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 TENSORS = ".safetensors"
 STEP_FOLDER = re.compile(r"step-([0-9]{8,})")
+CONTENT = {"schema", "step", "files", "identity", "environment"}
 GROUP = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -49,7 +51,7 @@ class Checkpoint:
 
     def mismatches(self, identity: Mapping[str, Any]) -> list[str]:
         """What of a run's identity (config, base, data) is not what was saved: any of it makes a resume wrong."""
-        return _unequal(self.identity, identity)
+        return _unequal(self.identity, json.loads(durable.json_bytes(dict(identity), self.folder)))
 
     def drift(self) -> list[str]:
         """What of versions, machine and threads has changed since: a resume is then right, but not to the bit."""
@@ -185,9 +187,9 @@ def _verified_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _is_sealed(manifest: Any, path: Path) -> bool:
-    if not isinstance(manifest, dict):
+    if not isinstance(manifest, dict) or manifest.keys() != CONTENT | {"sha256"}:
         return False
-    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    content = {key: manifest[key] for key in CONTENT}
     with durable.reporting(path):
         return path.read_bytes() == _sealed(content, path)
 
