@@ -161,6 +161,23 @@ def crashes(
         yield die_at, root
 
 
+def crash_after(
+    folder: Path, prepare: Callable[[Path], Any], action: Callable[[Path], Any], disk: str, syncs: bool = True
+) -> Path:
+    """The state a crash leaves that comes when the action has returned."""
+    root = folder / f"{disk}-after"
+    root.mkdir(parents=True)
+    prepare(root)
+    machine = Machine(root, 0, disk, syncs)
+
+    def act_and_die(root: Path) -> None:
+        action(root)
+        machine.die("", ())
+
+    died(machine, act_and_die)
+    return root
+
+
 def died(machine: Machine, action: Callable[[Path], Any]) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, for a fork beside torch's threads

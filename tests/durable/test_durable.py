@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_save
 
-from crashes import DISKS, crashes, faults
+from crashes import DISKS, crash_after, crashes, faults
 from lorica import durable
 from lorica.errors import RunError
 
@@ -100,28 +100,18 @@ def test_a_crash_of_the_recovery_itself_is_recovered_from(tmp_path, disk):
         assert not leftovers(root), k
 
 
-def and_then(action):
-    """The action, and one more call after it: the last crash comes when the action has returned."""
-
-    def act(root: Path) -> None:
-        action(root)
-        os.mkdir(root / "afterwards")
-
-    return act
-
-
 @pytest.mark.parametrize("disk", DISKS)
 def test_what_has_returned_is_there_after_a_crash(tmp_path, disk):
-    *_, (_, root) = crashes(tmp_path / "file", write_old_file, and_then(write_new_file), disk)
+    root = crash_after(tmp_path / "file", write_old_file, write_new_file, disk)
     assert content(root) == {"file": NEW}
-    *_, (_, root) = crashes(tmp_path / "folder", write_old_folder, and_then(write_new_folder), disk)
+    root = crash_after(tmp_path / "folder", write_old_folder, write_new_folder, disk)
     assert content(root / "out") == NEW_FOLDER
 
 
 def test_control_without_fsync_what_has_returned_is_lost(tmp_path):
-    *_, (_, root) = crashes(tmp_path / "file", write_old_file, and_then(write_new_file), "lost", syncs=False)
+    root = crash_after(tmp_path / "file", write_old_file, write_new_file, "lost", syncs=False)
     assert content(root) == {"file": OLD}
-    *_, (_, root) = crashes(tmp_path / "folder", write_old_folder, and_then(write_new_folder), "lost", syncs=False)
+    root = crash_after(tmp_path / "folder", write_old_folder, write_new_folder, "lost", syncs=False)
     assert content(root / "out") == OLD_FOLDER
 
 
