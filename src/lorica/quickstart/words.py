@@ -6,25 +6,24 @@
 
 from dataclasses import dataclass
 from random import Random
-from typing import Literal
 
-Split = Literal["train", "test"]
+from lorica.quickstart.phrasings import HELD_OUT, TRAINING, Split
 
 TRAIN_TABLES = """
 actors albums animals apartments apples artists athletes authors bakeries bands banks batteries beaches bicycles birds
 blankets boats books bottles boxes branches bridges buildings buses cabins cakes cameras camps candles cards cars castles
 cats chairs cheeses chefs churches cities classes clients clinics clocks clubs coaches coats coins colleges comics
-concerts cooks countries courses cows crates crews cups dancers deals deserts desks devices dishes doctors dogs doors
+concerts cooks countries courses cows crates cups dancers deals deserts desks devices dishes doctors dogs doors
 dragons drawings dresses drivers drums ducks engines events exams farmers farms festivals fields films fish flags
 flights flowers folders forests games gardens gates goats guests guides guitars hats heroes hills horses hospitals
 hotels houses invoices islands jackets jewels jobs judges keys kings kitchens knights ladders lakes lamps laptops
-lawyers leaders lessons letters libraries lions lizards loans machines magazines mails maps markets matches meals
-medals meetings members mice mines mirrors monkeys motors mountains movies museums nurses offices orders owners
+lawyers leaders lessons letters libraries lions lizards loans machines magazines mails maps markets meals
+medals meetings members mice mines mirrors monkeys motors mountains movies museums nurses offices owners
 packages paintings papers parcels parks parrots parties patients pens phones photos pilots pipes pizzas plants plates
 players poems ports posters printers prisons projects puzzles queens rabbits races radios recipes rents rings rivers
 roads robots rockets roofs rooms roses sailors salads sales schools screens seats servers sheep ships shirts shoes
-shops singers snakes soldiers songs soups spoons sports stadiums stars states stations stores streets students suits
-tables tasks taxis teachers teams temples tenants tents theaters tickets tigers tools towers towns toys trains trees
+shops singers snakes soldiers songs soups spoons sports stadiums stars stations stores streets students suits
+tasks taxis teachers teams temples tenants tents theaters tickets tigers tools towers towns toys trains trees
 trips trucks tunnels umbrellas users vans villages violins visitors wagons walls watches waves whales wheels windows
 wines wolves workers writers zebras zones
 """
@@ -37,48 +36,48 @@ vaccines orchestras meteors ponds
 """
 
 TRAIN_NUMBERS = """
-age price weight height length width speed year salary score points budget area distance cost income stock population
-rating duration volume power depth_limit pages goals wins losses floors rank_points temperature voltage energy mass
-birth_year start_year end_year shoe_size page_rate room_rate seats_sold tax fee bonus debt profit revenue visitors_seen
-level strength health damage armor mileage horsepower doors_open wheels_worn cylinders battery_life screen_size memory
-storage clicks views likes shares followers comments downloads steps calories protein sugar salt fat grams servings
-cook_time wait_time travel_time run_time stops tracks chapters words lines players_needed lap_time laps shots assists
-fouls saves rent deposit bedrooms bathrooms garage_size garden_size roof_height wall_width door_width window_area
+age price weight height length width speed year salary score budget area distance cost income stock population
+rating duration volume power pages goals wins losses floors temperature voltage energy mass
+birth_year start_year shoe_width page_rate room_rate seats_sold tax fee bonus debt profit takings
+strength health damage armor mileage horsepower wheels_worn cylinders battery_life screen_width memory
+storage clicks views likes shares followers comments downloads steps calories protein sugar salt fat servings
+cook_minutes wait_minutes tracks chapters words lines  lap_seconds laps shots assists
+fouls saves rent deposit bedrooms bathrooms roof_height wall_width door_width window_area
 latitude altitude humidity rainfall snowfall wind_speed pressure brightness loudness frequency credits absences grade
-attendance class_size team_size staff_hours sick_days holidays overtime_hours hourly_wage monthly_wage yearly_wage
-unit_price list_price sale_price discount quantity_sold stock_level reorder_point shelf_life box_weight net_weight
+attendance class_load  sick_days holidays hourly_wage monthly_wage yearly_wage
+unit_price  sale_price discount quantity_sold stock_held  shelf_life box_weight net_weight
 """
 
 TEST_NUMBERS = """
-depth diameter capacity elevation tonnage wattage thickness radius toll yield_percent octane petals berths crew_hours
-mint_value lumens harvest_total ticket_revenue founding_century tide_gap magnitude wingspan donations acreage
-fuel_burn dosage overdue_fines moons eruptions trophies antiquity barrels nectar_grams rehearsals humps fathoms
+depth diameter capacity elevation tonnage wattage thickness radius toll yield_percent octane petals berths payroll
+mintage lumens harvest admissions founding_century tide_gap magnitude wingspan donations acreage
+consumption dosage overdue_fines moons eruptions trophies antiquity barrels nectar rehearsals humps fathoms
 bid_ceiling hull_span vintage circumference
 """
 
 TRAIN_TEXTS = """
-name title color city country state street brand model owner author artist genre language kind category status type_label
-shape material flavor style season month weekday captain coach manager teacher team_name first_name last_name nickname
-job role department office_name company supplier customer_type vendor region district town_name home_city birth_place
-nation continent team_color eye_color hair_color body_color fabric pattern wood metal stone_kind paint finish size_label
-grade_label topic subject course_name field_name theme mood sound instrument voice_part position_label foot hand sport
-league club_name stadium_name driver_name engine_kind fuel_kind gear_kind body_kind breed diet habitat climate soil
-crop fruit vegetable spice cuisine dish_kind drink sauce_kind chef_name meal_kind doctor_name ward disease_name drug
-symptom blood_type gender marital_state religion_label faith payment_kind currency bank_name account_kind priority stage
+title color city country street brand model owner author artist genre language kind category status 
+shape material flavor style season month weekday captain coach manager teacher forename family_trade nickname
+job role department  company supplier customer_type vendor region district  home_city birth_place
+nation continent team_color eye_color hair_color body_color fabric pattern wood metal stone_kind paint finish gem
+trait topic subject course theme mood sound instrument voice stance foot sport
+league arena engine_kind  gear_kind body_kind breed diet habitat climate soil
+crop fruit vegetable spice cuisine dish_kind drink sauce_kind snack ward disease drug
+symptom blood_type gender religion_label faith payment_kind currency  account_kind priority stage
 """
 
 TEST_TEXTS = """
 landlord dialect province mascot architect sponsor publisher ripeness livery curator pigment rigging texture parish
 anthem blossom dynasty surname profession emblem county mentor varnish conductor flagship pedigree sedative aroma
-rental_tier launch_site nesting_ground clay_variety donor_circle repair_crew hemisphere allergy signature_hue monarch
+rental_tier launch_site nesting_ground clay_variety donor_circle upholstery hemisphere allergy signature_hue monarch
 """
 
 TRAIN_VALUES = """
 red blue green black white yellow brown purple orange pink gray silver gold paris london rome berlin madrid tokyo delhi
 cairo lima quebec boston dallas denver miami texas nevada utah maine ohio france spain italy japan china india egypt
 peru chile cuba kenya ghana iran nepal north south east west summer winter spring autumn monday tuesday friday sunday
-january march april june july august october december small medium large tiny huge round square flat long wide open
-closed active paused pending done ready broken new used old fresh frozen dry wet hot cold mild sweet sour bitter salty
+january march april june july august october december medium tiny huge round square flat wide open
+closed active paused pending done ready new used old fresh frozen dry wet hot cold mild sweet sour bitter salty
 rock jazz pop folk blues metal soul opera drama comedy horror action crime fantasy history science math music art
 english french german latin wood steel iron stone glass paper plastic cotton silk wool leather oak pine maple cedar
 alice bob carol david emma frank grace henry irene jack karen leo maria nina oscar paul rita sam tom vera walter bread
@@ -89,15 +88,13 @@ TEST_VALUES = """
 crimson indigo teal amber lisbon oslo vienna kyoto nairobi bergen havana naples zurich montana alaska brazil norway
 portugal morocco finland dawn dusk noon midnight velvet linen bamboo copper marble granite ceramic walnut willow
 mango papaya plum olive saffron ginger basil tango waltz disco reggae ballet poetry satire tragedy mystery physics
-botany retired vacant rented sealed rusty hollow narrow steep fragile olga felix hugo ingrid marco sofia victor yusuf
+botany retired vacant rented sealed rusty hollow steep fragile olga felix hugo ingrid marco sofia victor yusuf
 badger falcon heron salmon beetle swedish turkish korean greek
 """
 
 _ONSETS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k kl kr l m n p pl pr qu r s sh sk sl sm sn sp st str t th tr v w y z"
 _VOWELS = "a e i o u a e i o u ai ea ee oa oo ou"
 _CODAS = ["", "", "", "b", "d", "g", "k", "l", "m", "n", "nd", "nk", "p", "r", "rn", "rt", "s", "st", "t", "th", "v", "x"]
-
-NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ class Vocabulary:
     invented: float
 
     def table(self, rng: Random) -> str:
-        return invent(rng) + "s" if rng.random() < self.invented else rng.choice(self.tables)
+        return invent(rng).rstrip("s") + "s" if rng.random() < self.invented else rng.choice(self.tables)
 
     def number_column(self, rng: Random) -> str:
         return _invented_column(rng) if rng.random() < self.invented else rng.choice(self.numbers)
@@ -130,7 +127,7 @@ class Vocabulary:
 def invent(rng: Random) -> str:
     """A pronounceable word that is in no list: two or three syllables, such as "blenko"."""
     while True:
-        syllables = rng.choice((1, 2, 2, 2, 3))
+        syllables = rng.choice((2, 2, 2, 3))
         word = "".join(rng.choice(_ONSET_LIST) + rng.choice(_VOWEL_LIST) for _ in range(syllables)) + rng.choice(_CODAS)
         if 4 <= len(word) <= 10 and word not in _RESERVED and word + "s" not in _RESERVED:
             return word
@@ -166,7 +163,7 @@ _RESERVED = frozenset(
     for block in (TEST_TABLES, TEST_NUMBERS, TEST_TEXTS, TEST_VALUES, TRAIN_TABLES)
     for name in block.split()
     for word in name.split("_")
-)
+) | TRAINING.words | HELD_OUT.words
 
 
 def vocabulary(split: Split) -> Vocabulary:
