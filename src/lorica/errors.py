@@ -1,15 +1,15 @@
 """Every error a user can meet, with the exit status the command line gives it.
 
-    LoricaError (ValueError)
-    ├── RequestError        the request is wrong                       exit 2
-    │   ├── RecipeError     a recipe or a config
-    │   ├── DataError       a data file
-    │   ├── ModelError      a base that cannot be loaded or used
-    │   └── TargetError     targets, ranks or edits that do not fit the base
-    ├── AdapterError        a damaged adapter, or one for another base  exit 1
-    └── RunError            the work itself failed                      exit 1
-        ├── DivergedError   a loss or gradient is not finite
-        └── CheckpointError a checkpoint cannot be written or read
+LoricaError (ValueError)
+├── RequestError        the request is wrong                       exit 2
+│   ├── RecipeError     a recipe or a config
+│   ├── DataError       a data file
+│   ├── ModelError      a base that cannot be loaded or used
+│   └── TargetError     targets, ranks or edits that do not fit the base
+├── AdapterError        a damaged adapter, or one for another base  exit 1
+└── RunError            the work itself failed                      exit 1
+    ├── DivergedError   a loss or gradient is not finite
+    └── CheckpointError a checkpoint cannot be written or read
 """
 
 from collections.abc import Iterable, Sequence

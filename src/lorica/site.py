@@ -12,6 +12,8 @@ The five kinds of site match the five edits:
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+Place = Literal["around", "after", "keys_values_before", "tokens_before", "instead"]
+"""The five edits by the name under which `models/` installs them."""
 Kind = Literal["linear", "embedding", "sublayer", "attention", "tokens", "parameter"]
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +43,7 @@ class EpochPlan:
 
 
 @dataclass(frozen=True, eq=False)
-class Schedule(Sequence[tuple[int, ...]]):
+class Schedule:
     """`schedule[i]` holds the example indices of optimiser step `i`; `len(schedule)` is the number of steps."""
 
     lengths: npt.NDArray[np.int64]
@@ -65,9 +66,7 @@ class Schedule(Sequence[tuple[int, ...]]):
         rest = math.ceil(part * len(self.epoch(int(whole))) - 1e-9) if part else 0
         return self._end_of(int(whole) - 1) + rest
 
-    def __getitem__(self, i):  # type: ignore[override]
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
+    def __getitem__(self, i: int) -> tuple[int, ...]:
         epoch, j = self.place(i)
         return self.epoch(epoch).step(j)
 
@@ -177,6 +176,4 @@ def micro_batches(
         return (tuple(int(i) for i in indices),)
     sizes = np.asarray([lengths[i] for i in indices], dtype=np.int64)
     bounds = greedy_bounds(sizes, micro_batch_tokens).tolist()
-    return tuple(
-        tuple(int(i) for i in indices[start:end]) for start, end in zip(bounds[:-1], bounds[1:], strict=True)
-    )
+    return tuple(tuple(int(i) for i in indices[start:end]) for start, end in pairwise(bounds))

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from lorica.kernels import FrozenWeight, LowRank, Noise, low_rank_linear
-from lorica.site import Site
+from lorica.site import Place, Site
 
 
 class Flow(Protocol):
@@ -69,6 +69,7 @@ Build = Callable[[Start], nn.Module]
 class Edit:
     """One change of a base at one site.  `build` makes its module; on the meta device it is how a plan counts."""
 
+    place: ClassVar[Place]
     site: Site
     build: Build
 
@@ -76,21 +77,31 @@ class Edit:
 class Around(Edit):
     """Beside a linear or an embedding: the LoRA family."""
 
+    place = "around"
+
 
 class After(Edit):
     """On the output of a sublayer, before the residual: bottleneck adapters."""
+
+    place = "after"
 
 
 class KeysValuesBefore(Edit):
     """Learned keys and values that every token of a document sees: prefix tuning."""
 
+    place = "keys_values_before"
+
 
 class TokensBefore(Edit):
     """Learned vectors before the embeddings of a document: prompt tuning."""
 
+    place = "tokens_before"
+
 
 class Instead(Edit):
     """A trainable copy takes the place of a parameter, whose own object is kept: full, BitFit, modules_to_save."""
+
+    place = "instead"
 
 
 class Copy(nn.Module):

@@ -42,8 +42,8 @@ class LoRA(Method):
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: str | tuple[str, ...] = "all-linear"
     bias: Literal["none", "all", "lora_only"] = "none"
-    rank_pattern: dict[str, int] = {}
-    alpha_pattern: dict[str, float] = {}
+    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
     modules_to_save: tuple[str, ...] = ()
     init: Literal["kaiming", "gaussian"] = "kaiming"
     rslora: bool = False
@@ -91,11 +91,10 @@ class LoRA(Method):
         ]
 
     def _rank_problems(self, adapted: list[Site]) -> list[str]:
-        largest = {site.name: min(site.shape) for site in adapted}
         return [
-            f"r: {self.rank(site)} is beyond {site.name} ({site.shape[0]} x {site.shape[1]}), use 1 to {largest[site.name]}"
+            f"r: {self.rank(site)} is beyond {site.name} {site.shape}, use 1 to {min(site.shape)}"
             for site in adapted
-            if not 1 <= self.rank(site) <= largest[site.name]
+            if not 1 <= self.rank(site) <= min(site.shape)
         ]
 
     def _save_problems(self, sites: tuple[Site, ...]) -> list[str]:

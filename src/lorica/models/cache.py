@@ -16,7 +16,7 @@ class KVCache:
         self._values: dict[int, Tensor] = {}
 
     def write(self, layer: int, rows: Tensor, columns: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values (T, heads_kv, d_head) at (rows, columns); returns all of the layer's, invalid included."""
+        """Store keys and values (T, heads_kv, d_head) at (rows, columns); returns the layer's, invalid ones included."""
         needed = int(columns.max()) + 1 if len(columns) else 0
         for store, new in ((self._keys, keys), (self._values, values)):
             store[layer] = self._grown(store.get(layer), needed, new)
