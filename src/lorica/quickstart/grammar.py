@@ -11,10 +11,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import resources
 from random import Random
 
 _SYMBOL = re.compile(r"\[(\*?)([a-z.]+)\]")
 _SLOT = re.compile(r"\{(\w+)\}")
+_COMMENT = re.compile(r"^#.*\n", re.MULTILINE)
+_RULE = re.compile(r"^(\S+) =((?:.*\n)(?:[ ]+.*\n)*)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,14 @@ class Grammar:
 
     def __init__(self, text: str) -> None:
         self.rules: dict[str, tuple[str, ...]] = {}
-        for line in filter(None, map(str.strip, text.replace("\\\n", " ").splitlines())):
-            symbol, _, alternatives = line.partition(" = ")
-            self.rules[symbol] = tuple(part.strip() for part in alternatives.split("|"))
+        for rule in _RULE.findall(_COMMENT.sub("", text)):
+            symbol, body = rule
+            self.rules[symbol] = tuple("" if part.strip() == "-" else part.strip() for part in _split(body))
+
+    @classmethod
+    def read(cls, name: str) -> "Grammar":
+        """A grammar file of this package."""
+        return cls(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
 
     def draw(self, shape: Shape, rng: Random) -> str:
         return _tidy(self._draw(shape.start, shape.tags, shape.conditions, rng))
@@ -85,6 +93,10 @@ class Grammar:
             joints = self._all(f"[and.{symbol}]", (), ()) if k else iter([""])
             heads = [f"{head} {joint} {part}" for joint in joints for head in heads for part in parts]
         yield from heads
+
+
+def _split(body: str) -> list[str]:
+    return body.strip().removeprefix("|").split("|")
 
 
 def _numbered(part: str, k: int) -> str:

@@ -38,14 +38,14 @@ vaccines orchestras meteors ponds
 TRAIN_NUMBERS = """
 age price weight height length width speed year salary score budget area distance cost income stock population
 rating duration volume power pages goals wins losses floors temperature voltage energy mass
-birth_year start_year shoe_width page_rate room_rate seats_sold tax fee bonus debt profit takings
+birth_year debut_year shoe_width page_rate room_rate seats_sold tax fee bonus debt profit takings
 strength health damage armor mileage horsepower wheels_worn cylinders battery_life screen_width memory
 storage clicks views likes shares followers comments downloads steps calories protein sugar salt fat servings
 cook_minutes wait_minutes tracks chapters words lines  lap_seconds laps shots assists
 fouls saves rent deposit bedrooms bathrooms roof_height wall_width door_width window_area
 latitude altitude humidity rainfall snowfall wind_speed pressure brightness loudness frequency credits absences grade
 attendance class_load  sick_days holidays hourly_wage monthly_wage yearly_wage
-unit_price  sale_price discount quantity_sold stock_held  shelf_life box_weight net_weight
+unit_price  sale_price discount quantity_sold stock_kept  shelf_life box_weight net_weight
 """
 
 TEST_NUMBERS = """
