@@ -1,0 +1,241 @@
+"""Pretrain the embedded base: `python pretraining/pretrain.py --work build/pretraining`.
+
+Seeded and resumable: run the same command again and it goes on from its newest checkpoint.  When it is done it writes
+`src/lorica/models/embedded/`: bfloat16 weights, tokenizer, config and model card.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from card import write_base
+from corpus import corpus_hash, documents, is_held_out
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import LlamaConfig
+from vocabulary import END, PAD, VOCABULARY, train
+
+from lorica.kernels import head_cross_entropy
+from lorica.models.causal_lm import CausalLM
+from lorica.models.layout import Layout
+from lorica.train import checkpoint
+
+TOKENS_PER_STEP = 8192
+WINDOW, LONG_WINDOW, LONG_FROM = 256, 512, 0.9
+WARMUP = 0.02
+
+
+def settings() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder for tokens, checkpoints and progress")
+    parser.add_argument("--tokens", type=float, default=11e6, help="tokens to train on")
+    parser.add_argument("--plain-share", type=float, default=0.6, help="share of them that is plain language")
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen = settings()
+    chosen.work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(chosen.seed)
+    tokenizer, stream, held_out, facts = prepared(chosen)
+    model = CausalLM(base_config(tokenizer))
+    initialise(model)
+    run = Pretraining(model, stream, chosen)
+    run.resume()
+    run.train()
+    losses = {name: evaluate(run.model, tokens) for name, tokens in held_out.items()}
+    write_base(run.model, tokenizer, {**facts, "held_out_loss": losses, "tokens": run.total * TOKENS_PER_STEP})
+
+
+def base_config(tokenizer: Tokenizer) -> LlamaConfig:
+    end = tokenizer.token_to_id(END)
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=320,
+        intermediate_size=640,
+        num_hidden_layers=6,
+        num_attention_heads=5,
+        num_key_value_heads=5,
+        max_position_embeddings=LONG_WINDOW,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=end,
+        pad_token_id=tokenizer.token_to_id(PAD),
+        dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
+    )
+
+
+def initialise(model: CausalLM) -> None:
+    """Normal 0.02 for embeddings, 1/sqrt(d_in) for linears, the two that write to the residual divided by its depth."""
+    depth = math.sqrt(2 * model.shape.layers)
+    for name, parameter in model.named_parameters():
+        if "embed" in name:
+            parameter.data.normal_(0, 0.02)
+        elif parameter.dim() == 2:
+            std = parameter.shape[1] ** -0.5
+            parameter.data.normal_(0, std / depth if name.endswith(("o_proj.weight", "down_proj.weight")) else std)
+
+
+def prepared(chosen: argparse.Namespace) -> tuple[Tokenizer, np.ndarray, dict[str, np.ndarray], dict[str, Any]]:
+    """Tokenizer, the stream of training tokens, held-out tokens by source, facts for the card; kept between runs."""
+    files = [chosen.work / name for name in ("tokenizer.json", "stream.npy", "held_library.npy", "held_plain.npy")]
+    facts = chosen.work / "facts.json"
+    if not facts.exists():
+        make_tokens(chosen, *files, facts)
+    stream, library, plain = (np.load(path) for path in files[1:])
+    held_out = {"python": library, "plain language": plain}
+    return Tokenizer.from_file(str(files[0])), stream, held_out, json.loads(facts.read_text())
+
+
+def make_tokens(
+    chosen: argparse.Namespace, tokenizer_file: Path, stream_file: Path, library_file: Path, plain_file: Path, facts: Path
+) -> None:
+    plain_tokens = chosen.tokens * chosen.plain_share
+    library, plain = documents(chosen.seed, int(plain_tokens * 3.2))
+    tokenizer = train([*library[::3], *plain[: len(plain) // 4]])
+    end = tokenizer.token_to_id(END)
+    random = np.random.Generator(np.random.Philox(chosen.seed))
+    encoded = {name: encode(tokenizer, texts, end) for name, texts in (("library", library), ("plain", plain))}
+    parts = [document for name in encoded for document, held in encoded[name] if not held]
+    order = random.permutation(len(parts))
+    # whole library files are long: cut into pieces so that the two sources are well mixed in the stream
+    pieces = [piece for index in order for piece in np.array_split(parts[index], max(1, len(parts[index]) // 2048))]
+    stream = np.concatenate([pieces[i] for i in random.permutation(len(pieces))])
+    np.save(stream_file, stream)
+    for path, name in ((library_file, "library"), (plain_file, "plain")):
+        np.save(path, np.concatenate([document for document, held in encoded[name] if held])[: 64 * 1024])
+    tokenizer.save(str(tokenizer_file))
+    counts = {name: int(sum(len(d) for d, held in parts if not held)) for name, parts in encoded.items()}
+    described = {"corpus_sha256": corpus_hash([*library, *plain]), "stream_tokens": counts, "seed": chosen.seed}
+    facts.write_text(json.dumps(described))
+
+
+def encode(tokenizer: Tokenizer, texts: list[str], end: int) -> list[tuple[np.ndarray, bool]]:
+    encoded = tokenizer.encode_batch(texts)
+    return [
+        (np.array([*item.ids, end], dtype=np.uint16), is_held_out(text))
+        for text, item in zip(texts, encoded, strict=True)
+    ]
+
+
+class Pretraining:
+    """bfloat16 weights for the products, float32 masters for the optimisers: Muon for matrices, AdamW for the rest."""
+
+    def __init__(self, model: CausalLM, stream: np.ndarray, chosen: argparse.Namespace) -> None:
+        self.masters = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        self.model = model.to(torch.bfloat16)
+        self.live = dict(model.named_parameters())
+        self.stream, self.chosen, self.step = stream, chosen, 0
+        self.total = min(int(chosen.tokens), len(stream) - LONG_WINDOW) // TOKENS_PER_STEP
+        matrices = [self.masters[name] for name in self.masters if "layers" in name and self.masters[name].dim() == 2]
+        rest = [master for master in self.masters.values() if not any(master is matrix for matrix in matrices)]
+        rate = chosen.learning_rate
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        ]
+
+    def train(self) -> None:
+        started, first = time.time(), self.step
+        while self.step < self.total:
+            loss, seconds = self.one_step()
+            if self.step % 5 == 0:
+                left = (time.time() - started) / (self.step - first) * (self.total - self.step)
+                self.report(step=self.step, total=self.total, loss=loss, seconds=seconds, seconds_left=left)
+            if self.step % 100 == 0 or self.step == self.total:
+                self.save()
+
+    def one_step(self) -> tuple[float, float]:
+        began = time.time()
+        window = WINDOW if self.step < LONG_FROM * self.total else LONG_WINDOW
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.chosen.learning_rate * self.share()
+        loss = self.loss(self.tokens(self.step, window), window)
+        loss.backward()
+        for name, parameter in self.live.items():
+            assert parameter.grad is not None
+            self.masters[name].grad = parameter.grad.float()
+        torch.nn.utils.clip_grad_norm_(self.masters.values(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        with torch.no_grad():
+            for name, parameter in self.live.items():
+                parameter.copy_(self.masters[name])
+                parameter.grad = None
+        self.step += 1
+        return float(loss.detach()), time.time() - began
+
+    def share(self) -> float:
+        """Linear warm-up, then linear to zero."""
+        done = self.step / self.total
+        return min((self.step + 1) / (WARMUP * self.total), (1 - done) / (1 - WARMUP))
+
+    def tokens(self, step: int, window: int) -> Tensor:
+        start = step * TOKENS_PER_STEP
+        block = self.stream[start : start + TOKENS_PER_STEP + 1].astype(np.int64)
+        rows = TOKENS_PER_STEP // window
+        return torch.from_numpy(np.stack([block[i * window : (i + 1) * window + 1] for i in range(rows)]))
+
+    def loss(self, rows: Tensor, window: int) -> Tensor:
+        inputs, labels = rows[:, :-1].flatten(), rows[:, 1:].flatten()
+        hidden = self.model.hidden(inputs, Layout.of([window] * len(rows)))
+        logits = self.model.lm_head(hidden)
+        return torch.nn.functional.cross_entropy(logits.float(), labels)
+
+    def report(self, **line: float) -> None:
+        with (self.chosen.work / "progress.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def save(self) -> None:
+        states = {
+            f"{index}.{number}.{key}": value
+            for index, optimizer in enumerate(self.optimizers)
+            for number, state in optimizer.state_dict()["state"].items()
+            for key, value in state.items()
+        }
+        tensors = {"masters": self.masters, "optimizers": states}
+        checkpoint.save(self.chosen.work / "checkpoints", self.step, tensors, {"step": self.step}, keep=2)
+
+    def resume(self) -> None:
+        found, _ = checkpoint.newest(self.chosen.work / "checkpoints")
+        if found is None:
+            return
+        self.step = found.step
+        for name, master in self.masters.items():
+            master.copy_(found.tensors["masters"][name])
+            self.live[name].data.copy_(master)
+        for index, optimizer in enumerate(self.optimizers):
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": _nested(found.tensors["optimizers"], index)})
+
+
+def _nested(flat: dict[str, Tensor], index: int) -> dict[int, dict[str, Tensor]]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in flat.items():
+        optimizer, number, key = name.split(".", 2)
+        if int(optimizer) == index:
+            state.setdefault(int(number), {})[key] = value
+    return state
+
+
+@torch.no_grad()
+def evaluate(model: CausalLM, tokens: np.ndarray) -> float:
+    """Mean loss per token (nats) of held-out text in windows of 256."""
+    rows = torch.from_numpy(tokens[: len(tokens) // (WINDOW + 1) * (WINDOW + 1)].astype(np.int64)).view(-1, WINDOW + 1)
+    total = 0.0
+    for part in rows.split(32):
+        hidden = model.hidden(part[:, :-1].flatten(), Layout.of([WINDOW] * len(part)))
+        total += float(head_cross_entropy(hidden, model.lm_head, part[:, 1:].flatten()))
+    return total / (len(rows) * WINDOW)
+
+
+if __name__ == "__main__":
+    main()
