@@ -1,7 +1,6 @@
 """A data set: every row read is either used or dropped with a reason."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,9 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lorica.data.config import DataConfig
 from lorica.data.example import Dropped, Example
-from lorica.data.faces import Renderer, Tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,26 +66,3 @@ class Dataset:
             f"{self.read} rows read ({self.shape}), {self.used} used, {len(self.dropped)} dropped: "
             f"{len(self)} examples, {int(self.lengths.sum())} tokens, {self.label_tokens} learned"
         )
-
-
-def load(
-    config: DataConfig, tokenizer: Tokenizer, renderer: Renderer | None = None, *, limit: int
-) -> tuple[Dataset, Dataset | None]:
-    """The training data and, where the config asks for one, the evaluation data.
-
-    `renderer` is the tokenizer's chat template (None: it has none, and the stated default is used for chat rows);
-    `limit` is the longest row the base allows, in tokens. Raises `DataError` with every problem found.
-    """
-    raise NotImplementedError
-
-
-def from_rows(
-    rows: Iterable[Mapping[str, Any]],
-    tokenizer: Tokenizer,
-    renderer: Renderer | None = None,
-    *,
-    config: DataConfig | None = None,
-    limit: int,
-) -> Dataset:
-    """A data set from rows in memory; `config.train` and `config.eval` are not read. Raises `DataError`."""
-    raise NotImplementedError

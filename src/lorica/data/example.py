@@ -1,8 +1,8 @@
 """One row as the model sees it: tokens, and which of them are learned.
 
-    index      0     1     2     3     4     5
-    input_ids  bos   Q     :     4     2     eos
-    labels     .     .     .     x     x     x      x: the token at this index is predicted from those before it
+index      0     1     2     3     4     5
+input_ids  bos   Q     :     4     2     eos
+labels     .     .     .     x     x     x      x: the token at this index is predicted from those before it
 """
 
 from dataclasses import dataclass

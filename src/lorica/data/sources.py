@@ -1,0 +1,146 @@
+"""A source, as a recipe names it, to the files behind it.
+
+train.jsonl   notes.txt          a file; its ending says how it is read
+corpus/       corpus/**/*.md     a folder, a glob; hidden files are left out
+python:stdlib python:include     Python's own library and C headers
+hub:owner/name[:config[:split]]  a data set of the hub (the `hub` extra)
+"""
+
+import glob
+import importlib.util
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lorica.errors import DataError, did_you_mean
+
+Kind = Literal["jsonl", "json", "csv", "tsv", "parquet", "text"]
+KINDS: dict[str, Kind] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+TESTS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file. `name` is shown to people, `relative` is its path within its source, by which it is held out."""
+
+    path: Path
+    name: str
+    relative: str
+    named_alone: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS.get(self.path.suffix.lower(), "text")
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A data set of the hub, which counts as one file."""
+
+    dataset: str
+    config: str | None = None
+    split: str = "train"
+
+    @property
+    def name(self) -> str:
+        return ":".join(part for part in ("hub", self.dataset, self.config, self.split) if part)
+
+    relative = name
+
+
+def resolve(source: str) -> tuple[SourceFile, ...] | tuple[HubSource]:
+    """Every file of one source, in the order of their relative paths. Raises `DataError` when there is none."""
+    scheme, _, rest = source.partition(":")
+    if scheme == "hub":
+        return (hub_source(rest),)
+    files = tuple(_named(rest) if scheme == "python" else _on_disk(source))
+    if not files:
+        raise DataError(f"{source}: no files there; name a file, a folder or a glob that has some")
+    kinds = {file.kind for file in files}
+    if len(files) > 1 and "text" in kinds and len(kinds) > 1 and scheme != "python":
+        raise DataError(
+            f"{source}: plain text and {', '.join(sorted(kinds - {'text'}))} files lie together; use a glob"
+        )
+    return files
+
+
+def hub_source(spec: str) -> HubSource:
+    """`owner/name`, `owner/name:split` or `owner/name:config:split`."""
+    match spec.split(":"):
+        case [dataset] if dataset:
+            return HubSource(dataset)
+        case [dataset, split] if dataset and split:
+            return HubSource(dataset, split=split)
+        case [dataset, config, split] if dataset and config and split:
+            return HubSource(dataset, config, split)
+    raise DataError(f"hub:{spec}: write hub:owner/name, hub:owner/name:split or hub:owner/name:config:split")
+
+
+def _on_disk(source: str) -> Iterable[SourceFile]:
+    path = Path(source)
+    if path.is_file():
+        return [SourceFile(path, source, path.name, named_alone=True)]
+    if path.is_dir():
+        return under(path, source.rstrip("/"))
+    if glob.has_magic(source):
+        return _globbed(source)
+    raise DataError(f"{source}: no such file or folder{_near(path)}")
+
+
+def _near(path: Path) -> str:
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    return did_you_mean(path.name, siblings)
+
+
+def under(root: Path, shown: str, pattern: str = "*", skip: frozenset[str] = frozenset()) -> Iterator[SourceFile]:
+    """The files below a folder whose name fits, but for hidden ones and those in folders to skip."""
+    for path in sorted(root.rglob(pattern)):
+        inside = path.relative_to(root)
+        if path.is_file() and not any(part.startswith(".") or part in skip for part in inside.parts):
+            yield SourceFile(path, f"{shown}/{inside.as_posix()}", inside.as_posix())
+
+
+def _globbed(pattern: str) -> Iterator[SourceFile]:
+    fixed = []
+    for part in Path(pattern).parts:
+        if glob.has_magic(part):
+            break
+        fixed.append(part)
+    root = Path(*fixed)
+    for name in sorted(glob.glob(pattern, recursive=True)):
+        if Path(name).is_file():
+            yield SourceFile(Path(name), name, Path(name).relative_to(root).as_posix())
+
+
+def _named(name: str) -> Iterable[SourceFile]:
+    if name not in NAMED:
+        known = [f"python:{each}" for each in NAMED]
+        raise DataError(f"python:{name}: the named sources are {', '.join(known)}{did_you_mean(name, NAMED)}")
+    return NAMED[name]()
+
+
+def _stdlib() -> Iterator[SourceFile]:
+    return under(Path(sysconfig.get_path("stdlib")), "python:stdlib", "*.py", skip=TESTS)
+
+
+def _include() -> Iterator[SourceFile]:
+    """Python's headers, or c10's from torch where a distribution ships Python without them."""
+    root = Path(sysconfig.get_path("include"))
+    if (root / "Python.h").is_file():
+        return under(root, "python:include", "*.h")
+    torch = importlib.util.find_spec("torch")
+    for folder in (torch and torch.submodule_search_locations) or []:
+        return under(Path(folder) / "include" / "c10", "python:include", "*.h")
+    return iter(())
+
+
+NAMED: dict[str, Callable[[], Iterable[SourceFile]]] = {"stdlib": _stdlib, "include": _include}
