@@ -16,19 +16,28 @@ Flow = Layout | ambient.Pass
 
 
 class Edited(nn.Module):
-    """Wraps `base`; whoever reads `.weight`, `.bias` or any other attribute of the base still finds it."""
+    """Wraps `base`; whoever asks for its type, its `.weight` or any other attribute is answered by the base."""
 
     def __init__(self, base: nn.Module, adapter: nn.Module) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.base = base
-        self.adapter = adapter
-        self.train(base.training)
+        self.adapter = adapter.train(base.training)
+        self.training = base.training
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        """Families ask `isinstance(layer, nn.Linear)`; `type(layer)` is still the wrapper."""
+        base = self.__dict__.get("_modules", {}).get("base")
+        return type(self) if base is None else base.__class__
 
     def __getattr__(self, name: str) -> Any:
         try:
-            return super().__getattr__(name)
+            return nn.Module.__getattr__(self, name)
         except AttributeError:
-            return getattr(super().__getattr__("base"), name)
+            return getattr(nn.Module.__getattr__(self, "base"), name)
+
+    def _get_name(self) -> str:
+        return type(self).__name__
 
     def through_base(self, x: Tensor, flow: Flow) -> Tensor:
         return apply(self.base, x, flow)
