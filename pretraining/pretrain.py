@@ -107,7 +107,7 @@ def make_tokens(
     parts = [document for name in encoded for document, held in encoded[name] if not held]
     order = random.permutation(len(parts))
     # whole library files are long: cut into pieces so that the two sources are well mixed in the stream
-    pieces = [piece for index in order for piece in np.array_split(parts[index], max(1, len(parts[index]) // 2048))]
+    pieces = [piece for index in order for piece in np.array_split(parts[index], max(1, len(parts[index]) // 512))]
     stream = np.concatenate([pieces[i] for i in random.permutation(len(pieces))])
     np.save(stream_file, stream)
     for path, name in ((library_file, "library"), (plain_file, "plain")):
