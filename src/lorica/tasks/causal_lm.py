@@ -1,0 +1,143 @@
+"""Causal language modelling: every learned token is predicted from those before it in its own document.
+
+index     0     1     2     3 | 0     1     2        two documents in one flat row
+token     a     b     c     d | e     f     g
+label     .     .     x     x | .     x     x        data: the token at this index is learned
+place           1     2       | 4     5              the hidden state at t predicts token t + 1, so only these
+target          c     d       | f     g              states go through the head
+
+loss = sum over places of -log softmax(head(hidden[place]))[target]
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lorica.data import Dataset, Example, micro_batches
+from lorica.kernels import Noise, head_cross_entropy
+from lorica.kernels.cross_entropy import CHUNK_ROWS
+from lorica.models.ambient import Pass, entered
+from lorica.models.causal_lm import CausalLM
+from lorica.models.edited import Edited
+from lorica.models.layout import Layout
+from lorica.tasks.contract import Draw
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """tokens (T,) int64; layout of their documents; places (N,) int64 ascending; targets (N,) int64.
+
+    `rows` (documents,) int64 are the stable ids of the examples, and `draw` under what dropout draws.
+    """
+
+    tokens: Tensor
+    layout: Layout
+    places: Tensor
+    targets: Tensor
+    rows: Tensor
+    draw: Draw | None = None
+
+
+@dataclass(frozen=True)
+class CausalLanguageModelling:
+    name: str = "causal_lm"
+    unit: str = "label tokens"
+
+    def batch(self, examples: Sequence[Example], *, device: torch.device, draw: Draw | None = None) -> Batch:
+        tokens = torch.from_numpy(np.concatenate([example.input_ids for example in examples])).to(device, torch.int64)
+        learned = torch.from_numpy(np.concatenate([example.labels for example in examples]))
+        labelled = learned.nonzero().squeeze(-1).to(device)
+        layout = Layout.of([len(example) for example in examples], device=device)
+        rows = torch.tensor([example.row for example in examples], device=device)
+        if draw is not None:
+            layout = layout.with_noise(draw.seed, draw.step, rows)
+        return Batch(tokens, layout, labelled - 1, tokens[labelled], rows, draw)
+
+    def units(self, batch: Batch) -> int:
+        return len(batch.targets)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        if isinstance(model, CausalLM):
+            return _decoder_loss(model, batch)
+        return _foreign_loss(model, batch)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, dataset: Dataset, *, micro_batch_tokens: int) -> dict[str, float]:
+        """`loss` per label token, `perplexity`, `rows` and `label_tokens`."""
+        device = next(model.parameters()).device
+        total, units = 0.0, 0
+        for examples in _by_length(dataset, micro_batch_tokens):
+            batch = self.batch(examples, device=device)
+            total += self.loss(model, batch).item()
+            units += self.units(batch)
+        loss = total / units
+        return {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "rows": len(dataset),
+            "label_tokens": units,
+        }
+
+
+def _by_length(dataset: Dataset, micro_batch_tokens: int) -> Iterator[list[Example]]:
+    """Batches of rows of nearly one length, which pad least."""
+    order = np.argsort(dataset.lengths, kind="stable").tolist()
+    for indices in micro_batches(order, dataset.lengths, micro_batch_tokens):
+        yield [dataset[index] for index in indices]
+
+
+def _decoder_loss(model: CausalLM, batch: Batch) -> Tensor:
+    hidden = model.hidden(batch.tokens, batch.layout)[batch.places]
+    if not isinstance(model.head, Edited):
+        return head_cross_entropy(hidden, model.head, batch.targets)
+    parts = [slice(start, start + CHUNK_ROWS) for start in range(0, len(hidden), CHUNK_ROWS)]
+    losses = [
+        head_cross_entropy(hidden[part], _edited_head(model, batch.layout, batch.places[part]), batch.targets[part])
+        for part in parts
+    ]
+    return torch.stack(losses).sum()
+
+
+def _edited_head(model: CausalLM, layout: Layout, places: Tensor) -> Callable[[Tensor], Tensor]:
+    """The head of the tokens at these places, which an edit may route and drop as any others."""
+    noise, route, positions = layout.noise, layout.route, layout.positions[places]
+    here = replace(
+        layout,
+        documents=(len(places),),
+        positions=positions,
+        route=None if route is None else route[places],
+        noise=None if noise is None else replace(noise, rows=noise.rows[places], positions=positions),
+    )
+    return lambda hidden: model.logits(hidden, here)
+
+
+def _foreign_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """A model that takes padded rows and returns logits (B, L, vocabulary)."""
+    layout = batch.layout
+    shape = (len(layout.documents), max(layout.documents))
+    at = (layout.document_of, layout.offsets)
+    rows = batch.tokens.new_zeros(shape).index_put(at, batch.tokens)
+    mask = torch.zeros_like(rows).index_put(at, torch.ones_like(batch.tokens))
+    with entered(Pass(_row_noise(batch))):
+        logits = _logits(model(input_ids=rows, attention_mask=mask, **_no_cache(model)))
+    chosen = logits[layout.document_of[batch.places], layout.offsets[batch.places]]
+    wide = chosen if chosen.dtype == torch.float64 else chosen.float()
+    return nn.functional.cross_entropy(wide, batch.targets, reduction="sum")
+
+
+def _row_noise(batch: Batch) -> Noise | None:
+    return None if batch.draw is None else Noise(batch.draw.seed, batch.draw.step, batch.rows)
+
+
+def _logits(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output.logits
+
+
+def _no_cache(model: nn.Module) -> dict[str, bool]:
+    """In evaluation mode, which our trainer keeps the base in, transformers' models fill a cache nobody reads."""
+    return {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}

@@ -1,0 +1,347 @@
+"""The training loop: an attached model, a task and rows go in; a trained adapter, its metrics and checkpoints come out.
+
+Everything that a step depends on is a pure function of (data, config, seed, step) or is held by a checkpoint, so a run
+that is killed at any instant and resumed ends with the same bits.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lorica.data import Dataset, Schedule, micro_batches
+from lorica.data import steps as schedule_of
+from lorica.errors import DivergedError
+from lorica.tasks import Task
+from lorica.train import memory
+from lorica.train.checkpoint import Checkpoint
+from lorica.train.config import TrainConfig
+from lorica.train.interrupt import Interruption
+from lorica.train.loss_scale import LossScale
+from lorica.train.optimizer import AdamW
+from lorica.train.progress import Progress
+from lorica.train.records import EvalRecord, Run, Status, StepRecord
+from lorica.train.reporter import Quiet, Reporter, Several
+from lorica.train.run_folder import RunFolder
+from lorica.train.schedule import learning_rate
+from lorica.train.step import Learner, optimiser_step
+
+if TYPE_CHECKING:
+    from lorica.adapter import Attached
+
+MEMORY_EVERY = 10
+FREE_TO_CHANGE = {"checkpoint_every", "keep_checkpoints", "tensorboard"}
+"""Settings that leave every number of a run as it is, so that a resumed run may have others."""
+
+
+def fit(
+    attached: "Attached",
+    task: Task,
+    train: Dataset,
+    eval: Dataset | None,  # noqa: A002  the word of recipes
+    config: TrainConfig,
+    *,
+    folder: Path | None = None,
+    seed: int | None = None,
+    reporter: Reporter | None = None,
+    resume: bool = False,
+    identity: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Run:
+    """Trains `attached` in place; afterwards it holds the best evaluated adapter, else the last one.
+
+    folder    the run folder; None keeps nothing on the disk.  resume goes on from its newest checkpoint that verifies
+    seed      of the order of rows and of dropout; None: config.seed
+    identity  what makes a resume wrong when it changes (the base's fingerprint, the method); config and data are added
+    facts     handed to `attached.save` for the adapter folder
+
+    RequestError when the folder holds a run; CheckpointError when it is another one; DivergedError when a loss or
+    gradient is not finite.  Ctrl-C and SIGTERM finish the step, save, and give a Run with status "interrupted".
+    """
+    seed = config.seed if seed is None else seed
+    reporter = reporter or Quiet()
+    with ExitStack() as stack:
+        place = None
+        if folder is not None:
+            whole = _identity(identity or {}, task, train, eval, config, seed)
+            place = stack.enter_context(RunFolder(folder, resume=resume, identity=whole, keep=config.keep_checkpoints))
+        trainer = Trainer(attached, task, train, eval, config, seed=seed, place=place, reporter=reporter)
+        trainer.begin(stack)
+        wish = stack.enter_context(Interruption())
+        trainer.train(wish)
+        return trainer.finish(wish, facts or {})
+
+
+class Trainer:
+    """A run between its first step and its last."""
+
+    def __init__(
+        self,
+        attached: "Attached",
+        task: Task,
+        train: Dataset,
+        held_out: Dataset | None,
+        config: TrainConfig,
+        *,
+        seed: int,
+        place: RunFolder | None,
+        reporter: Reporter,
+    ) -> None:
+        self.attached, self.task, self.data, self.held_out = attached, task, train, held_out
+        self.config, self.place, self.reporter = config, place, reporter
+        self.schedule = _schedule(train, config, seed)
+        self.total = len(self.schedule)
+        parameters = dict(attached.named_parameters())
+        first = next(attached.model.parameters())
+        self.learner = Learner(
+            model=attached.model,
+            task=task,
+            optimizer=AdamW(parameters, config.optimizer),
+            seed=seed,
+            device=first.device,
+            clip=config.clip,
+            life=attached.life,
+            scale=LossScale.of(attached.model),
+        )
+        self.progress = Progress()
+        self.history: list[dict[str, Any]] = []
+        self._warned = False
+
+    def begin(self, stack: ExitStack) -> None:
+        """Ready for the first step, or for the first after the checkpoint that is gone on from."""
+        stack.enter_context(_recomputing(self.attached, self.config.gradient_checkpointing))
+        if self.config.base_dropout:
+            torch.manual_seed(self.learner.seed)
+        if self.place is not None:
+            self._resume(self.place)
+            self._add_tensorboard(stack, self.place)
+        self.reporter.on_plan(self.total, self.progress.step, self.schedule.epoch_of(self.total - 1))
+        stack.callback(self.attached.model.eval)
+
+    def train(self, wish: Interruption) -> None:
+        while not self._done and not wish.made:
+            self._learn()
+            if self._due(self.config.evaluate_every) and self.held_out is not None:
+                self._evaluate(self.held_out)
+            if self.place is not None and (wish.made or self._due(self.config.checkpoint_every)):
+                self._save(self.place)
+
+    def finish(self, wish: Interruption, facts: Mapping[str, Any]) -> Run:
+        if wish.made and not self._done:
+            self._say_how_to_resume(wish.made)
+            return self._outcome("interrupted", None)
+        if self.progress.best:
+            self.attached.load_state(self.progress.best)
+        adapter = None if self.place is None else self.place.adapter
+        if adapter is not None:
+            self.attached.save(adapter, metrics=self._metrics(), **facts)
+        return self._outcome("stopped early" if self.progress.stopped else "finished", adapter)
+
+    @property
+    def _done(self) -> bool:
+        return self.progress.stopped or self.progress.step >= self.total
+
+    def _due(self, every: int | str) -> bool:
+        """After the step just taken; always after the last."""
+        step = self.progress.step
+        if self._done:
+            return True
+        if every == "epoch":
+            return self.schedule.place(step)[0] != self.schedule.place(step - 1)[0]
+        return step % int(every) == 0
+
+    def _learn(self) -> None:
+        step, started = self.progress.step + 1, time.perf_counter()
+        rate = learning_rate(self.config, step, self.total)
+        indices = micro_batches(self.schedule[step - 1], self.data.lengths, self.config.micro_batch_tokens)
+        rows = [[self.data[index] for index in part] for part in indices]
+        _learning_mode(self.attached, self.config.base_dropout)
+        taken = optimiser_step(self.learner, rows, step=step, total=self.total, learning_rate=rate)
+        seconds = time.perf_counter() - started
+        record = StepRecord(
+            step=step,
+            epoch=self.schedule.epoch_of(step - 1),
+            loss=taken.loss,
+            tokens=taken.tokens,
+            label_tokens=taken.units,
+            learning_rate=rate,
+            grad_norm=taken.grad_norm,
+            seconds=seconds,
+            tokens_per_second=taken.tokens / seconds,
+            memory_bytes=memory.used_bytes(self.learner.device),
+        )
+        self.progress.stepped(record)
+        self._write(record.to_dict())
+        self.reporter.on_step(record)
+        self._notice(taken.grad_norm)
+
+    def _evaluate(self, held_out: Dataset) -> None:
+        started = time.perf_counter()
+        self.attached.model.eval()
+        metrics = self.task.evaluate(self.attached.model, held_out, micro_batch_tokens=self.config.micro_batch_tokens)
+        loss = metrics.pop("loss")
+        if not math.isfinite(loss):
+            raise DivergedError(f"step {self.progress.step}: the evaluation loss is not finite; lower learning_rate")
+        best = self.progress.better(loss)
+        record = EvalRecord(
+            step=self.progress.step,
+            epoch=self.schedule.epoch_of(self.progress.step - 1),
+            eval_loss=loss,
+            metrics=metrics,
+            best=best,
+        )
+        self.progress.evaluated(record, self._adapter_state() if best else None, self.config.patience)
+        self.progress.seconds += time.perf_counter() - started
+        self._write(record.to_dict())
+        self.reporter.on_eval(record)
+
+    def _adapter_state(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.attached.state().items()}
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        if self.place is None:
+            self.history.append(dict(line))
+        else:
+            self.place.record(line)
+
+    def _save(self, place: RunFolder) -> None:
+        life = self.learner.life
+        tensors = {
+            "adapter": self._adapter_state(),
+            "optimizer": {name: tensor.cpu() for name, tensor in self.learner.optimizer.state().items()},
+            "best": self.progress.best,
+            "life": {} if life is None else dict(life.state_dict()),
+            "generators": _generators(),
+        }
+        state = {"progress": self.progress.state(), "loss_scale": vars(self.learner.scale)}
+        place.save(self.progress.step, tensors, state)
+
+    def _resume(self, place: RunFolder) -> None:
+        for folder, reason in place.skipped:
+            self.reporter.on_note(f"{folder}: not used, {reason}")
+        if place.start is not None:
+            self._restore(place.start)
+        elif place.resume:
+            self.reporter.on_note(f"{place.path}: no checkpoint yet, so the run begins at its first step")
+
+    def _restore(self, start: Checkpoint) -> None:
+        self.attached.load_state(start.tensors["adapter"])
+        self.learner.optimizer.load_state(start.tensors["optimizer"])
+        if self.learner.life is not None:
+            self.learner.life.load_state_dict(start.tensors.get("life", {}))
+        vars(self.learner.scale).update(start.state["loss_scale"])
+        self.progress = Progress.of(start.state["progress"], start.tensors.get("best", {}))
+        _restore_generators(start.tensors["generators"])
+
+    def _add_tensorboard(self, stack: ExitStack, place: RunFolder) -> None:
+        if self.config.tensorboard:
+            from lorica.train.tensorboard import TensorBoard
+
+            board = TensorBoard(place.path / "tensorboard", self.progress.step)
+            stack.callback(board.close)
+            self.reporter = Several((self.reporter, board))
+
+    def _notice(self, grad_norm: float | None) -> None:
+        if grad_norm is None:
+            scale = self.learner.scale
+            self.reporter.on_note(
+                f"step {self.progress.step}: gradients overflowed float16, so the step was skipped "
+                f"({scale.skipped} so far); the loss scale is now {scale.scale:g}"
+            )
+        if not self._warned and self.progress.step % MEMORY_EVERY == 1:
+            warning = memory.shortage(self.learner.device)
+            self._warned = warning is not None
+            if warning:
+                self.reporter.on_note(warning)
+
+    def _say_how_to_resume(self, signal: str) -> None:
+        done = f"{signal}: stopped after step {self.progress.step} of {self.total}"
+        if self.place is None:
+            self.reporter.on_note(f"{done}; nothing is on the disk, since the run has no folder")
+        else:
+            self.reporter.on_note(f"{done}, saved in {self.place.path}; continue with {self.place.how_to_resume()}")
+
+    def _metrics(self) -> dict[str, Any]:
+        """Of the adapter that is kept."""
+        kept = self.progress.best_eval or {"step": self.progress.step}
+        return {**kept, "loss": self.progress.loss}
+
+    def _outcome(self, status: Status, adapter: Path | None) -> Run:
+        progress = self.progress
+        return Run(
+            status=status,
+            adapter=None if adapter is None else str(adapter),
+            steps=progress.step,
+            total_steps=self.total,
+            best_step=progress.best_step if progress.best else progress.step,
+            loss=progress.loss,
+            eval=progress.best_eval,
+            seconds=progress.seconds,
+            tokens_per_second=progress.tokens / progress.seconds if progress.seconds else 0.0,
+            peak_bytes=memory.peak_bytes(self.learner.device),
+            skipped_steps=self.learner.scale.skipped,
+            history=tuple(self.history if self.place is None else self.place.history),
+        )
+
+
+def _schedule(train: Dataset, config: TrainConfig, seed: int) -> Schedule:
+    return schedule_of(
+        train.lengths,
+        rows_per_step=config.rows_per_step,
+        tokens_per_step=config.tokens_per_step,
+        epochs=config.epochs,
+        steps=config.steps,
+        seed=seed,
+    )
+
+
+def _identity(
+    given: Mapping[str, Any], task: Task, train: Dataset, held_out: Dataset | None, config: TrainConfig, seed: int
+) -> dict[str, Any]:
+    settings = config.model_dump(mode="json", exclude=FREE_TO_CHANGE)
+    return {
+        **given,
+        **{f"train.{name}": value for name, value in settings.items()},
+        "train.seed": seed,
+        "task": task.name,
+        "data.train": train.fingerprint,
+        "data.eval": None if held_out is None else held_out.fingerprint,
+    }
+
+
+def _learning_mode(attached: "Attached", base_dropout: bool) -> None:
+    """Adapter modules learn; the base's own dropout, which follows no law of ours, is off unless asked for."""
+    attached.model.train(base_dropout)
+    for module in attached.modules.values():
+        module.train()
+
+
+@contextmanager
+def _recomputing(attached: "Attached", layers: bool | int) -> Iterator[None]:
+    if layers is False:
+        yield
+        return
+    undo = attached.checkpoint(None if layers is True else layers)
+    try:
+        yield
+    finally:
+        undo()
+
+
+def _generators() -> dict[str, Tensor]:
+    """torch's global generators, from which other people's dropout draws."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return {"cpu": torch.get_rng_state(), **{f"cuda.{index}": torch.cuda.get_rng_state(index) for index in devices}}
+
+
+def _restore_generators(states: Mapping[str, Tensor]) -> None:
+    for name, state in states.items():
+        if name == "cpu":
+            torch.set_rng_state(state)
+        else:
+            torch.cuda.set_rng_state(state, int(name.removeprefix("cuda.")))
