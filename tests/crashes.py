@@ -1,10 +1,12 @@
 """A machine that dies: what is on the disk when a process ends at the k-th call that changes it, for every k.
 
-    killed   the process is gone; the disk is as it was
-    torn     the power is gone too; names are as they were, bytes that were not synced are half there
-    lost     the power is gone; bytes not synced are gone, and changes of names in folders not synced never happened
+    killed     the process is gone; the disk is as it was
+    torn       the power is gone too; names are as they were, bytes that were not synced are half there
+    lost       the power is gone; bytes not synced are gone, and changes of names in folders not synced never happened
+    reordered  as lost, but the last of those changes of names did happen
 
-`crashes` runs an action in a forked child that ends by SIGKILL; `faults` lets the k-th call fail instead.
+`crashes` runs an action to its death: by SIGKILL in a forked child for `killed`, and for the others, to be quick, in
+this process, where no call changes the disk any more. `faults` lets the k-th call fail instead.
 """
 
 import errno
@@ -19,10 +21,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-DISKS = ("killed", "torn", "lost")
+DISKS = ("killed", "torn", "lost", "reordered")
 CALLS = ("open", "write", "fsync", "rename", "replace", "mkdir", "unlink", "rmdir", "ftruncate")
 REAL = {name: getattr(os, name) for name in CALLS}
 CREATES = os.O_CREAT | os.O_TRUNC
+
+
+class Died(BaseException):
+    """Unwinds a process that is dead already."""
 
 
 class Machine:
@@ -30,7 +36,7 @@ class Machine:
 
     def __init__(self, root: Path, die_at: int, disk: str, syncs: bool) -> None:
         self.root, self.die_at, self.disk, self.syncs = root, die_at, disk, syncs
-        self.calls = 0
+        self.calls, self.dead = 0, False
         self.synced: dict[int, int] = {}  # inode -> bytes that are on the disk, for files with bytes that are not
         self.names: list[tuple[int, str, tuple[Any, ...]]] = []  # inode of the folder, change, what undoes it
         self.stash = Path(tempfile.mkdtemp(prefix="stash", dir=root.parent))
@@ -39,11 +45,17 @@ class Machine:
         for name in CALLS:
             setattr(os, name, self.between(name))
 
+    def remove(self) -> None:
+        for name in CALLS:
+            setattr(os, name, REAL[name])
+
     def between(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             if name == "open" and not args[1] & CREATES:
                 return REAL["open"](*args, **kwargs)
             self.calls += 1
+            if self.dead:
+                raise Died
             if self.calls == self.die_at:
                 self.die(name, args)
             return getattr(self, name)(*args, **kwargs)
@@ -107,14 +119,18 @@ class Machine:
     def die(self, name: str, args: tuple[Any, ...]) -> None:
         if name == "write":
             self.write(args[0], args[1][: len(args[1]) // 2])
-        if self.disk == "lost":
-            self.undo_names()
-        if self.disk != "killed":
-            self.lose_bytes()
-        os.kill(os.getpid(), signal.SIGKILL)
+        if self.disk == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.remove()
+        if self.disk in ("lost", "reordered"):
+            self.undo_names(self.names[:-1] if self.disk == "reordered" else self.names)
+        self.lose_bytes()
+        self.dead = True
+        self.install()
+        raise Died
 
-    def undo_names(self) -> None:
-        for folder, change, what in reversed(self.names):
+    def undo_names(self, names: list[tuple[int, str, tuple[Any, ...]]]) -> None:
+        for folder, change, what in reversed(names):
             path = next((Path(at) for at, _, _ in os.walk(self.root) if os.stat(at).st_ino == folder), None)
             if path is not None:
                 undo(path, change, what)
@@ -128,17 +144,32 @@ class Machine:
 
 
 def undo(folder: Path, change: str, what: tuple[Any, ...]) -> None:
+    """Takes one change of a name back, as far as a later one that stays has not made it meaningless."""
     path = folder / what[0]
     if change == "create":
-        shutil.rmtree(path) if path.is_dir() else REAL["unlink"](path)
+        erase(path)
     elif change == "rename":
-        REAL["rename"](folder / what[1], path)
-        if what[2]:
-            os.link(what[2], folder / what[1])
-    elif change == "unlink":
-        os.link(what[1], path)
+        undo_rename(path, folder / what[1], what[2])
+    elif not path.exists():
+        os.link(what[1], path) if change == "unlink" else REAL["mkdir"](path)
+
+
+def undo_rename(source: Path, target: Path, replaced: Path | None) -> None:
+    if not target.exists():
+        return
+    if source.exists():
+        erase(target)
     else:
-        REAL["mkdir"](path)
+        REAL["rename"](target, source)
+    if replaced:
+        os.link(replaced, target)
+
+
+def erase(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        REAL["unlink"](path)
 
 
 def whole(path: Any, dir_fd: int | None) -> Any:
@@ -179,6 +210,19 @@ def crash_after(
 
 
 def died(machine: Machine, action: Callable[[Path], Any]) -> bool:
+    if machine.disk == "killed":
+        return killed(machine, action)
+    machine.install()
+    try:
+        action(machine.root)
+    except Died:
+        return True
+    finally:
+        machine.remove()
+    return False
+
+
+def killed(machine: Machine, action: Callable[[Path], Any]) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, for a fork beside torch's threads
         child = os.fork()

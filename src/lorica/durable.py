@@ -556,7 +556,6 @@ def _replace(target: Path, draft: Path) -> None:
     aside = draft.with_name(".old-" + draft.name.removeprefix(".tmp-"))
     os.rename(target, aside)
     try:
-        _sync_folder(target.parent)
         os.rename(draft, target)
     except BaseException:
         if not os.path.lexists(target):

@@ -106,6 +106,22 @@ def test_what_has_returned_is_there_after_a_crash(tmp_path, disk):
     assert content(root) == {"file": NEW}
     root = crash_after(tmp_path / "folder", write_old_folder, write_new_folder, disk)
     assert content(root / "out") == NEW_FOLDER
+    root = crash_after(tmp_path / "fresh", lambda root: None, write_new_folder, disk)
+    assert content(root / "out") == NEW_FOLDER
+    root = crash_after(tmp_path / "deep", lambda root: None, lambda root: write_new_folder(root / "a" / "b"), disk)
+    assert content(root / "a" / "b" / "out") == NEW_FOLDER
+
+
+@pytest.mark.parametrize("disk", DISKS)
+def test_what_others_write_into_a_new_folder_is_synced_with_it(tmp_path, disk):
+    def write(root: Path) -> None:
+        with durable.new_folder(root / "out") as folder:
+            (folder.path / "sub").mkdir()
+            descriptor = os.open(folder.path / "sub" / "foreign", os.O_WRONLY | os.O_CREAT)
+            os.write(descriptor, NEW)
+            os.close(descriptor)
+
+    assert content(crash_after(tmp_path, lambda root: None, write, disk)) == {"out/sub/foreign": NEW}
 
 
 def test_control_without_fsync_what_has_returned_is_lost(tmp_path):
@@ -158,7 +174,8 @@ def test_a_failing_call_is_one_line_and_leaves_old_or_new(tmp_path, code, foreve
         assert isinstance(error, RunError), (k, error)
         assert "\n" not in str(error)
         assert errno.errorcode[code] in str(error)
-        assert str(root / "out") in str(error) or str(root) in str(error)
+        assert str(root) in str(error)
+        assert forever or content(root / "out") in (OLD_FOLDER, NEW_FOLDER), k
         durable.sweep(root)
         assert content(root / "out") in (OLD_FOLDER, NEW_FOLDER), k
         assert not leftovers(root), k
