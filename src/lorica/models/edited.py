@@ -55,6 +55,29 @@ class AfterModule(Edited):
         return self.adapter(self.through_base(x, flow), flow)
 
 
+class Beside(nn.Module):
+    """What an edit registers in a module of the base to be trained, moved and saved with it; no part of the base.
+
+    `base` is the parameter whose place is taken, where one is.
+    """
+
+    def __init__(self, adapter: nn.Module, base: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.base = base
+
+
+def original(module: nn.Module, name: str) -> nn.Parameter | None:
+    """The base's own parameter of this name, where an edit has taken its place too."""
+    beside = module._modules.get(slot(name))
+    return beside.base if isinstance(beside, Beside) else module._parameters[name]
+
+
+def slot(name: str) -> str:
+    """The attribute under which the edit of parameter `name` is registered."""
+    return f"{name}_edit"
+
+
 def apply(module: nn.Module, x: Tensor, flow: Flow) -> Tensor:
     """module(x), telling an edited module where its tokens stand."""
     return module(x, flow) if isinstance(module, Edited) else module(x)

@@ -7,8 +7,8 @@ from torch import nn
 
 from lorica.errors import TargetError
 from lorica.kernels import FrozenWeight
-from lorica.models.edited import AroundModule, Edited
-from lorica.models.edits.computed import Merged, compute, slot
+from lorica.models.edited import AroundModule, Edited, slot
+from lorica.models.edits.computed import Merged, compute
 from lorica.models.edits.fused import is_read_uncalled, keep_called
 from lorica.models.edits.holders import Undo, holders, module_named, together
 from lorica.site import Site
@@ -60,4 +60,4 @@ def _merged_in(site: Site, base: nn.Module, adapter: nn.Module) -> Undo:
         )
     weight = base._parameters["weight"]
     assert weight is not None
-    return compute(base, "weight", Merged(weight, adapter.train(base.training)))
+    return compute(base, "weight", Merged(adapter.train(base.training), weight))

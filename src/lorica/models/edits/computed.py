@@ -12,16 +12,12 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from lorica.models.edited import Beside, slot
 from lorica.models.edits.holders import Undo
 
 
-class Computed(nn.Module):
-    """`base` is the parameter whose place is taken, `adapter` the edit's module."""
-
-    def __init__(self, base: nn.Parameter, adapter: nn.Module) -> None:
-        super().__init__()
-        self.base = base
-        self.adapter = adapter
+class Computed(Beside):
+    base: nn.Parameter
 
     def value(self) -> Tensor:
         raise NotImplementedError
@@ -40,11 +36,6 @@ class Merged(Computed):
     def value(self) -> Tensor:
         wide = self.base.detach().to(torch.promote_types(self.base.dtype, torch.float32))
         return self.adapter.merged(wide).to(self.base.dtype)  # type: ignore[operator]
-
-
-def slot(name: str) -> str:
-    """The attribute under which the edit of parameter `name` is registered in its holder."""
-    return f"{name}_edit"
 
 
 def compute(holder: nn.Module, name: str, computed: Computed) -> Undo:

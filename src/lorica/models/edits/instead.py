@@ -6,8 +6,8 @@ A copy of the base's own type is put in place as it is.  A float32 copy for a ha
 from torch import Tensor, nn
 
 from lorica.errors import TargetError, did_you_mean
-from lorica.models.edited import AroundModule
-from lorica.models.edits.computed import Cast, compute, slot
+from lorica.models.edited import AroundModule, slot
+from lorica.models.edits.computed import Cast, compute
 from lorica.models.edits.holders import Undo, holders, parameter_holders, together
 from lorica.site import Site
 
@@ -36,7 +36,7 @@ def install(model: nn.Module, site: Site, adapter: nn.Module) -> Undo:
     if value.shape != original.shape:
         raise TargetError(f"{site.name}: the copy is {tuple(value.shape)}, the parameter {tuple(original.shape)}")
     take = _put if isinstance(value, nn.Parameter) and value.dtype == original.dtype else compute
-    return together([take(holder, name, Cast(original, adapter)) for holder, name in places])
+    return together([take(holder, name, Cast(adapter, original)) for holder, name in places])
 
 
 def _is_edited(model: nn.Module, holder: nn.Module, name: str) -> bool:

@@ -1,12 +1,15 @@
 """KeysValuesBefore: learned keys and values before those of every document, seen by every token.
 
 decoder         not rotated, not cached, always visible; real tokens are rotated from position P on
+transformers    see `attention_interface.py`
 """
 
 from torch import Tensor, nn
 
 from lorica.errors import TargetError
 from lorica.models.decoder import Decoder, SelfAttention
+from lorica.models.edited import Beside
+from lorica.models.edits import attention_interface
 from lorica.models.edits.holders import Undo, module_named
 from lorica.models.layout import Layout
 from lorica.site import Site
@@ -17,15 +20,11 @@ def install(model: nn.Module, site: Site, adapter: nn.Module) -> Undo:
     attention = module_named(model, site.name)
     if isinstance(attention, SelfAttention):
         return _in_decoder(model, site, attention, adapter)
-    raise TargetError(f"{site.name}: prefixes are not known for this family")
+    return attention_interface.install(site, attention, adapter)
 
 
-class DecoderPrefix(nn.Module):
+class DecoderPrefix(Beside):
     """The same keys and values (P, heads_kv, d_head) for every document."""
-
-    def __init__(self, adapter: nn.Module) -> None:
-        super().__init__()
-        self.adapter = adapter
 
     def forward(self, layout: Layout) -> tuple[Tensor, Tensor]:
         return self.adapter()

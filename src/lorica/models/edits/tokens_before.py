@@ -1,12 +1,15 @@
 """TokensBefore: learned vectors before the token embeddings of every document; outputs are of real tokens only.
 
 decoder         the layout is lengthened, documents whose beginning is cached gain none
+BERT, T5        see `soft_tokens.py`
 """
 
 from torch import Tensor, nn
 
 from lorica.errors import TargetError
 from lorica.models.decoder import Decoder
+from lorica.models.edited import Beside
+from lorica.models.edits import soft_tokens
 from lorica.models.edits.holders import Undo, module_named
 from lorica.models.layout import Layout
 from lorica.site import Site
@@ -19,15 +22,11 @@ def install(model: nn.Module, site: Site, adapter: nn.Module) -> Undo:
     stack = model.get_submodule(owner)
     if isinstance(stack, Decoder) and leaf == "embed_tokens":
         return _in_decoder(stack, adapter)
-    raise TargetError(f"{site.name}: soft tokens are not known for this family")
+    return soft_tokens.install(model, site, adapter)
 
 
-class DecoderTokens(nn.Module):
+class DecoderTokens(Beside):
     """The same vectors for every document: (P, d) -> (D, P, d)."""
-
-    def __init__(self, adapter: nn.Module) -> None:
-        super().__init__()
-        self.adapter = adapter
 
     def forward(self, layout: Layout) -> Tensor:
         soft = self.adapter()
