@@ -41,6 +41,13 @@ class Names:
         tables = frozenset(table.name for table in schema.tables)
         return cls(tables, frozenset(columns | set(map(spoken, columns))), frozenset(values))
 
+    @classmethod
+    def held_out(cls) -> "Names":
+        """The names of the test split, for text that was not generated."""
+        words = vocabulary("test")
+        columns = frozenset((*words.numbers, *words.texts))
+        return cls(frozenset(words.tables), columns | frozenset(map(spoken, columns)), frozenset(words.values))
+
     def mask(self, text: str) -> str:
         return mask_names(text, self.tables, self.columns, self.values)
 
@@ -53,6 +60,11 @@ def plain_text(seed: int, characters: int) -> Iterator[str]:
         written += len(text)
         if written >= characters:
             return
+
+
+def holds_held_out_phrasing(text: str) -> bool:
+    """Whether text from elsewhere, its numbers and test names masked, holds a sequence of a held-out phrasing."""
+    return contains_held_out(Names.held_out().mask(text))
 
 
 def documents(seed: int) -> Iterator[tuple[str, Names]]:

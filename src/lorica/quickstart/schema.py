@@ -13,6 +13,8 @@ from lorica.quickstart.words import Vocabulary
 
 Cell = int | str
 ROWS = 12
+_RANGES = ((2, 40), (2, 99), (10, 99), (10, 99), (100, 999))
+_YEARS = (1950, 2020)
 
 
 @dataclass(frozen=True)
@@ -120,5 +122,5 @@ def _cells(column: Column, vocabulary: Vocabulary, rng: Random, rows: int) -> li
     if column.type == "text":
         pool = _distinct(4, lambda: vocabulary.value(rng), set())
         return [rng.choice(pool) for _ in range(rows)]
-    low, high = rng.choice(((2, 40), (2, 99), (10, 99), (100, 999), (1950, 2020)))
+    low, high = _YEARS if column.name.endswith("_year") else rng.choice(_RANGES)
     return list[Cell](rng.sample(range(low, high), rows))
