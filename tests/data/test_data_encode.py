@@ -54,7 +54,10 @@ def test_a_tokenizer_that_takes_many_texts_is_asked_once_for_a_thousand_rows():
     tokenizer = Batching()
     batched = from_rows(rows(*[(f"{i}?", f"{i}!") for i in range(1000)]), tokenizer, limit=32)
     assert tokenizer.calls == 1
-    assert batched.fingerprint == from_rows(rows(*[(f"{i}?", f"{i}!") for i in range(1000)]), Bytes(), limit=32).fingerprint
+    assert (
+        batched.fingerprint
+        == from_rows(rows(*[(f"{i}?", f"{i}!") for i in range(1000)]), Bytes(), limit=32).fingerprint
+    )
 
 
 @given(st.text(min_size=1, max_size=80), st.integers(2, 20))
@@ -75,7 +78,9 @@ def test_every_row_read_is_used_or_dropped_and_none_used_is_without_a_label(pair
     data = from_rows(rows(*pairs), Bytes(), config=config(over_length=over), limit=limit)
     assert data.read == len(pairs) == len(data) + len(data.dropped)
     assert all(1 < len(example) <= limit and example.labels.any() for example in data.examples)
-    assert sorted([example.row for example in data.examples] + [row.row for row in data.dropped]) == list(range(data.read))
+    assert sorted([example.row for example in data.examples] + [row.row for row in data.dropped]) == list(
+        range(data.read)
+    )
 
 
 def test_rows_that_are_too_long_are_dropped_and_named():
@@ -92,12 +97,14 @@ def test_rows_that_are_cut_are_counted_and_dropped_when_nothing_to_learn_is_left
 
 def test_rows_that_are_too_long_can_be_an_error_that_names_each():
     with pytest.raises(DataError, match=r"rows\[0\]: 12 tokens, more than 8.*\nrows\[2\]: 13 tokens"):
-        from_rows(rows(("a", "b" * 9), ("a", "b"), ("a", "b" * 10)), Bytes(), config=config(over_length="error"), limit=8)
+        from_rows(
+            rows(("a", "b" * 9), ("a", "b"), ("a", "b" * 10)), Bytes(), config=config(over_length="error"), limit=8
+        )
 
 
 def test_max_length_bounds_rows_and_may_not_exceed_the_base():
     assert from_rows(rows(("a", "bcd")), Bytes(), config=config(max_length=5), limit=64).used == 0
-    with pytest.raises(DataError, match="data.max_length: 65 is above the 64 tokens"):
+    with pytest.raises(DataError, match=r"data\.max_length: 65 is above the 64 tokens"):
         from_rows(rows(("a", "b")), Bytes(), config=config(max_length=65), limit=64)
 
 

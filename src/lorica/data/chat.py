@@ -69,15 +69,16 @@ def _from_prefixes(chat: Chat, renderer: Renderer, turns: Sequence[int]) -> Mark
 
 
 def _end(text: str, start: int, chat: Chat, turn: int, renderer: Renderer) -> int:
-    """Where a turn ends: with the text up to it, or, where the template writes a last turn differently, its content."""
+    """Where a turn ends: with the text up to it, or, where a last turn is written differently, with its content."""
     upto = _render(renderer, chat, chat.messages[: turn + 1])
     if text.startswith(upto) and len(upto) >= start:
         return len(upto)
     content = chat.messages[turn]["content"].strip()
     said = len(text) - len(text[start:].lstrip())
-    if not content or not text.startswith(content, said):
+    ending = upto[upto.rfind(content) :].rstrip()
+    if not content or content not in upto or not text.startswith(ending, said):
         raise DataError(f"messages[{turn}]: the chat template writes this turn differently later; {REMEDY}")
-    return said + len(content)
+    return said + len(ending)
 
 
 def _render(renderer: Renderer, chat: Chat, messages: Sequence[Message], prompt: bool = False) -> str:

@@ -15,6 +15,7 @@ from lorica.data.sources import HubSource, SourceFile
 from lorica.errors import DataError
 
 NOT_TEXT = "not UTF-8 text"
+JSON_HOLDS = "a .json file holds one array of rows, or one row a line"
 OTHER_FORMATS = {
     b"\xff\xfe": "UTF-16; save it as UTF-8",
     b"\xfe\xff": "UTF-16; save it as UTF-8",
@@ -70,7 +71,7 @@ def _json_row(line: str, where: str, source: SourceFile, problems: Problems) -> 
     try:
         yield Row(_object(parse(line)), where, source.relative)
     except JsonProblem as problem:
-        hint = "; a .json file holds one array of rows, or one row a line" if source.kind == "json" else ""
+        hint = f"; {JSON_HOLDS}" if source.kind == "json" else ""
         problems.add(where, f"column {problem.column}: {problem}{hint}" if problem.column else f"{problem}{hint}")
 
 
@@ -91,13 +92,23 @@ def _json(source: SourceFile, problems: Problems) -> Iterator[Row]:
     if text is None:
         return
     if not text.lstrip().startswith("["):
-        yield from _jsonl(source, problems)
+        if _one_object(text):
+            problems.add(f"{source.name}:1", f"this is one object over several lines; {JSON_HOLDS}")
+        else:
+            yield from _jsonl(source, problems)
         return
     try:
         for line, value in array_items(text):
             yield Row(_object_at(value, f"{source.name}:{line}", problems), f"{source.name}:{line}", source.relative)
     except JsonProblem as problem:
         problems.add(f"{source.name}:{problem.line}", f"column {problem.column}: {problem}")
+
+
+def _one_object(text: str) -> bool:
+    try:
+        return "\n" in text.strip() and isinstance(parse(text), dict)
+    except JsonProblem:
+        return False
 
 
 def _object_at(value: Any, where: str, problems: Problems) -> dict[str, Any]:

@@ -6,8 +6,10 @@ python:stdlib python:include     Python's own library and C headers
 hub:owner/name[:config[:split]]  a data set of the hub (the `hub` extra)
 """
 
+import fnmatch
 import glob
 import importlib.util
+import os
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -103,10 +105,15 @@ def _near(path: Path) -> str:
 
 def under(root: Path, shown: str, pattern: str = "*", skip: frozenset[str] = frozenset()) -> Iterator[SourceFile]:
     """The files below a folder whose name fits, but for hidden ones and those in folders to skip."""
-    for path in sorted(root.rglob(pattern)):
-        inside = path.relative_to(root)
-        if path.is_file() and not any(part.startswith(".") or part in skip for part in inside.parts):
-            yield SourceFile(path, f"{shown}/{inside.as_posix()}", inside.as_posix())
+    found = []
+    for folder, inner, names in os.walk(root):
+        # Folders to skip are not entered: site-packages alone can hold more files than everything else.
+        inner[:] = [name for name in inner if not name.startswith(".") and name not in skip]
+        found += [Path(folder, name) for name in fnmatch.filter(names, pattern) if not name.startswith(".")]
+    for path in sorted(found):
+        if path.is_file():
+            inside = path.relative_to(root).as_posix()
+            yield SourceFile(path, f"{shown}/{inside}", inside)
 
 
 def _globbed(pattern: str) -> Iterator[SourceFile]:

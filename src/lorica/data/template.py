@@ -112,7 +112,8 @@ class JinjaRenderer:
         return ("".join(pieces), tuple(spans)) if spans else None
 
     def _marked(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: bool) -> str:
-        if any(mark in str(message) for message in messages for mark in (OPEN, CLOSE)):
+        content = json.dumps([list(messages), tools], ensure_ascii=False, default=str)
+        if OPEN in content or CLOSE in content:
             raise DataError("the characters U+E0F0 U+E0F1 mark the assistant's turns; take them out of the row")
         try:
             return self.compiled.render(
