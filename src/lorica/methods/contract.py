@@ -12,15 +12,17 @@ Five edits are closed, methods are open.  Each edit says where it goes; what its
     Instead(site)             forward() -> the trainable copy that takes the parameter's place
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
+from lorica.errors import RecipeError
 from lorica.kernels import FrozenWeight, LowRank, Noise, low_rank_linear
+from lorica.methods.targets import Selection
 from lorica.site import Place, Site
 
 
@@ -50,16 +52,15 @@ class Start:
 
     def uniform(self, bound: float, *shape: int) -> nn.Parameter:
         """U(-bound, bound), drawn in float32 on the CPU whatever the device, so that a seed means the same anywhere."""
-        values = torch.empty(*shape, dtype=torch.float32)
-        if self.device.type != "meta":
-            values.uniform_(-bound, bound, generator=self.generator)
-        return nn.Parameter(values.to(self.device, self.dtype))
+        return self._drawn(shape, lambda values: values.uniform_(-bound, bound, generator=self.generator))
 
     def normal(self, std: float, *shape: int) -> nn.Parameter:
-        values = torch.empty(*shape, dtype=torch.float32)
-        if self.device.type != "meta":
-            values.normal_(0.0, std, generator=self.generator)
-        return nn.Parameter(values.to(self.device, self.dtype))
+        return self._drawn(shape, lambda values: values.normal_(0.0, std, generator=self.generator))
+
+    def _drawn(self, shape: tuple[int, ...], draw: Callable[[Tensor], Tensor]) -> nn.Parameter:
+        if self.device.type == "meta":
+            return self.empty(*shape)
+        return nn.Parameter(draw(torch.empty(*shape, dtype=torch.float32)).to(self.device, self.dtype))
 
 
 Build = Callable[[Start], nn.Module]
@@ -130,6 +131,11 @@ class AroundLinear(nn.Module):
         """W (d_out, d_in) -> W', in W's own type; float32 or better is the caller's duty."""
         raise NotImplementedError
 
+    def factors(self) -> LowRank | None:
+        """The low-rank product that W' - W is, where it is one: s B A."""
+        low_rank = self.low_rank()
+        return low_rank if low_rank is not None and low_rank.plain else None
+
     def forward(self, x: Tensor, base: nn.Module, flow: Flow) -> Tensor:
         low_rank = self.low_rank()
         assert low_rank is not None
@@ -163,19 +169,68 @@ class Method(BaseModel):
     peft_type: ClassVar[str | None] = None
     mergeable: ClassVar[bool] = True
     batchable: ClassVar[bool] = True
+    peft_names: ClassVar[Mapping[str, str]] = {}
+    """Fields by the name that PEFT gives them, and what to write here instead."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_peft_names(cls, values: Any) -> Any:
+        given = [name for name in cls.peft_names if isinstance(values, Mapping) and name in values]
+        if given:
+            raise ValueError("; ".join(f"{name} is PEFT's name: {cls.peft_names[name]}" for name in given))
+        return values
 
     def edits(self, sites: tuple[Site, ...], statistics: Mapping[str, Any] | None = None) -> tuple[Edit, ...]:
-        """The edits on a base with these sites.  TargetError where the config does not fit them, all problems at once."""
+        """The edits on a base with these sites.  TargetError names all that does not fit."""
         raise NotImplementedError
+
+    def selection(self, sites: tuple[Site, ...]) -> Selection | None:
+        """How many sites each entry of `target_modules` chose, for the plan; None where there are no targets."""
+        return None
+
+    def note(self, edit: Edit) -> str:
+        """A few characters for the plan's table, such as `r=8 s=2`."""
+        return ""
 
     def life(self, modules: Mapping[str, nn.Module]) -> Life | None:
         """The running state of a method that has one; modules by site name."""
         return None
 
-    def file_name(self, edit: Edit, parameter: str) -> str:
-        """The key of a trainable tensor in the adapter file, PEFT's where PEFT has the method."""
-        return f"{edit.site.name}.{parameter}"
+    def file_name(self, edit: Edit, parameter: str, around: Container[str]) -> str:
+        """The key of a trainable tensor in the adapter file, PEFT's where PEFT has the method.
 
-    def peft_config(self, edits: tuple[Edit, ...]) -> dict[str, Any] | None:
+        `around` holds the names of the sites that have a module around them: PEFT moves their base one level down.
+        """
+        return edit.site.name if edit.place == "instead" else f"{edit.site.name}.{parameter}"
+
+    @classmethod
+    def site_name(cls, key: str) -> str:
+        """The site (or parameter) whose edit a key of an adapter file belongs to: the inverse of `file_name`."""
+        return key
+
+    @classmethod
+    def site_of_file(cls, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
+        """The site that the tensors of `shapes` (file key to shape) sit on, as far as they tell without its base."""
+        (shape,) = shapes.values()
+        return Site(name=name, kind="parameter", shape=shape)
+
+    @classmethod
+    def surplus(cls, key: str) -> bool:
+        """Whether a key of an adapter file is a frozen tensor of the base, which PEFT writes beside some adapters."""
+        return False
+
+    def peft_config(self, edits: tuple[Edit, ...], sites: tuple[Site, ...]) -> dict[str, Any] | None:
         """The method's entries of adapter_config.json as PEFT writes them; None when PEFT lacks the method."""
         return None
+
+    @classmethod
+    def from_peft(cls, config: Any) -> "Method":
+        """The method that a config of PEFT (the object, or its fields) describes; RecipeError names what has no
+        counterpart."""
+        raise RecipeError(f"{cls.kind}: PEFT has no such method")
+
+    @classmethod
+    def from_file(cls, config: Mapping[str, Any], keys: Collection[str]) -> "Method":
+        """The method of an adapter folder: `config` is its part of adapter_config.json, `keys` name its tensors.  No
+        pattern of the config is executed.  RecipeError where it is not understood."""
+        return cls.model_validate(config)

@@ -6,16 +6,19 @@ On an embedding (rows, d) the roles swap: A (r, rows) starts at zero, B (d, r) r
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Container, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import Field
+import torch
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from lorica.errors import TargetError, did_you_mean
+from lorica.errors import AdapterError, RecipeError, TargetError, did_you_mean
 from lorica.kernels import LowRank, site_id
+from lorica.methods import peft_config
 from lorica.methods.contract import Around, AroundLinear, Build, Copy, Edit, Flow, Instead, Method, Start
-from lorica.methods.targets import matches, select
+from lorica.methods.targets import Selection, matches, select, shortest_names
 from lorica.site import Site
 
 T = TypeVar("T")
@@ -36,6 +39,17 @@ class LoRA(Method):
 
     kind: ClassVar[str] = "lora"
     peft_type: ClassVar[str | None] = "LORA"
+    peft_names: ClassVar[Mapping[str, str]] = {
+        "lora_alpha": "write alpha",
+        "lora_dropout": "write dropout",
+        "use_rslora": "write rslora",
+        "init_lora_weights": "write init: kaiming or gaussian",
+        "rank": "write r",
+        "fan_in_fan_out": "leave it out, it is read off the layer",
+        "task_type": "leave it out, the task is named in the recipe",
+        "exclude_modules": "name what is adapted in target_modules",
+        "layers_to_transform": "name what is adapted in target_modules, a glob such as 'model.layers.[0-7].*'",
+    }
 
     r: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
@@ -49,16 +63,19 @@ class LoRA(Method):
     rslora: bool = False
 
     def edits(self, sites: tuple[Site, ...], statistics: Mapping[str, Any] | None = None) -> tuple[Edit, ...]:
-        presets = isinstance(self.target_modules, str)
-        chosen = select(sites, self.target_modules, ("linear",) if presets else ("linear", "embedding")).sites
-        saved = [site for site in sites if site.kind == "parameter" and self._saves(site)]
-        adapted = [site for site in chosen if not any(matches(site.name, name) for name in self.modules_to_save)]
+        chosen = self.selection(sites).sites
+        saved = [site for site in sites if site.kind == "parameter" and self._saves(site.name.rpartition(".")[0])]
+        adapted = [site for site in chosen if not self._saves(site.name)]
         problems = [*self._pattern_problems(adapted), *self._rank_problems(adapted), *self._save_problems(sites)]
         if problems:
             raise TargetError.of(problems)
         biases = [site for site in sites if self._trains_bias(site, adapted) and site not in saved]
         around: list[Edit] = [Around(site, self._builder(site)) for site in adapted]
         return (*around, *(Instead(site, Copy) for site in (*saved, *biases)))
+
+    def selection(self, sites: tuple[Site, ...]) -> Selection:
+        named = not isinstance(self.target_modules, str)
+        return select(sites, self.target_modules, ("linear", "embedding") if named else ("linear",))
 
     def rank(self, site: Site) -> int:
         return _from_pattern(self.rank_pattern, site.name, self.r)
@@ -67,12 +84,14 @@ class LoRA(Method):
         r = self.rank(site)
         return _from_pattern(self.alpha_pattern, site.name, self.alpha) / (math.sqrt(r) if self.rslora else r)
 
+    def note(self, edit: Edit) -> str:
+        return f"r={self.rank(edit.site)} s={self.scale(edit.site):g}" if edit.place == "around" else ""
+
     def _builder(self, site: Site) -> Build:
         module = LoRAEmbedding if site.kind == "embedding" else LoRALinear
         return lambda start: module(self, site, start)
 
-    def _saves(self, site: Site) -> bool:
-        module = site.name.rpartition(".")[0]
+    def _saves(self, module: str) -> bool:
         return any(matches(module, name) or f".{name}." in f".{module}." for name in self.modules_to_save)
 
     def _trains_bias(self, site: Site, adapted: list[Site]) -> bool:
@@ -99,11 +118,148 @@ class LoRA(Method):
 
     def _save_problems(self, sites: tuple[Site, ...]) -> list[str]:
         modules = {site.name.rpartition(".")[0] for site in sites if site.kind == "parameter"}
-        return [
+        missing = [
             f"modules_to_save: {name!r} matches no module{did_you_mean(name, {m.rpartition('.')[2] for m in modules})}"
             for name in self.modules_to_save
             if not any(matches(module, name) or f".{name}." in f".{module}." for module in modules)
         ]
+        # PEFT matches these names without a dot before them, so it would look for both modules in the file.
+        confused = [
+            f"modules_to_save: for PEFT {name!r} is also the end of {module!r}; name both, or save under its full path"
+            for name in self.modules_to_save
+            for module in sorted(modules)
+            if module.endswith(name) and not any(matches(module, saved) for saved in self.modules_to_save)
+        ]
+        return missing + confused
+
+    def file_name(self, edit: Edit, parameter: str, around: Container[str]) -> str:
+        name = edit.site.name
+        if edit.place == "instead":
+            module, _, leaf = name.rpartition(".")
+            return f"{PREFIX}{module}.base_layer.{leaf}" if module in around else PREFIX + name
+        return f"{PREFIX}{name}.lora_{'embedding_' if edit.site.kind == 'embedding' else ''}{parameter}" + (
+            "" if edit.site.kind == "embedding" else ".weight"
+        )
+
+    @classmethod
+    def site_name(cls, key: str) -> str:
+        return FILE_NAME_END.sub("", key.removeprefix(PREFIX)).replace(".base_layer.", ".")
+
+    def peft_config(self, edits: tuple[Edit, ...], sites: tuple[Site, ...]) -> dict[str, Any]:
+        adapted = [edit.site for edit in edits if edit.place == "around"]
+        names = {site.name for site in adapted}
+        return {
+            "peft_type": self.peft_type,
+            "r": self.r,
+            "lora_alpha": _number(self.alpha),
+            "lora_dropout": self.dropout,
+            "target_modules": _peft_targets(adapted, sites),
+            "bias": self.bias,
+            "rank_pattern": peft_config.unordered(self.rank_pattern, names),
+            "alpha_pattern": {
+                key: _number(alpha) for key, alpha in peft_config.unordered(self.alpha_pattern, names).items()
+            },
+            "modules_to_save": list(self.modules_to_save) or None,
+            "init_lora_weights": True if self.init == "kaiming" else self.init,
+            "use_rslora": self.rslora,
+            "fan_in_fan_out": any(site.transposed for site in adapted),
+        }
+
+    @classmethod
+    def site_of_file(cls, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
+        ends = {key.rpartition(".lora_")[2]: shape for key, shape in shapes.items() if ".lora_" in key}
+        if not ends:
+            return super().site_of_file(name, shapes)
+        if set(ends) == {"A.weight", "B.weight"}:
+            return Site(name=name, kind="linear", shape=(ends["B.weight"][0], ends["A.weight"][-1]))
+        if set(ends) == {"embedding_A", "embedding_B"}:
+            return Site(name=name, kind="embedding", shape=(ends["embedding_A"][-1], ends["embedding_B"][0]))
+        raise AdapterError(f"{name}: half of a low-rank pair is missing from the file")
+
+    @classmethod
+    def surplus(cls, key: str) -> bool:
+        return key.endswith(".base_layer.weight") or ".original_module." in key or ".modules_to_save." in key
+
+    @classmethod
+    def from_peft(cls, config: Any) -> "LoRA":
+        """The LoRA that a `peft.LoraConfig` (or a dict of its fields) describes."""
+        given = peft_config.fields(config)
+        targets = given.get("target_modules")
+        if isinstance(targets, str) and targets != "all-linear":
+            raise RecipeError(f"target_modules: PEFT reads {targets!r} as a regular expression; give a list or a glob")
+        listed = targets if isinstance(targets, str) else tuple(sorted(targets or ())) or "minimal"
+        saved, problems = peft_config.names(given.get("modules_to_save"), "modules_to_save")
+        problems += peft_config.problems(given, UNDERSTOOD - {"exclude_modules", "layers_to_transform"})
+        init = STARTS.get(str(given.get("init_lora_weights", True)))
+        if init is None:
+            problems.append(f"init_lora_weights: {given['init_lora_weights']!r} has no counterpart here")
+        return cls._translated(given, problems, target_modules=listed, modules_to_save=saved, init=init)
+
+    @classmethod
+    def from_file(cls, config: Mapping[str, Any], keys: Collection[str]) -> "LoRA":
+        """Where the adapter sits is read off the tensors; names in patterns and `modules_to_save` that none of them
+        needs are dropped (PEFT adds `score` and `classifier` to every classifier's list)."""
+        adapted = sorted({cls.site_name(key) for key in keys if FILE_NAME_END.search(key)})
+        copied = {key.removeprefix(PREFIX).rpartition(".")[0] for key in keys if not FILE_NAME_END.search(key)}
+        saved, problems = peft_config.names(config.get("modules_to_save"), "modules_to_save")
+        problems += peft_config.problems(config, UNDERSTOOD)
+        if str(config.get("init_lora_weights")).partition("_niter_")[0] in MOVES_THE_BASE:
+            remedy = "convert it in PEFT with path_initial_model_for_weight_conversion"
+            problems.append(f"init_lora_weights: {config['init_lora_weights']!r} changed the base itself; {remedy}")
+        method = cls._translated(config, problems, target_modules=tuple(adapted), modules_to_save=_held(saved, copied))
+        patterns = {"rank_pattern": method.rank_pattern, "alpha_pattern": method.alpha_pattern}
+        return method.model_copy(update={field: _needed(pattern, adapted) for field, pattern in patterns.items()})
+
+    @classmethod
+    def _translated(cls, given: Mapping[str, Any], problems: list[str], **ours: Any) -> "LoRA":
+        ranks, strange_ranks = peft_config.literal_pattern(given, "rank_pattern")
+        alphas, strange_alphas = peft_config.literal_pattern(given, "alpha_pattern")
+        problems = [*problems, *strange_ranks, *strange_alphas]
+        if problems:
+            raise RecipeError.of(problems)
+        values = {name: given[theirs] for theirs, name in TRANSLATED.items() if given.get(theirs) is not None}
+        try:
+            return cls.model_validate({"alpha": 8, **values, "rank_pattern": ranks, "alpha_pattern": alphas, **ours})
+        except ValidationError as error:
+            told = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+            raise RecipeError.of(told) from None
+
+
+PREFIX = "base_model.model."
+"""What PEFT puts before the path of every module in its files."""
+FILE_NAME_END = re.compile(r"\.lora_(?:[AB]\.weight|embedding_[AB])$")
+TRANSLATED = {"r": "r", "lora_alpha": "alpha", "lora_dropout": "dropout", "bias": "bias", "use_rslora": "rslora"}
+UNDERSTOOD = frozenset(
+    {*TRANSLATED, *peft_config.WHERE_TO_ADAPT, "rank_pattern", "alpha_pattern", "modules_to_save", "init_lora_weights"}
+)
+STARTS = {"True": "kaiming", "None": "kaiming", "gaussian": "gaussian"}
+MOVES_THE_BASE = frozenset({"pissa", "olora", "corda", "loftq", "lora_ga"})
+
+
+def _held(saved: Collection[str], modules: Collection[str]) -> tuple[str, ...]:
+    """The modules that a file saves whole: their paths end as PEFT matches them, without a dot before the name."""
+    paths = {".".join(module.split(".")[:end]) for module in modules for end in range(1, module.count(".") + 2)}
+    return tuple(sorted(path for path in paths if any(path.endswith(name) for name in saved)))
+
+
+def _needed(pattern: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
+    return {key: value for key, value in pattern.items() if any(matches(name, key) for name in names)}
+
+
+def _number(value: float) -> float | int:
+    return int(value) if float(value).is_integer() else value
+
+
+def _peft_targets(adapted: list[Site], sites: tuple[Site, ...]) -> list[str] | str:
+    """Names that choose the same modules in PEFT; where no list can (a top-level module whose name is also the end of
+    another's path), the regular expression of the full paths."""
+    chosen = {site.name for site in adapted}
+    paths = {s.name.rpartition(".")[0] if s.kind == "parameter" else s.name for s in sites}
+    others = paths - chosen
+    names = shortest_names(adapted, others)
+    if any(matches(other, name) for other in others for name in names):
+        return "|".join(re.escape(name) for name in sorted(chosen))
+    return names
 
 
 def _from_pattern(pattern: Mapping[str, T], name: str, default: T) -> T:
@@ -124,7 +280,7 @@ class LoRALinear(AroundLinear):
         return LowRank(A=self.A, B=self.B, scale=self.scale, dropout=self.dropout, site=self.site)
 
     def merged(self, W: Tensor) -> Tensor:
-        return W + self.scale * (self.B.to(W.dtype) @ self.A.to(W.dtype))
+        return torch.addmm(W, self.B.to(W.dtype), self.A.to(W.dtype), alpha=self.scale)
 
 
 class LoRAEmbedding(nn.Module):
@@ -138,6 +294,10 @@ class LoRAEmbedding(nn.Module):
 
     def low_rank(self) -> None:
         return None
+
+    def factors(self) -> LowRank:
+        """W'^T - W^T = s B A: an embedding is stored as (rows, d)."""
+        return LowRank(A=self.A, B=self.B, scale=self.scale)
 
     def merged(self, W: Tensor) -> Tensor:
         return W + self.scale * (self.B.to(W.dtype) @ self.A.to(W.dtype)).T

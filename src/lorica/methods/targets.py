@@ -7,7 +7,7 @@
 An entry that matches nothing is an error that names the nearest sites.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -25,9 +25,11 @@ HEAD = "head"
 
 @dataclass(frozen=True)
 class Selection:
-    """The chosen sites in the base's order, and the roles a preset adapts beyond those it names (fused layers)."""
+    """The chosen sites in the base's order, how many each entry chose, and the roles a preset adapts beyond those it
+    names (fused layers)."""
 
     sites: tuple[Site, ...]
+    counts: Mapping[str, int]
     beyond: tuple[str, ...] = ()
 
 
@@ -36,12 +38,11 @@ def select(sites: Sequence[Site], target_modules: str | Sequence[str], kinds: Se
     candidates = [site for site in sites if site.kind in kinds]
     if isinstance(target_modules, str) and target_modules in PRESETS:
         return _preset(candidates, target_modules)
-    if isinstance(target_modules, str):
-        chosen = [site for site in candidates if fnmatchcase(site.name, target_modules)]
-        return Selection(tuple(_matched(chosen, [target_modules] if not chosen else [], candidates)))
-    unmatched = [name for name in target_modules if not any(matches(site.name, name) for site in candidates)]
-    chosen = [site for site in candidates if any(matches(site.name, name) for name in target_modules)]
-    return Selection(tuple(_matched(chosen, unmatched, candidates)))
+    entries = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+    rule = fnmatchcase if isinstance(target_modules, str) else matches
+    counts = {entry: sum(rule(site.name, entry) for site in candidates) for entry in entries}
+    _require_matches(counts, candidates)
+    return Selection(tuple(site for site in candidates if any(rule(site.name, entry) for entry in entries)), counts)
 
 
 def matches(path: str, name: str) -> bool:
@@ -49,21 +50,34 @@ def matches(path: str, name: str) -> bool:
     return path == name or path.endswith("." + name)
 
 
+def shortest_names(chosen: Collection[Site], others: Collection[str]) -> list[str]:
+    """The shortest names that choose exactly these sites among `others` (paths of everything that stays as it is),
+    so that a config reads `q_proj` rather than 32 paths."""
+    names = {_shortest(site.name, others) for site in chosen}
+    return sorted(names)
+
+
+def _shortest(path: str, others: Collection[str]) -> str:
+    parts = path.split(".")
+    ends = (".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1))
+    return next((end for end in ends if not end[0].isdigit() and not any(matches(o, end) for o in others)), path)
+
+
 def _preset(candidates: list[Site], preset: str) -> Selection:
     roles = PRESETS[preset]
     linears = [site for site in candidates if site.kind == "linear" and HEAD not in site.roles]
-    if roles is None:
-        return Selection(tuple(_matched(linears, [] if linears else [preset], candidates)))
-    chosen = [site for site in linears if roles.intersection(site.roles)]
-    missing = [] if chosen else [preset]
-    beyond = sorted({role for site in chosen for role in site.roles} - roles)
-    return Selection(tuple(_matched(chosen, missing, candidates)), tuple(beyond))
+    chosen = linears if roles is None else [site for site in linears if roles.intersection(site.roles)]
+    _require_matches({preset: len(chosen)}, candidates)
+    beyond = {role for site in chosen for role in site.roles} - (roles or {role for s in chosen for role in s.roles})
+    return Selection(tuple(chosen), {preset: len(chosen)}, tuple(sorted(beyond)))
 
 
-def _matched(chosen: list[Site], unmatched: list[str], candidates: list[Site]) -> list[Site]:
-    if unmatched:
-        raise TargetError.of([_unmatched(name, candidates) for name in unmatched])
-    return chosen
+def _require_matches(counts: Mapping[str, int], candidates: list[Site]) -> None:
+    problems = [_unmatched(entry, candidates) for entry, count in counts.items() if not count]
+    if not counts:
+        problems = ["target_modules: names nothing; give a preset, a list of names or a glob"]
+    if problems:
+        raise TargetError.of(problems)
 
 
 def _unmatched(name: str, candidates: list[Site]) -> str:

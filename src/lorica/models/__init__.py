@@ -1,7 +1,26 @@
 """Bases: loading them, what of them can be edited, how each edit is installed, and running them."""
 
+from lorica.models.chat import renderer
 from lorica.models.checkpointing import checkpoint
-from lorica.models.edits import install, parameter_of, weight_of
+from lorica.models.edits import Undo, install, parameter_of, weight_of
 from lorica.models.entry import enter
+from lorica.models.fingerprint import fingerprint
+from lorica.models.generate import generate
+from lorica.models.loading import load_base, shapes_only
+from lorica.models.walking import context_limit, sites
 
-__all__ = ["checkpoint", "enter", "install", "parameter_of", "weight_of"]
+__all__ = [
+    "Undo",
+    "checkpoint",
+    "context_limit",
+    "enter",
+    "fingerprint",
+    "generate",
+    "install",
+    "load_base",
+    "parameter_of",
+    "renderer",
+    "shapes_only",
+    "sites",
+    "weight_of",
+]

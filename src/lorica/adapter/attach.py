@@ -1,0 +1,96 @@
+"""attach: the edits of a plan are built, started and installed on a base that is frozen but never written."""
+
+import hashlib
+from collections.abc import Sequence
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from lorica.adapter.attached import Attached, Modules, Undo, undone
+from lorica.adapter.plan import Plan, PlannedEdit
+from lorica.adapter.plan import plan as plan_of
+from lorica.errors import AdapterError
+from lorica.methods import Method
+from lorica.methods.contract import Start
+from lorica.models import enter, install, parameter_of, weight_of
+from lorica.models.ambient import Clock
+
+_OCCUPIED: WeakSet[nn.Module] = WeakSet()
+"""Models that carry an adapter or a bank: a second one would silently see the edits of the first as its base."""
+
+
+def attach(model: nn.Module, method: Method | Sequence[Method] | Plan, *, seed: int = 0) -> Attached:
+    """Adapts `model` in place and returns the handle on what is trained.
+
+    The base is frozen (`detach` gives back each parameter's `requires_grad`).  Parameters start in float32 (float64 on
+    a float64 base) from `seed` and the name of their site alone.  TargetError where the method does not fit;
+    AdapterError where the model carries an adapter already.  After any error the model is as it was.
+    """
+    plan = method if isinstance(method, Plan) else plan_of(model, method)
+    require_free(model)
+    return installed(model, plan, built(model, plan, seed), seed)
+
+
+def built(model: nn.Module, plan: Plan, seed: int) -> Modules:
+    """The modules of a plan in their starting state, not yet installed."""
+    return {planned.key: _built(model, planned, seed) for planned in plan.edits}
+
+
+def installed(model: nn.Module, plan: Plan, modules: Modules, seed: int = 0) -> Attached:
+    """Puts modules in their places.  After an error the model is as it was."""
+    undos: list[Undo] = [occupy(model)]
+    try:
+        undos.append(frozen(model))
+        for planned in plan.edits:
+            undos.append(install(model, planned.edit.place, planned.site, modules[planned.key]))
+        clock = Clock(seed)
+        undos.append(enter(model, clock))
+    except BaseException:
+        undone(undos)
+        raise
+    return Attached(model, plan, modules, clock, undos)
+
+
+def occupy(model: nn.Module) -> Undo:
+    """Marks a model as carrying edits; AdapterError when it does already."""
+    require_free(model)
+    _OCCUPIED.add(model)
+    return lambda: _OCCUPIED.discard(model)
+
+
+def require_free(model: nn.Module) -> None:
+    if model in _OCCUPIED:
+        raise AdapterError(
+            "this model carries an adapter already: detach() or merge() that first, or hold several in a lorica.Bank"
+        )
+
+
+def _built(model: nn.Module, planned: PlannedEdit, seed: int) -> nn.Module:
+    """The module of one edit, on the device of what it edits.  Its generator knows its site, not its turn."""
+    name = f"{seed}:{planned.edit.place}:{planned.site.name}"
+    digest = hashlib.sha256(name.encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+    edit = planned.edit
+    weight = weight_of(model, edit.site) if edit.place == "around" else None
+    parameter = parameter_of(model, edit.site) if edit.place == "instead" else None
+    near = weight.stored if weight is not None else parameter
+    near = near if near is not None else next(model.parameters())
+    return edit.build(Start(generator, near.device, _training_dtype(near), weight, parameter))
+
+
+def _training_dtype(base: Tensor) -> torch.dtype:
+    return torch.float64 if base.dtype == torch.float64 else torch.float32
+
+
+def frozen(model: nn.Module) -> Undo:
+    """No parameter of the base is trained; the undo gives back what was."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+
+    def unfreeze() -> None:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+    return unfreeze

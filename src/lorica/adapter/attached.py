@@ -1,0 +1,224 @@
+"""Attached: the handle on one adapter in place on a base.  The model is used as before; the handle trains and saves.
+
+attach / load  ->  Attached  --save-->    an adapter folder
+                             --detach-->  the base, byte for byte and object for object
+                             --merge-->   a plain model whose weights include the adapter
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorica.adapter import merge
+from lorica.adapter.file import AdapterFile, write
+from lorica.adapter.plan import Plan
+from lorica.errors import AdapterError, did_you_mean
+from lorica.methods.contract import Life
+from lorica.models import checkpoint
+from lorica.models.ambient import Clock
+
+Undo = Callable[[], None]
+Modules = dict[tuple[str, str], nn.Module]
+"""The modules of the edits by (name of the site, place)."""
+
+
+def undone(undos: Sequence[Undo]) -> None:
+    """What was installed last goes first."""
+    for undo in reversed(undos):
+        undo()
+
+
+class Attached:
+    """One adapter on one base.
+
+    attached(...), attached.generate(...)    the adapted model, called as the model itself is
+    attached.parameters()                    what an optimiser takes
+    attached.save("out/")                    the adapter folder, as PEFT reads it
+    attached.detach(), attached.merge()      the end of the handle: later use is an AdapterError
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, modules: Modules, clock: Clock, undos: Sequence[Undo]) -> None:
+        self.plan = plan
+        self.modules = modules
+        self.clock = clock
+        self._model: nn.Module | None = model
+        self._undos = list(undos)
+        self._end = ""
+        self._life = _lives(plan, modules)
+
+    @property
+    def model(self) -> nn.Module:
+        """The base with the adapter in place."""
+        if self._model is None:
+            raise AdapterError(f"this adapter was {self._end}; attach or load it again")
+        return self._model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.model.generate(*args, **kwargs)  # type: ignore[operator]
+
+    def __repr__(self) -> str:
+        state = f", {self._end}" if self._model is None else ""
+        names = "+".join(method.kind for method in self.plan.methods)
+        return f"Attached({names}, {len(self.modules)} sites, {self.trainable_parameters:,} parameters{state})"
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What is trained, by its key in the adapter file; a parameter that sites share comes once."""
+        assert self.model is not None
+        seen: set[int] = set()
+        for key, parameter in self._keyed():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield key, parameter
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return (parameter for _, parameter in self.named_parameters())
+
+    def _keyed(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for planned in self.plan.edits:
+            module = self.modules[planned.key]
+            for key, tensor in planned.tensors.items():
+                yield key, module.get_parameter(tensor.name)
+
+    @property
+    def trainable_parameters(self) -> int:
+        return self.plan.trainable_parameters
+
+    @property
+    def total_parameters(self) -> int:
+        return self.plan.total_parameters
+
+    def print_trainable_parameters(self) -> None:
+        """`trainable params: 4,194,304 || all params: 6,742,609,920 || trainable%: 0.0622`"""
+        print(
+            f"trainable params: {self.trainable_parameters:,d} || all params: {self.total_parameters:,d} "
+            f"|| trainable%: {self.plan.trainable_percent:.4f}"
+        )
+
+    @property
+    def life(self) -> Life | None:
+        """`extra_loss` and `after_step` of all methods that have them, as one; None when none has."""
+        return self._life
+
+    def train(self, mode: bool = True, *, base: bool = True) -> "Attached":
+        """Training mode, as torch means it.  With `base=False` the base stays in evaluation mode, its own dropout off,
+        and only the adapter is switched."""
+        if base:
+            self.model.train(mode)
+        for module in self.modules.values():
+            module.train(mode)
+        return self
+
+    def eval(self) -> "Attached":
+        return self.train(False)
+
+    def checkpoint(self, layers: int | None = None) -> Undo:
+        """Recompute the first `layers` blocks in the backward pass instead of keeping their activations (None: all),
+        until the returned undo is called or the adapter is taken off."""
+        undo = checkpoint(self.model, layers)
+        self._undos.append(undo)
+        return partial(self._take_back, undo)
+
+    def _take_back(self, undo: Undo) -> None:
+        if undo in self._undos:
+            self._undos.remove(undo)
+            undo()
+
+    def state(self) -> dict[str, Tensor]:
+        """The trained tensors by their key in the adapter file, in the type they are trained in.
+
+        They share memory with the parameters: clone what must outlive the next step.
+        """
+        return {key: parameter.detach() for key, parameter in self.named_parameters()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Copies a state back.  AdapterError, and nothing copied, unless names and shapes are just this adapter's."""
+        parameters = dict(self.named_parameters())
+        problems = [f"{key}: missing from the state" for key in parameters if key not in state]
+        strange = sorted(state.keys() - parameters)
+        problems += [f"{key}: not part of this adapter{did_you_mean(key, parameters)}" for key in strange]
+        problems += [
+            f"{key}: {tuple(state[key].shape)} in the state, {tuple(parameter.shape)} here"
+            for key, parameter in parameters.items()
+            if key in state and state[key].shape != parameter.shape
+        ]
+        if problems:
+            raise AdapterError.of(problems)
+        with torch.no_grad():
+            for key, parameter in parameters.items():
+                parameter.copy_(state[key])
+
+    def file(self) -> AdapterFile:
+        """The adapter as a file holds it, in memory: the trained tensors cloned."""
+        tensors = {key: parameter.detach().clone() for key, parameter in self.named_parameters()}
+        return AdapterFile.of(self.model, self.plan, tensors)
+
+    def save(self, folder: str | Path, **facts: Any) -> Path:
+        """Writes the adapter folder, whole or not at all, and returns its path.
+
+        facts: what the folder's `lorica.json` says of where the adapter comes from, as JSON values: `recipe`, `data`
+        (a fingerprint or more), `metrics`, `parents`.  An adapter folder of that name is replaced; any other folder
+        that is not empty is refused.  RunError when a value is not finite or the disk refuses.
+        """
+        return write(folder, AdapterFile.of(self.model, self.plan, self.state()), self.model, facts)
+
+    def detach(self) -> nn.Module:
+        """Takes the adapter off and returns the base, as it was before `attach`."""
+        model = self.model
+        self._finish("detached")
+        return model
+
+    def merge(self) -> nn.Module:
+        """Writes the adapter into the weights and returns the plain model.
+
+        Sums are made in float32 or better and rounded once, to the weight's own type; the base's tensors themselves are
+        not written, new ones take their place.  A weight that is tied and adapted in one place alone is untied.
+        AdapterError for edits that no weight can hold (bottlenecks, prefixes, prompts).
+        """
+        model = self.model
+        merge.require_mergeable(self.plan, self.modules)
+        self._finish("merged")
+        merge.into(model, self.plan, self.modules)
+        return model
+
+    def _finish(self, end: str) -> None:
+        undone(self._undos)
+        self._model, self._end, self._undos = None, end, []
+
+
+class Lives:
+    """Several methods' lives, called as one."""
+
+    def __init__(self, lives: Mapping[str, Life]) -> None:
+        self.lives = lives
+
+    def extra_loss(self) -> Tensor | None:
+        losses = [loss for life in self.lives.values() if (loss := life.extra_loss()) is not None]
+        return sum(losses[1:], losses[0]) if losses else None
+
+    def after_step(self, step: int, total: int) -> None:
+        for life in self.lives.values():
+            life.after_step(step, total)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {f"{kind}.{key}": value for kind, life in self.lives.items() for key, value in life.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for kind, life in self.lives.items():
+            own = {key.removeprefix(f"{kind}."): value for key, value in state.items() if key.startswith(f"{kind}.")}
+            life.load_state_dict(own)
+
+
+def _lives(plan: Plan, modules: Modules) -> Life | None:
+    lives: dict[str, Life] = {}
+    for index, method in enumerate(plan.methods):
+        own = {p.site.name: modules[p.key] for p in plan.edits if p.method is method}
+        if (life := method.life(own)) is not None:
+            lives[f"{index}-{method.kind}"] = life
+    return Lives(lives) if lives else None

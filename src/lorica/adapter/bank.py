@@ -1,0 +1,213 @@
+"""Bank: many adapters on one base, chosen for each batch, or for each row of it.
+
+    y[row] = W x[row] + sum over the adapters chosen for that row of   weight * delta_adapter(x[row])
+
+The choice is made where the model is entered (`with bank.use(...)`) and travels with the tokens as a route: -1 is the
+base, any other number a mix that the bank knows.  The batched forward is differentiable.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lorica.adapter.attach import frozen, occupy
+from lorica.adapter.attached import Undo, undone
+from lorica.adapter.file import AdapterFile, read
+from lorica.adapter.load import filled, plan_on
+from lorica.adapter.plan import Plan
+from lorica.errors import AdapterError, did_you_mean
+from lorica.kernels import LowRank, Noise
+from lorica.models import ambient, enter, install
+from lorica.site import Site
+
+BASE = -1
+Mix = tuple[tuple[str, float], ...]
+"""Names and weights; one name with weight 1 for a plain choice."""
+Choice = str | None | Mapping[str, float]
+
+
+class RoutedFlow(Protocol):
+    """What a site of the bank reads of the pass: noise of dropout, and the choice of each row or token."""
+
+    @property
+    def noise(self) -> Noise | None: ...
+
+    @property
+    def route(self) -> Tensor | None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """One adapter of a bank."""
+
+    plan: Plan
+    modules: Mapping[str, nn.Module]
+
+
+class Bank:
+    """Adapters by name on one base, which none of them changes.
+
+    bank.add("sql", "out/");  bank.add("json", "out2/")
+    with bank.use("sql"): ...                         one for the batch
+    with bank.use(["sql", "json", None]): ...         one per row, None is the base
+    with bank.use({"sql": 0.7, "json": 0.3}): ...     the weighted sum of their deltas
+    """
+
+    def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
+        self.model = model
+        self.adapters: dict[str, Held] = {}
+        self.mixes: list[Mix] = []
+        self._sites: dict[str, BankSite] = {}
+        self._undos: list[Undo] = [occupy(model)]
+        self._undos += [enter(model, ambient.Clock(seed)), frozen(model)]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.adapters)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.adapters
+
+    def add(
+        self, name: str, adapter: str | Path | AdapterFile, *, trainable: bool = False, untrained: bool = False
+    ) -> None:
+        """Adds the adapter of a folder, a hub id or an `AdapterFile` (`attached.file()`) under `name`.
+
+        AdapterError when the name is taken, or the adapter does not fit, or it changes more than rows can choose
+        (biases and modules saved whole).  The others are not disturbed.
+        """
+        if name in self.adapters:
+            raise AdapterError(f"bank: {name!r} is taken; remove it first, or choose another name")
+        file = adapter if isinstance(adapter, AdapterFile) else read(adapter)
+        planned = plan_on(self.model, file)
+        _require_batchable(name, planned)
+        modules = filled(self.model, planned, file, untrained=untrained)
+        held = {p.site.name: modules[p.key].requires_grad_(trainable) for p in planned.edits}
+        sites = [self._site(p.site) for p in planned.edits]
+        self.adapters[name] = Held(planned, held)
+        for site in sites:
+            site.put(name, held[site.name])
+
+    def remove(self, name: str) -> None:
+        self._require(name)
+        del self.adapters[name]
+        for site in self._sites.values():
+            site.drop(name)
+
+    def named_parameters(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
+        """The tensors of one adapter by their key in its file."""
+        self._require(name)
+        held = self.adapters[name]
+        for planned in held.plan.edits:
+            for key, tensor in planned.tensors.items():
+                yield key, held.modules[planned.site.name].get_parameter(tensor.name)
+
+    @contextmanager
+    def use(self, choice: Choice | Sequence[Choice]) -> Iterator[nn.Module]:
+        """Inside the block the model answers with these adapters: one choice for every row, or a list with one a row.
+
+        AdapterError for a name that the bank does not hold.
+        """
+        rows = [choice] if choice is None or isinstance(choice, str | Mapping) else list(choice)
+        route = torch.tensor([self._number(row) for row in rows], device=next(self.model.parameters()).device)
+        with ambient.entered(replace(ambient.current.get(), route=route)):
+            yield self.model
+
+    def detach(self) -> nn.Module:
+        """Takes every adapter off and returns the base, as it was."""
+        undone(self._undos)
+        self._undos, self.adapters, self._sites = [], {}, {}
+        return self.model
+
+    def _number(self, choice: Choice) -> int:
+        if choice is None:
+            return BASE
+        mix: Mix = ((choice, 1.0),) if isinstance(choice, str) else tuple(choice.items())
+        for name, _ in mix:
+            self._require(name)
+        if mix not in self.mixes:
+            self.mixes.append(mix)
+        return self.mixes.index(mix)
+
+    def _require(self, name: str) -> None:
+        if name not in self.adapters:
+            held = did_you_mean(name, self.adapters) or f"; it holds {', '.join(self.adapters) or 'none'}"
+            raise AdapterError(f"bank: no adapter {name!r}{held}")
+
+    def _site(self, site: Site) -> "BankSite":
+        if site.name not in self._sites:
+            module = BankSite(site.name, self.mixes)
+            self._undos.append(install(self.model, "around", site, module))
+            self._sites[site.name] = module
+        return self._sites[site.name]
+
+
+class BankSite(nn.Module):
+    """The module around one linear or embedding: every adapter of the bank that has an edit there."""
+
+    def __init__(self, name: str, mixes: Sequence[Mix]) -> None:
+        super().__init__()
+        self.name, self.mixes = name, mixes
+        self.places: dict[str, str] = {}
+        self.adapters = nn.ModuleDict()
+        """By a number, because the names that people choose may hold dots; `places` maps name to number."""
+
+    def put(self, name: str, module: nn.Module) -> None:
+        self.places[name] = str(1 + max(map(int, self.adapters), default=0))
+        self.adapters[self.places[name]] = module
+
+    def drop(self, name: str) -> None:
+        if name in self.places:
+            del self.adapters[self.places.pop(name)]
+
+    def low_rank(self) -> None:
+        """None: rows may differ, so siblings are not fused here."""
+
+    def forward(self, x: Tensor, base: nn.Module, flow: RoutedFlow) -> Tensor:
+        y = base(x)
+        if flow.route is None:
+            return y
+        route = _per_row(flow.route, x, self.name)
+        for number in route.unique().tolist():
+            for name, weight in self.mixes[number] if number != BASE else ():
+                if name in self.places:
+                    module = self.adapters[self.places[name]]
+                    y = _added(y, x, (route == number).nonzero().squeeze(-1), weight, module, base, flow)
+        return y
+
+
+def _per_row(route: Tensor, x: Tensor, site: str) -> Tensor:
+    """The route of each row of x.  One choice serves any number of rows; beams of one row lie side by side."""
+    rows = x.shape[0]
+    if len(route) == rows:
+        return route
+    if len(route.unique()) == 1:
+        return route[:1].expand(rows)
+    if rows % len(route) == 0:
+        return route.repeat_interleave(rows // len(route))
+    raise AdapterError(f"bank: {site} gets {rows} rows for {len(route)} choices; choose one adapter, or one a row")
+
+
+def _added(
+    y: Tensor, x: Tensor, rows: Tensor, weight: float, module: nn.Module, base: nn.Module, flow: RoutedFlow
+) -> Tensor:
+    """y with `weight` times the adapter's delta on these rows."""
+    low_rank: LowRank | None = module.low_rank() if hasattr(module, "low_rank") else None  # type: ignore[operator]
+    if low_rank is None or low_rank.base is not None or low_rank.dropped_base is not None:
+        delta = (module(x, base, flow) - base(x))[rows]
+    else:
+        # masks are drawn before rows are taken: an element is dropped by its place in the whole batch
+        delta = low_rank.delta(low_rank.drop(x, flow.noise if module.training else None)[rows])
+    return y.index_add(0, rows, delta.to(y.dtype), alpha=weight)
+
+
+def _require_batchable(name: str, planned: Plan) -> None:
+    others = sorted({p.edit.place for p in planned.edits if p.edit.place != "around"})
+    if others:
+        what = "trained biases or modules saved whole" if others == ["instead"] else ", ".join(others)
+        raise AdapterError(f"bank: {name!r} holds {what}, which rows of one batch cannot choose; load it by itself")

@@ -1,0 +1,48 @@
+"""README.md of an adapter folder: what it is, what it was trained on, how to use it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from lorica.adapter.plan import Plan
+
+
+def card(plan: Plan, base: str | None, facts: Mapping[str, Any], peft: bool) -> str:
+    return "\n\n".join([_front_matter(plan, base, peft), _what(plan, base), *_facts(facts), _use(base, peft)]) + "\n"
+
+
+def _front_matter(plan: Plan, base: str | None, peft: bool) -> str:
+    known: dict[str, Any] = {"base_model": base} if base and base != "embedded" else {}
+    if peft:
+        known["library_name"] = "peft"
+    known["tags"] = ["lorica", *(method.kind for method in plan.methods)]
+    return f"---\n{yaml.safe_dump(known, sort_keys=False)}---"
+
+
+def _what(plan: Plan, base: str | None) -> str:
+    names = " and ".join(method.kind for method in plan.methods)
+    table = "\n".join(str(plan).splitlines()[1:])
+    return f"# An adapter ({names}) for {base or 'a base of its own'}\n\n```\n{table}\n```"
+
+
+def _facts(facts: Mapping[str, Any]) -> list[str]:
+    metrics = facts.get("metrics")
+    if not isinstance(metrics, Mapping) or not metrics:
+        return []
+    rows = [f"| {name} | {_shown(value)} |" for name, value in metrics.items() if not isinstance(value, Mapping)]
+    return ["\n".join(["| metric | value |", "|---|---|", *rows])]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _use(base: str | None, peft: bool) -> str:
+    source = base or "path-of-the-base"
+    ours = f'model = lorica.load_base("{source}")\nattached = lorica.load(model, "this-folder")'
+    blocks = [f"```python\nimport lorica\n\n{ours}\n```"]
+    if peft:
+        theirs = 'from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(model, "this-folder")'
+        blocks.append(f"```python\n{theirs}\n```")
+    return "\n\n".join(["## Use", *blocks])

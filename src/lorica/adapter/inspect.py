@@ -1,0 +1,175 @@
+"""inspect: what an adapter folder holds, from its files alone; no base is loaded.
+
+norm of a site's update = || s B A ||_F, from the small products: trace((B^T B) (A A^T)) under the root
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorica.adapter.fetch import folder_of
+from lorica.adapter.file import TENSORS, AdapterFile, read
+from lorica.errors import AdapterError
+from lorica.kernels import FrozenWeight, LowRank
+from lorica.methods import Method
+from lorica.methods.contract import Edit, Start
+from lorica.site import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteUpdate:
+    """One adapted place: shape of its weight, what the method says of it (rank, scale), parameters, norm of update.
+
+    norm is None for a tensor that is saved whole: the base, which it differs from, is not at hand.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    note: str
+    parameters: int
+    norm: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "shape": list(self.shape),
+            "note": self.note,
+            "parameters": self.parameters,
+            "norm": self.norm,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What `lorica inspect` shows."""
+
+    folder: str
+    methods: tuple[str, ...]
+    sites: tuple[SiteUpdate, ...]
+    bytes: int
+    base: str | None
+    parents: tuple[str, ...]
+    manifest: Mapping[str, Any] | None
+
+    @property
+    def trained_parameters(self) -> int:
+        return sum(site.parameters for site in self.sites)
+
+    def to_dict(self) -> dict[str, Any]:
+        manifest = self.manifest or {}
+        return {
+            "folder": self.folder,
+            "methods": list(self.methods),
+            "trained_parameters": self.trained_parameters,
+            "bytes": self.bytes,
+            "base": manifest.get("base") or {"source": self.base},
+            "parents": list(self.parents),
+            "verified": self.manifest is not None,
+            "metrics": manifest.get("metrics"),
+            "data": manifest.get("data"),
+            "versions": manifest.get("versions"),
+            "sites": [site.to_dict() for site in self.sites],
+        }
+
+    def __str__(self) -> str:
+        checked = "hashes agree with lorica.json" if self.manifest is not None else "no lorica.json: written by others"
+        lines = [
+            f"{self.folder}: {' + '.join(self.methods)}, {len(self.sites)} sites, "
+            f"{self.trained_parameters:,} parameters, {self.bytes / 1e6:.2f} MB ({checked})",
+            f"  base {self.base or 'not named'}" + (f", made from {', '.join(self.parents)}" if self.parents else ""),
+        ]
+        return "\n".join([*lines, *_table(self.sites), *_metrics(self.manifest)])
+
+
+def inspect(source: str | Path) -> Inspection:
+    """Reads and checks an adapter folder or hub id.  AdapterError as `load` gives it, base aside."""
+    file = read(source)
+    manifest = file.manifest or {}
+    return Inspection(
+        folder=str(source),
+        methods=tuple(method.kind for method in file.methods),
+        sites=tuple(_sites(file)),
+        bytes=(folder_of(source) / TENSORS).stat().st_size,
+        base=file.base,
+        parents=tuple(manifest.get("parents") or ()),
+        manifest=file.manifest,
+    )
+
+
+def update_norm(A: Tensor, B: Tensor, scale: float) -> float:
+    """|| s B A ||_F for A (r, d_in), B (d_out, r), in float64; the product itself is never made."""
+    A, B = A.double(), B.double()
+    return abs(scale) * math.sqrt(max(0.0, float(((B.T @ B) * (A @ A.T)).sum())))
+
+
+def _sites(file: AdapterFile) -> list[SiteUpdate]:
+    sites = tuple(_sites_of_tensors(file))
+    pairs = [(edit, method) for method in file.methods for edit in method.edits(sites)]
+    around = {edit.site.name for edit, _ in pairs if edit.place == "around"}
+    return [_update(edit, method, file, around) for edit, method in pairs]
+
+
+def _sites_of_tensors(file: AdapterFile) -> Iterator[Site]:
+    """Shapes are read off the tensors."""
+    method = file.methods[0]
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, tensor in file.tensors.items():
+        if not method.surplus(key):
+            shapes.setdefault(method.site_name(key), {})[key] = tuple(tensor.shape)
+    for name, held in shapes.items():
+        if (site := method.site_of_file(name, held)) is not None:
+            yield site
+
+
+def _update(edit: Edit, method: Method, file: AdapterFile, around: set[str]) -> SiteUpdate:
+    site = edit.site
+    blank = torch.zeros(site.shape)
+    weight = FrozenWeight(blank) if edit.place == "around" else None
+    module = edit.build(Start(torch.Generator(), torch.device("cpu"), torch.float32, weight, blank))
+    held = {name: file.tensors.get(method.file_name(edit, name, around)) for name, _ in module.named_parameters()}
+    missing = [name for name, tensor in held.items() if tensor is None]
+    if missing:
+        raise AdapterError(f"{file.where}: {site.name} lacks {', '.join(missing)}")
+    for name, parameter in module.named_parameters():
+        parameter.data = held[name].float()  # type: ignore[union-attr]
+    return SiteUpdate(
+        name=site.name,
+        kind=site.kind,
+        shape=site.shape,
+        note=method.note(edit),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        norm=_norm(module),
+    )
+
+
+def _norm(module: nn.Module) -> float | None:
+    factors: LowRank | None = module.factors() if hasattr(module, "factors") else None  # type: ignore[operator]
+    return None if factors is None else update_norm(factors.A.detach(), factors.B.detach(), factors.scale)
+
+
+def _table(sites: Sequence[SiteUpdate]) -> list[str]:
+    cells = [("site", "shape", "", "parameters", "norm of update")]
+    cells += [
+        (s.name, " x ".join(map(str, s.shape)), s.note, f"{s.parameters:,}", "" if s.norm is None else f"{s.norm:.4g}")
+        for s in sites
+    ]
+    widths = [max(len(row[column]) for row in cells) for column in range(5)]
+    pads = (str.ljust, str.rjust, str.ljust, str.rjust, str.rjust)
+    return [
+        "  " + "  ".join(pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+
+
+def _metrics(manifest: Mapping[str, Any] | None) -> list[str]:
+    metrics = (manifest or {}).get("metrics")
+    if not isinstance(metrics, Mapping):
+        return []
+    return ["  " + ", ".join(f"{name} {value}" for name, value in metrics.items() if not isinstance(value, Mapping))]

@@ -1,0 +1,187 @@
+"""merge_checkpoint: base folder + adapter folder -> a checkpoint that any loader of the base reads.
+
+Shard by shard: a shard of the base is mapped, its adapted weights are merged in float32 or better and rounded once to
+the type they are stored in, and it is written under its own name.  In memory at a time: merged weights of one shard.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorica import durable
+from lorica.adapter.file import AdapterFile, read
+from lorica.adapter.load import plan_on, require_base
+from lorica.adapter.merge import merged_weight, require_mergeable
+from lorica.adapter.plan import Plan, PlannedEdit
+from lorica.errors import AdapterError
+from lorica.kernels import FrozenWeight
+from lorica.methods.contract import Start
+from lorica.models import shapes_only
+from lorica.models.fingerprint import fingerprint_of_folder
+from lorica.models.folder import folder_of
+from lorica.models.stored import INDEX, Stored
+
+DESCRIPTIONS = ("*.json", "*.model", "*.txt", "*.jinja")
+"""The files beside the weights that a checkpoint needs: config and tokenizer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """A merged checkpoint: its folder, how many weights changed and by how much at most, and the bytes of its files."""
+
+    folder: str
+    base: str
+    adapter: str
+    weights: int
+    largest_change: float
+    changed_most: str
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder}: {self.weights} weights of {self.base} merged with {self.adapter}, "
+            f"{self.bytes / 1e9:.3f} GB; largest change of a weight {self.largest_change:.4g} ({self.changed_most})"
+        )
+
+
+def merge_checkpoint(
+    base: str | Path, adapter: str | Path | AdapterFile, out: str | Path, *, other_base: bool = False
+) -> Merged:
+    """Writes the checkpoint of `base` with `adapter` in its weights to the new folder `out`.
+
+    AdapterError where the adapter does not fit or cannot be merged; RunError where `out` holds something already.
+    """
+    source = folder_of(base)
+    file = adapter if isinstance(adapter, AdapterFile) else read(adapter)
+    shapes: Any = shapes_only(source)
+    shapes.base_fingerprint = fingerprint_of_folder(source)
+    if not other_base:
+        require_base(file, shapes)
+    merge = _Merge(shapes, file, Stored(source))
+    with durable.new_folder(out) as folder:
+        merge.write_shards(folder)
+        _copy_descriptions(source, folder, untied=bool(merge.untied))
+        size = sum(record["bytes"] for record in folder.records().values())
+    name, change = max(merge.changes.items(), key=lambda item: item[1])
+    return Merged(
+        folder=str(out),
+        base=str(base),
+        adapter=file.where,
+        weights=len(merge.changes),
+        largest_change=change,
+        changed_most=name,
+        bytes=size,
+    )
+
+
+@dataclass(eq=False)
+class _Merge:
+    """The work: which stored tensor each edit changes, and what changed so far."""
+
+    model: nn.Module
+    file: AdapterFile
+    stored: Stored
+    changes: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.plan: Plan = plan_on(self.model, self.file)
+        self.ties = _ties(self.model)
+        self.edits: dict[str, PlannedEdit] = {}
+        self.untied: dict[str, PlannedEdit | None] = {}
+        for planned in self.plan.edits:
+            self._place(planned)
+
+    def _place(self, planned: PlannedEdit) -> None:
+        """An adapted weight that is tied is stored twice from now on: once merged, once as it was."""
+        parameter = planned.site.name + ("" if planned.site.kind == "parameter" else ".weight")
+        tied = self.ties.get(parameter, ())
+        stored = next((s for s in map(self._stored_name, (parameter, *tied)) if s is not None), None)
+        if stored is None:
+            raise AdapterError(f"{self.stored.folder}: no tensor for {parameter} of {type(self.model).__name__}")
+        if not tied or planned.edit.place == "instead":
+            self.edits[stored] = planned
+        elif len(tied) == 1 and self._stored_name(parameter) == stored:
+            self.edits[stored], self.untied[self._like(stored, parameter, tied[0])] = planned, None
+        elif len(tied) == 1:
+            self.untied[self._like(stored, tied[0], parameter)] = planned
+        else:
+            raise AdapterError(f"{parameter} is tied with {', '.join(tied)}; merging it alone is not possible")
+
+    def _stored_name(self, parameter: str) -> str | None:
+        """Checkpoints of a bare model leave out the prefix under which a model with a head holds it, or add it."""
+        prefix = getattr(self.model, "base_model_prefix", "") + "."
+        names = (parameter, parameter.removeprefix(prefix), prefix + parameter)
+        return next((name for name in names if name in self.stored.entries), None)
+
+    @staticmethod
+    def _like(stored: str, parameter: str, other: str) -> str:
+        """The stored name of `other`, prefixed as `parameter` is."""
+        return other if stored == parameter or not stored.endswith(parameter) else stored[: -len(parameter)] + other
+
+    def write_shards(self, folder: durable.Folder) -> None:
+        weight_map: dict[str, str] = {}
+        total = 0
+        for path, shard in zip(self.stored.files, self.stored.shards(), strict=True):
+            tensors = dict(self._merged({name: shard.tensor(name) for name in shard.names()}))
+            folder.write_tensors(path.name, tensors, metadata={"format": "pt"}, finite=True)
+            weight_map |= dict.fromkeys(tensors, path.name)
+            total += sum(tensor.nbytes for tensor in tensors.values())
+        if (self.stored.folder / INDEX).is_file():
+            folder.write_json(INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+    def _merged(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors.items():
+            yield name, tensor if name not in self.edits else self._with_edit(name, tensor, self.edits[name])
+            for other, planned in self.untied.items():
+                if self._source_of(other) == name:
+                    yield other, tensor if planned is None else self._with_edit(other, tensor, planned)
+
+    def _source_of(self, untied: str) -> str | None:
+        tied = (untied, *self.ties.get(untied, ()))
+        return next((s for s in map(self._stored_name, tied) if s is not None and s != untied), None)
+
+    def _with_edit(self, name: str, tensor: Tensor, planned: PlannedEdit) -> Tensor:
+        with torch.no_grad():
+            module = self._module(planned, tensor)
+            require_mergeable(self.plan, {planned.key: module})
+            whole = planned.edit.place == "instead"
+            merged = module().to(tensor.dtype) if whole else merged_weight(module, tensor, planned.site.transposed)
+        self.changes[name] = float((merged.float() - tensor.float()).abs().max())
+        return merged
+
+    def _module(self, planned: PlannedEdit, tensor: Tensor) -> nn.Module:
+        around = planned.edit.place == "around"
+        weight = FrozenWeight(tensor, planned.site.transposed) if around else None
+        start = Start(torch.Generator(), torch.device("cpu"), torch.float32, weight, None if around else tensor)
+        module = planned.edit.build(start)
+        for key, held in planned.tensors.items():
+            module.get_parameter(held.name).copy_(self.file.tensors[key])
+        return module
+
+
+def _ties(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Every name of a parameter that has several, to its other names."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: tuple(other for other in group if other != name) for group in names.values() for name in group}
+
+
+def _copy_descriptions(source: Path, folder: durable.Folder, *, untied: bool) -> None:
+    files = sorted({path for pattern in DESCRIPTIONS for path in source.glob(pattern)})
+    for path in files:
+        if path.name == INDEX:
+            continue
+        if path.name == "config.json" and untied:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            folder.write_json(path.name, config | {"tie_word_embeddings": False})
+        else:
+            folder.write_bytes(path.name, path.read_bytes())

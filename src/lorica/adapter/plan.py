@@ -1,0 +1,253 @@
+"""Plan: which edits a method makes on a base, and what they cost, before anything is attached.
+
+Only shapes are needed: modules are counted by building them on the meta device, so a 70B base plans on a laptop.
+
+    sites, methods -> [edit, edit, ...] -> table of coverage, trained and total parameters
+"""
+
+import math
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorica.errors import TargetError
+from lorica.kernels import FrozenWeight
+from lorica.methods import Method
+from lorica.methods.contract import Edit, Start
+from lorica.models import sites as sites_of
+from lorica.site import Site
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A trained tensor: its name in the module of its edit, and its shape."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PlannedEdit:
+    """One edit, the method it comes from, and the tensors its module trains, each by its key in the adapter file."""
+
+    edit: Edit
+    method: Method
+    tensors: Mapping[str, "PlannedTensor"]
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
+    @property
+    def site(self) -> Site:
+        return self.edit.site
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.edit.site.name, self.edit.place
+
+    @property
+    def replaces(self) -> int:
+        """Parameters of the base that are out of use while this edit is in place."""
+        return math.prod(self.site.shape) if self.edit.place == "instead" else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.site.name,
+            "kind": self.site.kind,
+            "place": self.edit.place,
+            "method": self.method.kind,
+            "shape": list(self.site.shape),
+            "note": self.method.note(self.edit),
+            "parameters": self.parameters,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the coverage table: the sites that share a last name, a shape and a rank."""
+
+    name: str
+    place: str
+    count: int
+    shape: tuple[int, ...]
+    note: str
+    each: int
+
+    @property
+    def parameters(self) -> int:
+        return self.count * self.each
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Plan:
+    """The edits of one or several methods on a base with these sites; `print(plan)` shows the coverage."""
+
+    methods: tuple[Method, ...]
+    edits: tuple[PlannedEdit, ...]
+    base: tuple[Site, ...]
+    source: str | None = None
+
+    @cached_property
+    def base_parameters(self) -> int:
+        return sum(math.prod(site.shape) for site in self.base if site.kind == "parameter")
+
+    @cached_property
+    def trainable_parameters(self) -> int:
+        return sum(planned.parameters for planned in self.edits)
+
+    @cached_property
+    def total_parameters(self) -> int:
+        """Parameters of the adapted model in use; an original that a copy stands in for is not counted twice."""
+        return self.base_parameters + sum(planned.parameters - planned.replaces for planned in self.edits)
+
+    @property
+    def trainable_percent(self) -> float:
+        return 100 * self.trainable_parameters / max(1, self.total_parameters)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(planned.site for planned in self.edits)
+
+    @cached_property
+    def matched(self) -> dict[str, int]:
+        """How many sites each entry of `target_modules` chose."""
+        chosen = (method.selection(self.base) for method in self.methods)
+        return {entry: count for selection in chosen if selection for entry, count in selection.counts.items()}
+
+    @property
+    def unmatched(self) -> tuple[str, ...]:
+        """Entries that chose nothing; `plan` refuses them, so a Plan has none."""
+        return tuple(entry for entry, count in self.matched.items() if not count)
+
+    @cached_property
+    def beyond(self) -> tuple[str, ...]:
+        """Roles that are adapted although no preset names them, because a fused layer computes them too."""
+        chosen = (method.selection(self.base) for method in self.methods)
+        return tuple(sorted({role for selection in chosen if selection for role in selection.beyond}))
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        counts: dict[tuple[Any, ...], int] = {}
+        for planned in self.edits:
+            key = (_row_name(planned), planned.edit.place, planned.site.shape, planned.method.note(planned.edit))
+            counts[*key, planned.parameters] = counts.get((*key, planned.parameters), 0) + 1
+        return tuple(
+            Row(name=name, place=place, shape=shape, note=note, each=each, count=count)
+            for (name, place, shape, note, each), count in counts.items()
+        )
+
+    @cached_property
+    def tensors(self) -> dict[str, PlannedTensor]:
+        """Everything that is trained, by its key in the adapter file."""
+        return {key: tensor for planned in self.edits for key, tensor in planned.tensors.items()}
+
+    def of(self, method: Method) -> tuple[Edit, ...]:
+        return tuple(planned.edit for planned in self.edits if planned.method is method)
+
+    def __str__(self) -> str:
+        return "\n".join([self._headline(), *_table(self.rows), *self._remarks()])
+
+    def _headline(self) -> str:
+        names = " + ".join(method.kind for method in self.methods)
+        on = f" on {self.source}" if self.source else ""
+        return (
+            f"{names}{on}: {len(self.edits)} sites, {self.trainable_parameters:,} of "
+            f"{self.total_parameters:,} parameters trained ({self.trainable_percent:.4f} %)"
+        )
+
+    def _remarks(self) -> Iterator[str]:
+        if self.matched:
+            yield "target_modules: " + ", ".join(f"{entry} -> {count}" for entry, count in self.matched.items())
+        if self.beyond:
+            yield f"fused layers: this adapts more than the preset names ({', '.join(self.beyond)})"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "methods": [{"name": method.kind, **method.model_dump(mode="json")} for method in self.methods],
+            "trainable_parameters": self.trainable_parameters,
+            "total_parameters": self.total_parameters,
+            "trainable_percent": self.trainable_percent,
+            "sites": [planned.to_dict() for planned in self.edits],
+            "matched": self.matched,
+            "unmatched": list(self.unmatched),
+            "beyond": list(self.beyond),
+        }
+
+
+def plan(base: nn.Module | Sequence[Site], method: Method | Sequence[Method], *, source: str | None = None) -> Plan:
+    """What `method` (or the union of several) would do to a base, given as a model (on any device, meta too) or its
+    sites.  TargetError where the edits do not fit the base or each other."""
+    sites = sites_of(base) if isinstance(base, nn.Module) else tuple(base)
+    methods = (method,) if isinstance(method, Method) else tuple(method)
+    if not methods:
+        raise TargetError("method: the list is empty; name at least one")
+    pairs = [(edit, each) for each in methods for edit in each.edits(sites)]
+    _refuse_overlaps(pairs)
+    around = {edit.site.name for edit, _ in pairs if edit.place == "around"}
+    edits = tuple(PlannedEdit(edit=edit, method=each, tensors=_tensors(edit, each, around)) for edit, each in pairs)
+    source = source or (getattr(base, "source", None) if isinstance(base, nn.Module) else None)
+    return Plan(methods=methods, edits=edits, base=sites, source=source)
+
+
+def _tensors(edit: Edit, method: Method, around: Container[str]) -> dict[str, PlannedTensor]:
+    shape = edit.site.shape
+    weight = FrozenWeight(torch.empty(shape, device=META)) if edit.place == "around" else None
+    parameter = torch.empty(shape, device=META) if edit.place == "instead" else None
+    module = edit.build(Start(torch.Generator(), META, torch.float32, weight, parameter))
+    return {
+        method.file_name(edit, name, around): PlannedTensor(name, tuple(trained.shape))
+        for name, trained in module.named_parameters()
+        if trained.requires_grad
+    }
+
+
+def _refuse_overlaps(pairs: Sequence[tuple[Edit, Method]]) -> None:
+    """Two edits of one place, and a copy of a weight that a low-rank product is added to, have no meaning together."""
+    askers: dict[tuple[str, str], list[str]] = {}
+    for edit, method in pairs:
+        askers.setdefault((edit.site.name, edit.place), []).append(method.kind)
+    around = {edit.site.name for edit, _ in pairs if edit.place == "around"}
+    copied = [e.site.name for e, _ in pairs if e.place == "instead" and _owner_of_weight(e.site.name) in around]
+    problems = [
+        f"{name}: {place} is asked for by {' and by '.join(kinds)}; leave it to one of them"
+        for (name, place), kinds in askers.items()
+        if len(kinds) > 1
+    ]
+    problems += [f"{name}: trained whole and adapted beside it as well; choose one of the two" for name in copied]
+    if problems:
+        raise TargetError.of(problems)
+
+
+def _owner_of_weight(name: str) -> str:
+    return name.removesuffix(".weight") if name.endswith(".weight") else ""
+
+
+def _row_name(planned: PlannedEdit) -> str:
+    """Last name of a module; of a parameter, its module's as well: `classifier.weight`."""
+    parts = planned.site.name.split(".")
+    return ".".join(parts[-2:] if planned.site.kind == "parameter" else parts[-1:])
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    cells = [("site", "count", "shape", "", "each", "parameters")]
+    cells += [
+        (row.name, f"{row.count}", " x ".join(map(str, row.shape)), row.note, f"{row.each:,}", f"{row.parameters:,}")
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in cells) for column in range(6)]
+    left = (0, 3)
+    return [
+        "  "
+        + "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    ]

@@ -1,0 +1,83 @@
+"""What a config of PEFT may say, read without executing any of it.
+
+A field is translated, harmless (it says who wrote the file), or understood only at its default: every other field with
+a value of its own is refused by name, since to ignore it would be to compute something else.  Keys of rank and alpha
+patterns are literal names here: PEFT would run them as regular expressions, `re.match(rf"(.*\\.)?({key})$", module)`.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from lorica.errors import RecipeError
+from lorica.methods.targets import matches
+
+HARMLESS = frozenset(
+    {
+        "peft_type",
+        "task_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "fan_in_fan_out",
+        "megatron_core",
+        "qalora_group_size",
+        "layers_pattern",
+        "runtime_config",
+        "enable_lora",
+        "merge_weights",
+    }
+)
+"""`fan_in_fan_out` is read off the layer, `auto_mapping` names code to import, the rest is provenance or a default."""
+WHERE_TO_ADAPT = frozenset({"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"})
+LITERAL = re.compile(r"[\w.\-]+")
+
+
+def fields(config: Any) -> dict[str, Any]:
+    """The fields of a PEFT config object, or of a dict that holds them."""
+    if isinstance(config, Mapping):
+        return dict(config)
+    if is_dataclass(config) and not isinstance(config, type):
+        return asdict(config)
+    raise RecipeError(f"from_peft takes a PEFT config or a dict of its fields, not {type(config).__name__}")
+
+
+def problems(config: Mapping[str, Any], understood: Collection[str]) -> list[str]:
+    """Every field that is neither understood nor harmless and whose value is not a default."""
+    unknown = [name for name in config if name not in understood and name not in HARMLESS]
+    return [f"{name}: {config[name]!r} has no counterpart here" for name in sorted(unknown) if _says(config[name])]
+
+
+def _says(value: Any) -> bool:
+    return value is not None and value is not False and value not in ("", {}, [], (), set())
+
+
+def literal_pattern(config: Mapping[str, Any], field: str) -> tuple[dict[str, Any], list[str]]:
+    """A rank or alpha pattern, and the complaints about keys that are not plain names."""
+    pattern = config.get(field) or {}
+    if not isinstance(pattern, Mapping):
+        return {}, [f"{field}: expected names and numbers, found {pattern!r}"]
+    strange = [key for key in pattern if not LITERAL.fullmatch(str(key))]
+    kept = {key: value for key, value in pattern.items() if key not in strange}
+    return kept, [f"{field}: {key!r} is a pattern; only names of modules are taken" for key in strange]
+
+
+def names(value: Any, field: str) -> tuple[tuple[str, ...], list[str]]:
+    """A list of names that PEFT may hold as list, set or None."""
+    if value is None:
+        return (), []
+    if isinstance(value, str) or not all(isinstance(name, str) for name in value):
+        return (), [f"{field}: expected a list of names, found {value!r}"]
+    return tuple(value if isinstance(value, list | tuple) else sorted(value)), []
+
+
+def unordered(pattern: Mapping[str, Any], sites: Collection[str]) -> dict[str, Any]:
+    """The pattern in a form whose order does not matter, because PEFT sorts keys when it writes: where two keys match
+    one site, full names stand in for both."""
+    if all(sum(matches(site, key) for key in pattern) <= 1 for site in sites):
+        return dict(sorted(pattern.items()))
+    chosen = {site: next((value for key, value in pattern.items() if matches(site, key)), None) for site in sites}
+    return {site: value for site, value in sorted(chosen.items()) if value is not None}
