@@ -20,7 +20,8 @@ MARKED = (
     "{% generation %}{{ m.content }}<|end|>{% endgeneration %}{% else %}{{ m.content }}<|end|>{% endif %}\n{% endfor %}"
 )
 MARKED_SHORT = MARKED.replace("<|end|>{% endgeneration %}", "{% endgeneration %}<|end|>")
-BARE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+SAYS = "{{ m.role }}: {{ m.content }}\n"
+BARE = "{% for m in messages %}" + SAYS + "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 THINKS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
