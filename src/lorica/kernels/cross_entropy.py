@@ -19,7 +19,7 @@ def head_cross_entropy(hidden: Tensor, head: Callable[[Tensor], Tensor], labels:
     hidden (N, d); labels (N,) int64.  A frozen plain head takes the path that keeps only the gradient of `hidden`;
     any other head (an edited one still passes for a Linear) is recomputed chunk by chunk in the backward pass.
     """
-    if type(head) is nn.Linear and not head.weight.requires_grad and head.bias is None:
+    if isinstance(head, nn.Linear) and type(head) is nn.Linear and not head.weight.requires_grad and head.bias is None:
         return _FrozenHead.apply(hidden, head.weight, labels)  # type: ignore[return-value]
     total = hidden.new_zeros((), dtype=_loss_dtype(hidden))
     for rows in range(0, hidden.shape[0], CHUNK_ROWS):

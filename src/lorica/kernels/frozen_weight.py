@@ -5,6 +5,7 @@ Dense now; quantised forms dequantise into one shared workspace.  Autograd saves
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 
@@ -30,9 +31,16 @@ class FrozenWeight:
         """W itself (d_out, d_in), a view when it is stored dense."""
         return self.stored.T if self.transposed else self.stored
 
-    def product(self, x: Tensor) -> Tensor:
-        """x (..., d_in) -> x W^T (..., d_out)."""
-        return x @ self.dense().T
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x (..., d_in) -> x W^T + bias (..., d_out), a new tensor, to the bit what the base's own module gives.
+
+        The sum inside a matrix product rounds once less than a product and a sum.
+        """
+        if not self.transposed:
+            return nn.functional.linear(x, self.stored, bias)
+        if bias is None:
+            return x @ self.stored
+        return torch.addmm(bias, x.reshape(-1, x.shape[-1]), self.stored).view(*x.shape[:-1], -1)
 
     def transposed_product(self, g: Tensor) -> Tensor:
         """g (..., d_out) -> g W (..., d_in)."""

@@ -55,10 +55,18 @@ def reference(
 ) -> Tensor:
     """The definition above, term by term.  x (..., d_in) -> (..., d_out)."""
     dropped = low_rank.drop(x, noise)
-    y = _gain(weight.product(x), low_rank.base) + low_rank.delta(dropped)
+    y = _gained_product(x, weight, bias, low_rank.base) + low_rank.delta(dropped)
     if low_rank.dropped_base is not None:
         y = y + _gain(weight.product(dropped), low_rank.dropped_base)
-    return y if bias is None else y + bias
+    return y
+
+
+def _gained_product(x: Tensor, weight: FrozenWeight, bias: Tensor | None, gain: Tensor | None) -> Tensor:
+    """gain * (W x) + bias, written so that a gain of one leaves the base's own result to the bit."""
+    y = weight.product(x, bias)
+    if gain is None:
+        return y
+    return y + (y if bias is None else y - bias) * (gain - 1).to(x.dtype)
 
 
 def _gain(x: Tensor, gain: Tensor | None) -> Tensor:
@@ -72,9 +80,7 @@ class _Fused(torch.autograd.Function):
     def forward(ctx, x, dropped, A, B, scale, weight, bias):  # type: ignore[override]
         flat = dropped.reshape(-1, dropped.shape[-1])
         middle = flat @ A.T
-        y = weight.product(x).reshape(-1, B.shape[0])
-        if bias is not None:
-            y = y.add_(bias)
+        y = weight.product(x, bias).reshape(-1, B.shape[0])
         y.addmm_(middle, B.T, alpha=scale)
         ctx.save_for_backward(flat, middle, A, B)
         ctx.scale, ctx.weight, ctx.shape = scale, weight, x.shape

@@ -1,0 +1,162 @@
+"""Small bases of every family, on which laws and contracts are checked.
+
+Every weight is noise drawn from its own name, never the identity, and every bias is away from zero: an edit that is
+dropped, doubled or transposed shows.  Double precision, so that a tolerance can be a few thousand rounding errors.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor, nn
+
+from lorica.models.causal_lm import CausalLM
+
+VOCABULARY = 61
+BATCH, LENGTH = 3, 9
+
+
+@dataclass(frozen=True)
+class Base:
+    """build() is a new model of the same weights each time; inputs are rows of unequal length where it has a mask."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    inputs: Callable[[], dict[str, Tensor]]
+    read: Callable[[Any], Tensor]
+
+    def build(self, dtype: torch.dtype = torch.float64) -> nn.Module:
+        return filled(self.make()).to(dtype).eval().requires_grad_(False)
+
+    def output(self, model: nn.Module, rows: slice = slice(None)) -> Tensor:
+        """(B, ...) logits of the real tokens, zero at padding."""
+        given = {name: value[rows] for name, value in self.inputs().items()}
+        dtype = next(parameter.dtype for parameter in model.parameters() if parameter.dtype.is_floating_point)
+        given = {name: value.to(dtype) if value.dtype.is_floating_point else value for name, value in given.items()}
+        out = self.read(model(**given))
+        mask = given.get("attention_mask")
+        seen = mask if mask is not None and mask.shape == out.shape[:2] else None
+        return out if seen is None else out * seen[..., None]
+
+    def loss(self, model: nn.Module, rows: slice = slice(None)) -> Tensor:
+        """A fixed random projection of the output: a gradient of size one for every logit."""
+        out = self.output(model)
+        weights = torch.empty_like(out).copy_(torch.randn(out.shape, generator=torch.Generator().manual_seed(3)))
+        return (out * weights)[rows].sum()
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def filled(model: nn.Module) -> nn.Module:
+    """Weights of standard deviation 1/sqrt(d_in), norms about 1, biases about 0.3."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(crc32(name.encode())))
+            norm = parameter.dim() == 1 and name.endswith("weight")
+            std = 0.3 if parameter.dim() < 2 else parameter.shape[-1] ** -0.5
+            parameter.copy_(norm + std * noise)
+    return model
+
+
+def _text(mask: bool = True) -> dict[str, Tensor]:
+    ids = torch.randint(3, VOCABULARY, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
+    seen = torch.arange(LENGTH) < torch.tensor([[LENGTH], [5], [7]])
+    return {"input_ids": ids, "attention_mask": seen.long()} if mask else {"input_ids": ids}
+
+
+def llama() -> nn.Module:
+    from transformers import LlamaConfig
+
+    return CausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            attention_bias=True,
+            mlp_bias=True,
+        )
+    )
+
+
+def gpt2() -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
+    )
+    return GPT2LMHeadModel(config)
+
+
+def bert() -> nn.Module:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=40,
+        max_position_embeddings=64,
+        num_labels=5,
+    )
+    return BertForSequenceClassification(config)
+
+
+def t5() -> nn.Module:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=VOCABULARY,
+        d_model=32,
+        d_kv=8,
+        d_ff=40,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        decoder_start_token_id=0,
+        tie_word_embeddings=False,
+    )
+    return T5ForConditionalGeneration(config)
+
+
+def vit() -> nn.Module:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=40,
+        image_size=12,
+        patch_size=4,
+        num_labels=5,
+    )
+    return ViTForImageClassification(config)
+
+
+def _translation() -> dict[str, Tensor]:
+    answers = torch.randint(3, VOCABULARY, (BATCH, 6), generator=torch.Generator().manual_seed(2))
+    return {**_text(), "decoder_input_ids": answers}
+
+
+def _images() -> dict[str, Tensor]:
+    return {"pixel_values": torch.randn(BATCH, 3, 12, 12, generator=torch.Generator().manual_seed(1))}
+
+
+def _logits(output: Any) -> Tensor:
+    return output.logits
+
+
+LLAMA = Base("llama", llama, _text, _logits)
+GPT2 = Base("gpt2", gpt2, _text, _logits)
+BERT = Base("bert", bert, _text, _logits)
+T5 = Base("t5", t5, _translation, _logits)
+VIT = Base("vit", vit, _images, _logits)
+BASES = (LLAMA, GPT2, BERT, T5, VIT)
