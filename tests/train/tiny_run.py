@@ -51,3 +51,12 @@ def dataset(rows: int = 22, seed: int = 0, lengths: Sequence[int] | None = None)
 
 def lora(**options: Any) -> LoRA:
     return LoRA(**{"r": 4, "alpha": 12, "dropout": 0.1, **options})
+
+
+def noisy(attached: Any, seed: int = 7) -> Any:
+    """Noise in every trained tensor: a zero B would pass anything."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, parameter in sorted(attached.named_parameters()):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
+    return attached

@@ -68,7 +68,7 @@ def fit(
     with ExitStack() as stack:
         place = None
         if folder is not None:
-            whole = _identity(identity or {}, task, train, eval, config, seed)
+            whole = _identity(identity or {}, attached, task, train, eval, config, seed)
             place = stack.enter_context(RunFolder(folder, resume=resume, identity=whole, keep=config.keep_checkpoints))
         trainer = Trainer(attached, task, train, eval, config, seed=seed, place=place, reporter=reporter)
         trainer.begin(stack)
@@ -121,7 +121,8 @@ class Trainer:
             self._resume(self.place)
             self._add_tensorboard(stack, self.place)
         self.reporter.on_plan(self.total, self.progress.step, self.schedule.epoch_of(self.total - 1))
-        stack.callback(self.attached.model.eval)
+        _learning_mode(self.attached, self.config.base_dropout)
+        stack.callback(self.attached.eval)
 
     def train(self, wish: Interruption) -> None:
         while not self._done and not wish.made:
@@ -139,7 +140,8 @@ class Trainer:
             self.attached.load_state(self.progress.best)
         adapter = None if self.place is None else self.place.adapter
         if adapter is not None:
-            self.attached.save(adapter, metrics=self._metrics(), **facts)
+            known = {"data": self.data.fingerprint, "metrics": self._metrics()}
+            self.attached.save(adapter, **{**known, **facts})
         return self._outcome("stopped early" if self.progress.stopped else "finished", adapter)
 
     @property
@@ -160,7 +162,6 @@ class Trainer:
         rate = learning_rate(self.config, step, self.total)
         indices = micro_batches(self.schedule[step - 1], self.data.lengths, self.config.micro_batch_tokens)
         rows = [[self.data[index] for index in part] for part in indices]
-        _learning_mode(self.attached, self.config.base_dropout)
         taken = optimiser_step(self.learner, rows, step=step, total=self.total, learning_rate=rate)
         seconds = time.perf_counter() - started
         record = StepRecord(
@@ -182,8 +183,9 @@ class Trainer:
 
     def _evaluate(self, held_out: Dataset) -> None:
         started = time.perf_counter()
-        self.attached.model.eval()
+        self.attached.eval()
         metrics = self.task.evaluate(self.attached.model, held_out, micro_batch_tokens=self.config.micro_batch_tokens)
+        _learning_mode(self.attached, self.config.base_dropout)
         loss = metrics.pop("loss")
         if not math.isfinite(loss):
             raise DivergedError(f"step {self.progress.step}: the evaluation loss is not finite; lower learning_rate")
@@ -301,11 +303,18 @@ def _schedule(train: Dataset, config: TrainConfig, seed: int) -> Schedule:
 
 
 def _identity(
-    given: Mapping[str, Any], task: Task, train: Dataset, held_out: Dataset | None, config: TrainConfig, seed: int
+    given: Mapping[str, Any],
+    attached: "Attached",
+    task: Task,
+    train: Dataset,
+    held_out: Dataset | None,
+    config: TrainConfig,
+    seed: int,
 ) -> dict[str, Any]:
     settings = config.model_dump(mode="json", exclude=FREE_TO_CHANGE)
     return {
         **given,
+        "method": [{"name": method.kind, **method.model_dump(mode="json")} for method in attached.plan.methods],
         **{f"train.{name}": value for name, value in settings.items()},
         "train.seed": seed,
         "task": task.name,
@@ -317,8 +326,7 @@ def _identity(
 def _learning_mode(attached: "Attached", base_dropout: bool) -> None:
     """Adapter modules learn; the base's own dropout, which follows no law of ours, is off unless asked for."""
     attached.model.train(base_dropout)
-    for module in attached.modules.values():
-        module.train()
+    attached.train(base=False)
 
 
 @contextmanager
