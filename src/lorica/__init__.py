@@ -1,3 +1,112 @@
-"""Lorica: plan what fits, train at hardware speed, prove it worked, serve them all."""
+"""Lorica: plan what fits, train at hardware speed, prove it worked, serve them all.
+
+Every name below is imported when it is first used, so that `import lorica` is quick and `lorica --help` needs no torch.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorica.adapter import Attached, Bank, Plan
+    from lorica.api import attach, data_report, evaluate, fit, generate, inspect, load, load_base, merge, plan, train
+    from lorica.data import DataConfig, HoldOut
+    from lorica.errors import (
+        AdapterError,
+        CheckpointError,
+        DataError,
+        DivergedError,
+        LoricaError,
+        ModelError,
+        RecipeError,
+        RequestError,
+        RunError,
+        TargetError,
+    )
+    from lorica.methods import METHODS, Full, LoRA, Method
+    from lorica.recipe import ModelConfig, Recipe
+    from lorica.train import Run, TrainConfig
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "AdapterError",
+    "Attached",
+    "Bank",
+    "CheckpointError",
+    "DataConfig",
+    "DataError",
+    "DivergedError",
+    "Full",
+    "HoldOut",
+    "LoRA",
+    "LoricaError",
+    "Method",
+    "ModelConfig",
+    "ModelError",
+    "Plan",
+    "Recipe",
+    "RecipeError",
+    "RequestError",
+    "Run",
+    "RunError",
+    "TargetError",
+    "TrainConfig",
+    "attach",
+    "data_report",
+    "evaluate",
+    "fit",
+    "generate",
+    "inspect",
+    "load",
+    "load_base",
+    "merge",
+    "plan",
+    "train",
+]
+
+ROOMS = {
+    "adapter": ("Attached", "Bank", "Plan"),
+    "data": ("DataConfig", "HoldOut"),
+    "errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "methods": ("METHODS", "Full", "LoRA", "Method"),
+    "recipe": ("ModelConfig", "Recipe"),
+    "train": ("Run", "TrainConfig"),
+}
+HOME = {name: room for room, names in ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "train":
+        return import_module("lorica.train")
+    if name not in __all__:
+        raise AttributeError(f"module 'lorica' has no attribute {name!r}")
+    value = getattr(import_module(f"lorica.{HOME.get(name, 'api')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+class _TrainRoom(ModuleType):
+    """The room `lorica.train`, called as the function that it is named after."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """`lorica.train(recipe, resume=False)`; see `lorica.api.train`."""
+        return import_module("lorica.api").train(*arguments, **options)
+
+
+class _Package(ModuleType):
+    """Importing a room puts its module on the package: the one that shares a function's name is made callable."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "train" and isinstance(value, ModuleType):
+            value.__class__ = _TrainRoom
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

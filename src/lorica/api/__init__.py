@@ -1,0 +1,33 @@
+"""The Python of Lorica: thin functions that put together rooms which do not know each other."""
+
+from lorica.adapter import Bank, attach, inspect, load
+from lorica.api.answers import Answer, Speaker, generate
+from lorica.api.looking import Machinery, MethodTable, data_report, doctor, method_table
+from lorica.api.merging import merge
+from lorica.api.planning import plan
+from lorica.api.scoring import Score, evaluate
+from lorica.api.training import fit, next_steps, train
+from lorica.models import load_base
+
+__all__ = [
+    "Answer",
+    "Bank",
+    "Machinery",
+    "MethodTable",
+    "Score",
+    "Speaker",
+    "attach",
+    "data_report",
+    "doctor",
+    "evaluate",
+    "fit",
+    "generate",
+    "inspect",
+    "load",
+    "load_base",
+    "merge",
+    "method_table",
+    "next_steps",
+    "plan",
+    "train",
+]

@@ -1,0 +1,165 @@
+"""generate and chat: prompts are written to the model as the rows it was taught with were."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lorica.adapter import Attached
+from lorica.api.lessons import longest, tokenizer_of
+from lorica.api.recorded import loaded, shape
+from lorica.data import Renderer, Tokenizer, own_renderer
+from lorica.data.encode import Encoder, Piece, Speech
+from lorica.errors import RequestError
+from lorica.models import generate as generate_tokens
+from lorica.models.generate import own_stop_ids
+
+OnText = Callable[[str], None]
+CHATS = {"messages", "sharegpt", "alpaca"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`tokens` are the ids that were written, the end token included; `text` is what they say."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"text": self.text, "tokens": list(self.tokens)}
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def generate(
+    adapter: str | Path | Attached,
+    prompt: str,
+    *,
+    model: str | nn.Module | None = None,
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int = 0,
+    base: bool = False,
+    dtype: str | None = None,
+) -> Answer:
+    """The answer to one prompt; greedy unless a temperature is given."""
+    speaker = Speaker.of(adapter, model=model, base=base, dtype=dtype)
+    return speaker.answer(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
+
+
+@dataclass
+class Speaker:
+    """A model that is talked with.  `renderer` is None where rows were no chats: each prompt then stands alone."""
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    renderer: Renderer | None
+    begins: bool
+    history: list[dict[str, str]] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
+        adapter: str | Path | Attached,
+        *,
+        model: str | nn.Module | None = None,
+        base: bool = False,
+        dtype: str | None = None,
+    ) -> "Speaker":
+        if isinstance(adapter, Attached):
+            holder, manifest = adapter.eval().model, {}
+        else:
+            holder, manifest = loaded(adapter, model, base=base, dtype=dtype)
+        tokenizer, own = tokenizer_of(holder)
+        template = _template(manifest)
+        written = own_renderer(tokenizer, template) if template else own or own_renderer(tokenizer)
+        chats = shape(manifest) in CHATS or (shape(manifest) is None and own is not None)
+        # A stated template writes its own begin token; the default one leaves it to the encoder.
+        return cls(
+            holder, tokenizer, written if chats else None, begins=not chats or (own is None and template is None)
+        )
+
+    def __str__(self) -> str:
+        named = getattr(self.model, "source", type(self.model).__name__)
+        return f"{named}: {'a chat' if self.renderer else 'each line is a prompt of its own'}"
+
+    def answer(
+        self,
+        said: str,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        on_text: OnText | None = None,
+    ) -> Answer:
+        """Answers, and remembers both sides in a chat; `on_text` is called with each piece of text as it is written."""
+        if not said:
+            raise RequestError("the prompt is empty")
+        prompt = self._prompt(said, room=longest(self.model) - max_tokens)
+        written = Stream(self.tokenizer, frozenset(own_stop_ids(self.model)), on_text or (lambda text: None))
+        generate_tokens(
+            self.model,
+            [prompt],
+            max_tokens,
+            temperature=temperature,
+            seed=seed,
+            on_token=lambda row, token: written.add(token),
+        )
+        text = written.end()
+        if self.renderer:
+            self.history += [{"role": "user", "content": said}, {"role": "assistant", "content": text}]
+        return Answer(text, tuple(written.tokens))
+
+    def _prompt(self, said: str, room: int) -> list[int]:
+        """The earliest turns of a chat are forgotten when there is no room for them."""
+        ids = self._encoded(said)
+        while self.history and len(ids) > room:
+            del self.history[:2]
+            ids = self._encoded(said)
+        return ids
+
+    def _encoded(self, said: str) -> list[int]:
+        text = said
+        if self.renderer:
+            text = self.renderer([*self.history, {"role": "user", "content": said}], add_generation_prompt=True)
+        (row,) = Encoder(self.tokenizer)([Speech((Piece(text, learned=False),), self.begins)])
+        return row.ids.tolist()
+
+
+@dataclass
+class Stream:
+    """Tokens to text as they come; a character whose bytes are spread over tokens is told when it is whole."""
+
+    tokenizer: Tokenizer
+    stops: frozenset[int]
+    on_text: OnText
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+
+    def add(self, token: int) -> None:
+        self.tokens.append(token)
+        text = self._decoded()
+        if not text.endswith("\ufffd"):
+            self._tell(text)
+
+    def end(self) -> str:
+        self._tell(self._decoded())
+        return self.text
+
+    def _decoded(self) -> str:
+        ends = bool(self.tokens) and self.tokens[-1] in self.stops
+        return self.tokenizer.decode(self.tokens[:-1] if ends else self.tokens)
+
+    def _tell(self, text: str) -> None:
+        new, self.text = text[len(self.text) :], text
+        if new:
+            self.on_text(new)
+
+
+def _template(manifest: Mapping[str, Any]) -> str | None:
+    recipe = manifest.get("recipe")
+    made = recipe.get("data") if isinstance(recipe, Mapping) else None
+    return made.get("template") if isinstance(made, Mapping) else None

@@ -1,0 +1,133 @@
+"""What only looks: the data report, the table of methods, the machine."""
+
+import os
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from lorica import adapter, budget, data
+from lorica.api.lessons import ANY_LENGTH
+from lorica.data import DataConfig, DataReport
+from lorica.errors import LoricaError, ModelError
+from lorica.methods import METHODS
+from lorica.models import context_limit, renderer, shapes_only
+from lorica.models.chat import plain_tokenizer
+from lorica.models.folder import folder_of
+from lorica.models.foreign import read_tokenizer
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "peft", "datasets", "tensorboard")
+
+
+def data_report(file: str, model: str, *, held: str | None = None) -> DataReport:
+    """What the rows of `file` would teach the base `model`, of which only shapes and the tokenizer are read."""
+    tokenizer = read_tokenizer(folder_of(model))
+    if tokenizer is None:
+        raise ModelError(f"{model}: brings no tokenizer")
+    plain = plain_tokenizer(tokenizer)
+    limit = context_limit(shapes_only(model)) or ANY_LENGTH
+    train, evaluation = data.load(DataConfig(train=file, eval=held), plain, renderer(tokenizer), limit=limit)
+    return DataReport.of(train, evaluation, plain)
+
+
+@dataclass(frozen=True)
+class MethodTable:
+    """A row a method; `trainable_parameters` on the base named, None where the method does not fit it."""
+
+    base: str
+    rows: tuple[dict[str, Any], ...]
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        return [dict(row) for row in self.rows]
+
+    def __str__(self) -> str:
+        lines = [f"{'method':<16}{'parameters':>14}  {'mergeable':<11}{'batchable':<11}PEFT  (on {self.base})"]
+        lines += [
+            f"{row['name']:<16}{_count(row['trainable_parameters']):>14}  {_word(row['mergeable']):<11}"
+            f"{_word(row['batchable']):<11}{row['peft_type'] or '-'}"
+            for row in self.rows
+        ]
+        return "\n".join(lines)
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _word(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def method_table(model: str = "embedded") -> MethodTable:
+    """Every method, with what its defaults train on a base."""
+    shapes = shapes_only(model)
+    rows = [
+        {
+            "name": name,
+            "trainable_parameters": _trained(shapes, kind),
+            "mergeable": kind.mergeable,
+            "batchable": kind.batchable,
+            "peft_type": kind.peft_type,
+        }
+        for name, kind in METHODS.items()
+    ]
+    return MethodTable(model, tuple(rows))
+
+
+def _trained(shapes: Any, kind: Any) -> int | None:
+    try:
+        return adapter.plan(shapes, kind()).trainable_parameters
+    except LoricaError:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machinery:
+    """What there is to train with."""
+
+    device: str
+    python: str
+    threads: int
+    bfloat16: bool
+    free_disk_bytes: int
+    versions: dict[str, str | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"device       {self.device}",
+            f"python       {self.python}, {self.threads} threads",
+            f"bfloat16     {_word(self.bfloat16)}",
+            f"free disk    {self.free_disk_bytes / 1e9:.1f} GB here",
+        ]
+        return "\n".join([*lines, *(f"{name:<12} {found or 'not installed'}" for name, found in self.versions.items())])
+
+
+def doctor() -> Machinery:
+    """The device, its memory, whether it computes in bfloat16, and the versions of what Lorica stands on."""
+    return Machinery(
+        device=str(budget.machine()),
+        python=platform.python_version(),
+        threads=torch.get_num_threads(),
+        bfloat16=_computes_bfloat16(),
+        free_disk_bytes=shutil.disk_usage(os.getcwd()).free,
+        versions={library: _version(library) for library in LIBRARIES},
+    )
+
+
+def _computes_bfloat16() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None

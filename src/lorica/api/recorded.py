@@ -1,0 +1,64 @@
+"""What an adapter folder records about its making: the base to load, and how its rows were written to the model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lorica.adapter import AdapterFile, load, read
+from lorica.data import DataConfig
+from lorica.errors import LoricaError, RequestError
+from lorica.models import load_base
+from lorica.models.folder import is_hub_id
+from lorica.recipe import Recipe
+
+Place = str | Path
+
+
+def base_of(adapter: Place, file: AdapterFile) -> str:
+    """The recorded base where it may be trusted: `embedded`, a hub id, or the one of a run of one's own.
+
+    A path that came with somebody else's adapter is not followed: `RequestError`, with what to type.
+    """
+    base = file.base
+    if not base:
+        raise RequestError(f"{adapter}: records no base; name it with --model")
+    if base == "embedded" or (is_hub_id(base) and not Path(base).exists()) or _own_run(Path(adapter), base):
+        return base
+    raise RequestError(f"{adapter}: records the base {base}, a path, which may mean another thing here; give --model")
+
+
+def _own_run(adapter: Path, base: str) -> bool:
+    """Whether the folder lies in a run whose recipe names this base."""
+    try:
+        return Recipe.load(adapter.resolve().parent / "recipe.yaml").model.source == base
+    except LoricaError:
+        return False
+
+
+def loaded(
+    adapter: Place, model: str | nn.Module | None = None, *, base: bool = False, dtype: str | None = None
+) -> tuple[nn.Module, Mapping[str, Any]]:
+    """The model with the adapter in place (without, where `base`), for evaluation, and what the adapter records."""
+    file = read(adapter)
+    source = model if model is not None else base_of(adapter, file)
+    held = load_base(source, dtype=dtype) if isinstance(source, str) else source
+    if not base:
+        load(held, file, trainable=False)
+    return held.eval(), file.manifest or {}
+
+
+def data_config(manifest: Mapping[str, Any], source: str) -> DataConfig:
+    """How the adapter's own rows were encoded, for rows from another source."""
+    recipe = manifest.get("recipe")
+    made = recipe.get("data") if isinstance(recipe, Mapping) else None
+    if not isinstance(made, Mapping):
+        return DataConfig(train=source)
+    return DataConfig.model_validate({**made, "train": source, "eval": None})
+
+
+def shape(manifest: Mapping[str, Any]) -> str | None:
+    """The shape of the rows it was taught: prompt_completion, messages, text ...; None when nobody wrote it down."""
+    made = manifest.get("data")
+    return made.get("shape") if isinstance(made, Mapping) else None

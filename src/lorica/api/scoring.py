@@ -1,0 +1,70 @@
+"""evaluate: an adapter, or its bare base, scored on rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lorica.adapter import Attached
+from lorica.api.lessons import Rows, from_anything
+from lorica.api.recorded import data_config, loaded
+from lorica.data import Dataset
+from lorica.errors import RequestError
+from lorica.models import load_base
+from lorica.tasks import TASKS
+
+MICRO_BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Score:
+    """`metrics` of the task: `loss` and what belongs to it."""
+
+    metrics: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.metrics)
+
+    def __str__(self) -> str:
+        width = max(map(len, self.metrics))
+        return "\n".join(f"{name:<{width}}  {_number(value)}" for name, value in self.metrics.items())
+
+
+def _number(value: Any) -> str:
+    return f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
+
+
+def evaluate(
+    adapter: str | Path | Attached | None,
+    data: str | Path | Rows | Dataset,
+    *,
+    model: str | nn.Module | None = None,
+    base: bool = False,
+    dtype: str | None = None,
+    task: str = "causal_lm",
+) -> Score:
+    """Loss and metrics on `data`: a file or other source, rows in memory, or a data set.
+
+    adapter   a folder, a hub id, or one in place; None scores `model` itself
+    base      scores the bare base of the adapter
+    """
+    holder, manifest = _holder(adapter, model, base, dtype)
+    source = str(data) if isinstance(data, Path) else data
+    rows = from_anything(holder, source, data_config(manifest, source if isinstance(source, str) else "rows"))
+    return Score(TASKS[task].evaluate(holder, rows, micro_batch_tokens=MICRO_BATCH_TOKENS))
+
+
+def _holder(
+    adapter: str | Path | Attached | None, model: str | nn.Module | None, base: bool, dtype: str | None
+) -> tuple[nn.Module, Mapping[str, Any]]:
+    if isinstance(adapter, Attached):
+        if base or model is not None:
+            raise RequestError("evaluate: an adapter in place is scored on its own model; detach it to score the base")
+        return adapter.eval().model, {}
+    if adapter is not None:
+        return loaded(adapter, model, base=base, dtype=dtype)
+    if model is None:
+        raise RequestError("eval: name an adapter, or a base with --model")
+    return (load_base(model, dtype=dtype) if isinstance(model, str) else model).eval(), {}

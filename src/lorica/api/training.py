@@ -1,0 +1,163 @@
+"""train and fit: a recipe, or rows in memory, become an adapter that works."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import nn
+
+from lorica import durable, study
+from lorica.adapter import Attached, attach
+from lorica.api.lessons import Rows, from_anything, from_files
+from lorica.api.planning import plan
+from lorica.data import DataConfig, Dataset
+from lorica.errors import RecipeError, did_you_mean
+from lorica.models import fingerprint, load_base
+from lorica.recipe import Recipe
+from lorica.tasks import TASKS
+from lorica.train import Run, TrainConfig
+from lorica.train import fit as learn
+from lorica.train.reporter import Quiet, Reporter
+from lorica.train.run_folder import HOLDINGS
+
+
+def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None) -> Run:
+    """Trains what a recipe says into `recipe.output`: adapter, checkpoints, metrics, the recipe and a report.
+
+    resume: goes on from the newest checkpoint that verifies.  Ctrl-C and SIGTERM save and give a Run whose status is
+    "interrupted".  Raises `RequestError` where the recipe does not fit the base or the data, `RunError` when the work
+    fails.
+    """
+    reporter = reporter or Quiet()
+    base = recipe.model
+    model = load_base(base.source, dtype=base.dtype, quantize=base.quantize, device=base.device)
+    attached = attach(model, recipe.method, seed=recipe.train.seed)
+    learned, held = from_files(model, recipe.data)
+    _tell(reporter, "train", learned)
+    folder = Path(recipe.output)
+    before = _before(recipe, model, held, reporter)
+    _keep_recipe(recipe, folder)
+    run = learn(
+        attached,
+        TASKS[recipe.task],
+        learned,
+        held,
+        recipe.train,
+        folder=folder,
+        reporter=reporter,
+        resume=resume,
+        identity=_identity(recipe, model),
+        facts={"recipe": recipe.to_dict(), "data": learned.to_dict()},
+    )
+    if run.adapter is not None:
+        _report(recipe, run, before)
+    return run
+
+
+def fit(
+    attached: Attached,
+    train: Rows | Dataset | str,
+    eval: Rows | Dataset | str | None = None,  # noqa: A002  the word of recipes
+    *,
+    task: str = "causal_lm",
+    output: str | Path | None = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    **settings: Any,
+) -> Run:
+    """Trains an adapter in place on rows in memory, data sets, or sources by name.
+
+    settings: the entries of a recipe's `train` (`epochs=3`, `learning_rate=2e-4`) and, for how rows are encoded, of
+    its `data` (`max_length`, `shape`, `template`, `loss_on`, `over_length`).  output: a run folder, none by default.
+    """
+    config, encoding = _settings(settings)
+    learned = from_anything(attached.model, train, encoding)
+    held = None if eval is None else from_anything(attached.model, eval, encoding)
+    return learn(
+        attached,
+        TASKS[task],
+        learned,
+        held,
+        config,
+        folder=None if output is None else Path(output),
+        reporter=reporter,
+        resume=resume,
+        identity={"base": fingerprint(attached.model), "method": _methods(attached)},
+        facts={"data": learned.to_dict()},
+    )
+
+
+ENCODING = tuple(name for name in DataConfig.model_fields if name not in {"train", "eval"})
+
+
+def _settings(settings: dict[str, Any]) -> tuple[TrainConfig, DataConfig]:
+    known = {*TrainConfig.model_fields, *ENCODING}
+    unknown = [f"{name}: unknown setting{did_you_mean(name, known)}" for name in settings if name not in known]
+    if unknown:
+        raise RecipeError.of(unknown)
+    encoding = {name: value for name, value in settings.items() if name in ENCODING}
+    rest = {name: value for name, value in settings.items() if name not in ENCODING}
+    try:
+        return TrainConfig(**rest), DataConfig(train="rows", **encoding)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        raise RecipeError.of(lines) from error
+
+
+def _methods(attached: Attached) -> list[dict[str, Any]]:
+    return [{"name": each.kind, **each.model_dump(mode="json")} for each in attached.plan.methods]
+
+
+def _identity(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
+    """What makes a resume wrong when it changes, beside the settings of training and the data."""
+    tree = recipe.to_dict()
+    dtype = str(next(model.parameters()).dtype)
+    return {"base": fingerprint(model), "model.dtype": dtype, "method": tree["method"]}
+
+
+def _before(recipe: Recipe, model: nn.Module, held: Dataset | None, reporter: Reporter) -> dict[str, float] | None:
+    """The base's own score, which an adapter that has not learned yet leaves as it is."""
+    if held is None:
+        return None
+    _tell(reporter, "eval", held)
+    score = TASKS[recipe.task].evaluate(model, held, micro_batch_tokens=recipe.train.micro_batch_tokens)
+    reporter.on_note(f"before training: eval_loss {score['loss']:.4f}")
+    return score
+
+
+def _tell(reporter: Reporter, name: str, rows: Dataset) -> None:
+    reporter.on_note(f"{name}: {rows}")
+
+
+def _keep_recipe(recipe: Recipe, folder: Path) -> None:
+    """The resolved recipe goes into the run folder, unless a run is there already, whose recipe it would overwrite."""
+    if not any((folder / name).exists() for name in HOLDINGS):
+        durable.write_text(folder / "recipe.yaml", recipe.to_yaml())
+
+
+def _report(recipe: Recipe, run: Run, before: dict[str, float] | None) -> None:
+    table = []
+    if before is not None and run.eval is not None:
+        table = [("held-out loss", before["loss"], float(run.eval["eval_loss"]))]
+    page = study.Report(
+        title=recipe.output,
+        history=run.history,
+        settings=recipe.to_yaml(),
+        plan=str(plan(recipe)),
+        table=tuple(study.Measure(name, was, now) for name, was, now in table),
+        samples=(),
+        next_steps=next_steps(recipe, str(run.adapter)),
+        summary=str(run),
+    )
+    durable.write_text(Path(recipe.output) / "report.html", study.html(page))
+
+
+def next_steps(recipe: Recipe, adapter: str) -> tuple[str, ...]:
+    """What to type when a run is done."""
+    held = recipe.data.eval if isinstance(recipe.data.eval, str) else "FILE"
+    return (
+        f"lorica chat {adapter}",
+        f"lorica eval {adapter} --data {held}",
+        f"lorica inspect {adapter}",
+        f"lorica merge {adapter} --out {recipe.output}/merged",
+    )

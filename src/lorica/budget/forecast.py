@@ -1,0 +1,77 @@
+"""A plan with what it costs: `lorica plan`.
+
+flops a token = 4 N_linear + 4 N_head + 7 S Q layers + 6 N_trained        forward 2, gradient of the input 2 a weight,
+                (+ 2 N_linear + 2 S Q layers + 2 N_trained recomputed)     of a trained one 2 more; S length, Q width
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lorica.adapter import Plan
+from lorica.budget.machine import Machine
+from lorica.budget.memory import Memory, Shapes, Workload, gigabytes, memory_of
+
+ROOM = 0.95
+"""The share of the free memory that a run may plan for: allocators lose some of it to gaps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What would be trained, the bytes it takes, the arithmetic of one token, and whether it fits.
+
+    `fits` is None where the machine does not tell its memory.
+    """
+
+    plan: Plan
+    memory: Memory
+    work: Workload
+    flops_per_token: int
+    machine: Machine
+
+    @property
+    def fits(self) -> bool | None:
+        return self.memory.peak <= ROOM * self.machine.available if self.machine.available else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **self.plan.to_dict(),
+            "memory_bytes": self.memory.to_dict(),
+            "flops_per_token": self.flops_per_token,
+            "fits": self.fits,
+            "device": str(self.machine),
+        }
+
+    def __str__(self) -> str:
+        return "\n".join([str(self.plan), "", self._headline(), str(self.memory), self._verdict()])
+
+    def _headline(self) -> str:
+        return (
+            f"memory, estimated for micro-batches of {self.work.tokens:,} tokens "
+            f"({self.flops_per_token / 1e9:,.3g} GFLOP a token):"
+        )
+
+    def _verdict(self) -> str:
+        verdict = {True: "fits", False: "does not fit", None: "cannot tell whether it fits"}[self.fits]
+        remedy = "; lower train.micro_batch_tokens, or set train.gradient_checkpointing" if self.fits is False else ""
+        return f"{gigabytes(self.memory.peak)} on {self.machine}: {verdict}{remedy}"
+
+
+def forecast(plan: Plan, work: Workload, machine: Machine, *, decoder: bool) -> Forecast:
+    """decoder: the base runs on our own decoder rather than on transformers'."""
+    return Forecast(
+        plan=plan,
+        memory=memory_of(plan, work, machine.kind, decoder),
+        work=work,
+        flops_per_token=_flops(plan, work),
+        machine=machine,
+    )
+
+
+def _flops(plan: Plan, work: Workload) -> int:
+    shapes = Shapes.of(plan.base)
+    attention = work.length * shapes.q * shapes.layers
+    trained = plan.trainable_parameters
+    flops = 4 * shapes.linear_parameters + 4 * shapes.head_parameters + 7 * attention + 6 * trained
+    again = 2 * shapes.linear_parameters + 2 * attention + 2 * trained
+    share = 1.0 if work.recomputed is None else min(work.recomputed / max(shapes.layers, 1), 1.0)
+    return int(flops + share * again)

@@ -1,0 +1,149 @@
+"""Bytes of a training run, part by part, from shapes alone.
+
+    weights      every parameter of the base in the type it is held in
+    adapter + gradients + optimizer     4 + 4 + 8 bytes a trained parameter: float32 and AdamW
+    activations  what the backward pass needs, for the T tokens of a micro-batch
+    logits       the chunk of logits that exists at a time, and the gradient of the last hidden states
+    buffers      gradients in flight through one block
+    context      what the process, or the CUDA context, holds before anything is loaded
+
+    peak = weights + adapter + gradients + optimizer + context + buffers + activations + logits
+
+Saved by one block of our decoder for a token, in elements of the computing type (D width, Q and K widths of queries
+and of keys, F inner width of the MLP): both norms' outputs 2 D, attention 3 Q + 2 K (queries, keys, values, its output
+and that output in the order of tokens), gate, silu(gate), up and their product 4 F; and both norms' inputs in float32,
+8 D bytes.  A transformers block saves about two elements for each that goes in or out of a linear.  With gradient
+checkpointing a block leaves its input D alone, and one block at a time has the rest.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+from lorica.adapter import Plan
+from lorica.kernels.cross_entropy import CHUNK_ROWS
+from lorica.site import Site
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "uint8": 1}
+TRAINED = 4
+"""Adapters are float32."""
+MOMENTS = 2
+CONTEXT = {"cpu": 450_000_000, "cuda": 500_000_000}
+"""A process that has imported torch and transformers; a CUDA context with its kernels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """How much is computed at a time: `tokens` of a micro-batch, documents of `length` tokens, and how many of the
+    blocks are recomputed (None: all)."""
+
+    tokens: int = 8192
+    length: int = 2048
+    recomputed: int | None = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    buffers: int
+    context: int
+
+    @property
+    def peak(self) -> int:
+        return sum(asdict(self).values())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "peak": self.peak}
+
+    def __str__(self) -> str:
+        return "\n".join(f"  {name:<12} {gigabytes(size):>10}" for name, size in self.to_dict().items())
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool) -> Memory:
+    """kind: cpu or cuda.  decoder: the base runs on our own decoder, whose head works in chunks."""
+    shapes = Shapes.of(plan.base)
+    width = shapes.width
+    block = _fused_block(shapes) if decoder else _plain_block(plan.base, shapes)
+    kept = 0 if work.recomputed is None else max(shapes.layers - work.recomputed, 0)
+    recomputed = shapes.layers - kept
+    activations = work.tokens * (kept * block + recomputed * shapes.d * width + (block if recomputed else 0))
+    return Memory(
+        weights=sum(prod(site.shape) * BYTES[site.dtype] for site in plan.base if site.kind == "parameter"),
+        adapter=TRAINED * plan.trainable_parameters,
+        gradients=TRAINED * plan.trainable_parameters,
+        optimizer=MOMENTS * TRAINED * plan.trainable_parameters,
+        activations=activations,
+        logits=_logits(shapes, work, decoder),
+        buffers=work.tokens * width * (2 * shapes.d + shapes.f),
+        context=CONTEXT.get(kind, CONTEXT["cuda"]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Widths of a stack of equal blocks, read off its sites: d, q, k and f as in the file's own words; 0 if absent."""
+
+    layers: int
+    d: int
+    q: int
+    k: int
+    f: int
+    vocabulary: int
+    width: int
+    linear_parameters: int
+
+    @classmethod
+    def of(cls, sites: Sequence[Site]) -> "Shapes":
+        linears = [site for site in sites if site.kind == "linear"]
+        blocks = [site for site in linears if site.layer is not None]
+        dtypes = [site.dtype for site in linears] or ["float32"]
+        return cls(
+            layers=len({site.layer for site in blocks}),
+            d=max((site.d_in for site in blocks if {"q", "gate", "fc1"} & set(site.roles)), default=_widest(blocks)),
+            q=_width(blocks, "q"),
+            k=_width(blocks, "k"),
+            f=max(_width(blocks, "up"), _width(blocks, "fc1")),
+            vocabulary=_width(linears, "head"),
+            width=BYTES[max(set(dtypes), key=dtypes.count)],
+            linear_parameters=sum(prod(site.shape) for site in linears if "head" not in site.roles),
+        )
+
+    @property
+    def head_parameters(self) -> int:
+        return self.vocabulary * self.d
+
+
+def _width(sites: Iterable[Site], role: str) -> int:
+    """d_out of the sites with a role; a fused layer's is shared by its roles."""
+    return max((site.d_out // len(site.roles) for site in sites if role in site.roles), default=0)
+
+
+def _widest(sites: Sequence[Site]) -> int:
+    return max((site.d_in for site in sites), default=0)
+
+
+def _fused_block(s: Shapes) -> int:
+    return s.width * (2 * s.d + 3 * s.q + 2 * s.k + 4 * s.f) + 8 * s.d
+
+
+def _plain_block(sites: Sequence[Site], s: Shapes) -> int:
+    through = sum(site.d_in + site.d_out for site in sites if site.kind == "linear" and site.layer is not None)
+    return 2 * s.width * through // max(s.layers, 1)
+
+
+def _logits(s: Shapes, work: Workload, decoder: bool) -> int:
+    """Chunked: the chunk in float32 beside its computing type.  Whole: logits, their float32 copy and its gradient."""
+    narrow = 0 if s.width >= 4 else 2 * s.width
+    if decoder:
+        return min(CHUNK_ROWS, work.tokens) * s.vocabulary * (4 + narrow) + work.tokens * s.d * s.width
+    return work.tokens * s.vocabulary * (s.width + 8)

@@ -1,0 +1,83 @@
+"""The entry of `lorica`: runs a command, and turns what went wrong into one line and an exit status.
+
+0 done    1 the work failed    2 the request was wrong    130 interrupted, after saving
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from lorica.cli.app import app
+from lorica.cli.output import complain, say
+from lorica.errors import LoricaError, did_you_mean
+
+INTERRUPTED = 130
+WRONG_USE: type[Exception] = typer.BadParameter.__mro__[1]
+"""The error of options and arguments that do not parse, which typer has no name of its own for."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Never returns; `arguments` without the program's name."""
+    status = run(list(sys.argv[1:] if arguments is None else arguments))
+    _flush()
+    sys.exit(status)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit status of one command."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        return int(app(args=list(arguments), prog_name="lorica", standalone_mode=False) or 0)
+    except WRONG_USE as error:
+        complain(_wrong_use(error))
+        return 2
+    except LoricaError as error:
+        complain(str(error))
+        return error.exit_status
+    except (KeyboardInterrupt, typer.Abort):
+        say("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (stays open: Python flushes it when it ends)
+        return 1
+    except Exception as error:
+        return _unexpected(error)
+
+
+def _wrong_use(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "lorica"
+    message = getattr(error, "format_message", lambda: str(error))().rstrip(".")
+    return f"{command}: {message[:1].lower()}{message[1:]}{_nearest(message, context)} ({command} --help)"
+
+
+def _nearest(message: str, context: object) -> str:
+    commands = getattr(getattr(context, "command", None), "commands", {})
+    if "No such command" not in message or "Did you mean" in message:
+        return ""
+    return did_you_mean(message.split("'")[1], commands)
+
+
+def _unexpected(error: Exception) -> int:
+    if os.environ.get("LORICA_TRACEBACK"):
+        raise error
+    if _out_of_memory(error):
+        complain("out of memory; lower train.micro_batch_tokens, or set train.gradient_checkpointing to true")
+        return 1
+    reason = " ".join(str(error).split())[:300]
+    complain(f"{type(error).__name__}: {reason} (unexpected; LORICA_TRACEBACK=1 shows where)")
+    return 1
+
+
+def _out_of_memory(error: Exception) -> bool:
+    allocator = "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return allocator or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,0 +1,74 @@
+"""The commands that teach: quickstart, plan, train."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorica.cli.output import say, show
+from lorica.cli.words import AsJson, RecipePath, Settings
+
+if TYPE_CHECKING:
+    from lorica.recipe import Recipe
+
+
+def quickstart(
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where the run goes.")] = Path(
+        "runs/quickstart"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Teach the small embedded base text-to-SQL and show it before and after. No network needed."""
+    from lorica.cli.progress import live
+    from lorica.quickstart.run import quickstart as teach
+
+    with live() as reporter:
+        result = teach(output, reporter=reporter)
+    show(result, as_json)
+
+
+def plan(
+    recipe: RecipePath,
+    settings: Settings = None,
+    memory: Annotated[
+        float | None,
+        typer.Option("--memory", metavar="GB", help="Plan for this much memory instead of this machine's."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a recipe would train and how much memory it takes. Reads no weights and no data."""
+    from lorica import api
+
+    resolved = _recipe(recipe, settings)
+    if not as_json:
+        print(resolved)
+    show(api.plan(resolved, memory=memory and memory * 1e9), as_json)
+
+
+def train(
+    recipe: RecipePath,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint that verifies.")
+    ] = False,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train an adapter as a recipe says. Ctrl-C saves; --resume continues where it stopped."""
+    from lorica import api
+    from lorica.cli.progress import live
+
+    resolved = _recipe(recipe, settings)
+    say(api.plan(resolved))
+    with live() as reporter:
+        done = api.train(resolved, resume=resume, reporter=reporter)
+    show(done, as_json)
+    if done.exit_status:
+        raise typer.Exit(done.exit_status)
+    if not as_json:
+        say("\n".join(["", *(f"  {line}" for line in api.next_steps(resolved, str(done.adapter)))]))
+
+
+def _recipe(path: Path, settings: list[str] | None) -> "Recipe":
+    from lorica.recipe import Recipe
+
+    return Recipe.load(path, settings or ())

@@ -1,0 +1,31 @@
+"""`lorica chat`: a loop of lines and answers, printed token by token."""
+
+import sys
+from pathlib import Path
+
+from lorica.cli.output import say
+
+
+def talk(adapter: Path, *, model: str | None, max_tokens: int, temperature: float, dtype: str | None) -> None:
+    """Reads lines until an empty one or the end of input; Ctrl-C stops an answer, and between answers the loop."""
+    from lorica import api
+
+    speaker = api.Speaker.of(adapter, model=model, dtype=dtype)
+    say(f"{speaker}\nan empty line ends")
+    while line := _line():
+        try:
+            speaker.answer(line, max_tokens=max_tokens, temperature=temperature, on_text=_write)
+        except KeyboardInterrupt:
+            say(" (stopped)")
+        print(flush=True)
+
+
+def _write(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _line() -> str:
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""

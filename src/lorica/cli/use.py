@@ -1,0 +1,92 @@
+"""The commands that use an adapter: eval, generate, chat, inspect, merge."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorica.cli.output import say, show
+from lorica.cli.words import AdapterPath, AsJson, Dtype, ModelSource
+
+
+def evaluate(
+    data: Annotated[
+        str, typer.Option("--data", metavar="FILE", help="Rows to score: a file or any other data source.")
+    ],
+    adapter: Annotated[Path | None, typer.Argument(metavar="[ADAPTER]", help="An adapter folder.")] = None,
+    model: ModelSource = None,
+    base: Annotated[bool, typer.Option("--base", help="Score the bare base instead.")] = False,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score an adapter, or with --base its bare base, on a data file: loss, perplexity and the task's metrics."""
+    from lorica import api
+
+    show(api.evaluate(adapter, data, model=model, base=base, dtype=dtype), as_json)
+
+
+def generate(
+    adapter: AdapterPath,
+    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="What to continue; `-` reads stdin.")],
+    model: ModelSource = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", min=1, help="Stop after this many.")] = 256,
+    temperature: Annotated[
+        float, typer.Option("--temperature", metavar="T", min=0.0, help="0 is greedy: always the likeliest token.")
+    ] = 0.0,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="Of the sampling, when the temperature is not 0.")
+    ] = 0,
+    base: Annotated[bool, typer.Option("--base", help="Let the bare base answer instead.")] = False,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer one prompt, written to the model as its training rows were."""
+    from lorica import api
+
+    said = api.generate(
+        adapter,
+        sys.stdin.read() if prompt == "-" else prompt,
+        model=model,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        base=base,
+        dtype=dtype,
+    )
+    show(said, as_json)
+
+
+def chat(
+    adapter: AdapterPath,
+    model: ModelSource = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", min=1, help="Of each answer.")] = 512,
+    temperature: Annotated[float, typer.Option("--temperature", metavar="T", min=0.0, help="0 is greedy.")] = 0.0,
+    dtype: Dtype = None,
+) -> None:
+    """Talk with an adapter. Answers appear as they are written; an empty line or Ctrl-D ends it."""
+    from lorica.cli.talk import talk
+
+    talk(adapter, model=model, max_tokens=max_tokens, temperature=temperature, dtype=dtype)
+
+
+def inspect(adapter: AdapterPath, as_json: AsJson = False) -> None:
+    """Show what an adapter holds: its sites, ranks, the size of each update, and where it came from."""
+    from lorica import api
+
+    show(api.inspect(adapter), as_json)
+
+
+def merge(
+    adapter: AdapterPath,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder for the merged checkpoint.")],
+    model: ModelSource = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the base with the adapter folded in, as a checkpoint that transformers loads."""
+    from lorica import api
+
+    merged = api.merge(adapter, out, model=model)
+    show(merged, as_json)
+    if not as_json:
+        say(f"load it with: AutoModelForCausalLM.from_pretrained({str(out)!r})")

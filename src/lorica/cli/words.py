@@ -1,0 +1,34 @@
+"""The options that several commands share, each worded once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).", show_default=False)]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one entry of the recipe, as in method.r=16. May be given many times.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else on stdout.")]
+AdapterPath = Annotated[
+    Path, typer.Argument(metavar="ADAPTER", help="An adapter folder, as in runs/NAME/adapter.", show_default=False)
+]
+ModelSource = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="The base: `embedded`, a folder or a hub id. Default: the one the adapter was trained on.",
+        show_default=False,
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16. Default: as the base is stored."),
+]
