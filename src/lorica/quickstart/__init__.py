@@ -1,1 +1,1 @@
-"""The quickstart: a tiny base learns text-to-SQL, on generated questions whose held-out half is new in every name and word order."""
+"""The quickstart: a tiny base learns text-to-SQL; each held-out question is new in its names and in its wording."""

@@ -1,10 +1,10 @@
 """Small phrase grammars: a symbol has alternatives, an alternative is words, slots and further symbols.
 
-    which: which {t} have [*phrase]? | what are the {t} [rel]?
+    which = which {t} have [*phrase]? | what are the {t} [rel]?
 
-`{t}` is a slot that a name fills later; `[rel]` is replaced by one alternative of `rel`; `[*phrase]` by one `phrase` for
-each condition of the question, joined by `and.phrase`. A tag chooses between variants: with the tag `gt`, `[prep]` reads
-`prep:gt` where there is one, else `prep`.
+`{t}` is a slot that a name fills later; `[rel]` is replaced by one alternative of `rel`; `[*phrase]` by one `phrase`
+for each condition of the question, joined by `and.phrase`. A tag chooses between variants: with the tag `gt`, `[prep]`
+reads `prep:gt` where there is one, else `prep`. Alternatives may go on in indented lines; `-` is the empty one.
 """
 
 import re
@@ -41,7 +41,7 @@ class Grammar:
     @classmethod
     def read(cls, name: str) -> "Grammar":
         """A grammar file of this package."""
-        return cls(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
+        return cls(resources.files("lorica.quickstart").joinpath(name).read_text(encoding="utf-8"))
 
     def draw(self, shape: Shape, rng: Random) -> str:
         return _tidy(self._draw(shape.start, shape.tags, shape.conditions, rng))

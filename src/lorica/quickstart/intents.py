@@ -1,8 +1,8 @@
 """What a question asks, apart from its wording: it becomes gold SQL, and its near misses become wrong SQL.
 
-    select landlord from harbors where depth > 30 and parish = 'oslo'
-    select parish, avg( depth ) from harbors group by parish
-    select parcel from boats join harbors using ( harbor_id ) where depth > 30
+select landlord from harbors where depth > 30 and parish = 'oslo'
+select parish, avg( depth ) from harbors group by parish
+select parcel from boats join harbors using ( harbor_id ) where depth > 30
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class Intent:
-    """One query: `column` is shown, or None for all; `function` is applied to `measured`, or counts where that is None."""
+    """One query: `column` is shown, or None for all; `function` of `measured`, or the count where that is None."""
 
     kind: Kind
     schema: Schema
@@ -177,8 +177,16 @@ def _condition(table: Table, column: Column, rng: Random) -> Condition:
     return Condition(column, operator, rng.choice(table.values(column)))
 
 
-def near_misses(intent: Intent) -> Iterator[Intent]:
-    """Queries that differ from the gold one in a single column, operator, function, direction or limit."""
+def near_misses(intent: Intent) -> Iterator[str]:
+    """SQL that differs from the gold query in a single column, operator, function, direction or limit."""
+    yield from (other.sql for other in _near_intents(intent))
+    if intent.kind == "group" and intent.column:
+        for other in intent.table.of_type("text"):
+            if other != intent.column:
+                yield intent.sql.replace(f"group by {intent.column.name}", f"group by {other.name}")
+
+
+def _near_intents(intent: Intent) -> Iterator[Intent]:
     yield from _other_columns(intent)
     yield from _other_conditions(intent)
     if intent.kind in ("aggregate", "group") and intent.measured:

@@ -1,12 +1,12 @@
 """How questions are worded: a wide grammar for training and a separate one that is held out.
 
-Held-out phrasings share no sequence of four words with training or pretraining. Names are masked before the comparison:
-a table is `<t>`, a column `<c>`, a text value `<v>`, a number `<n>`. The held-out grammar is enumerated, its sequences are
-collected, and training draws again whenever a phrasing contains one of them.
+Held-out phrasings share no sequence of four words with training or pretraining. Names are masked before the
+comparison: a table is `<t>`, a column `<c>`, a text value `<v>`, a number `<n>`. The held-out grammar is enumerated,
+its sequences are collected, and training draws again whenever a phrasing contains one of them.
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from random import Random
 from typing import Literal
@@ -20,6 +20,17 @@ OPERATORS = ("gt", "lt", "ge", "le", "eq", "text")
 AGGREGATES = ("avg", "sum", "min", "max")
 DIRECTIONS = ("desc", "asc")
 WORDS_IN_A_SEQUENCE = 4
+IN_THE_STANDARD_LIBRARY = frozenset(
+    tuple(words.split())
+    for words in (
+        "no more than <n>",
+        "at most <n> for",
+        "<n> or more as",
+        "less than <n> are",
+        "from <n> upwards for",
+    )
+)
+"""Sequences of the held-out grammar that pretraining meets in Python's own sources: questions avoid them too."""
 
 TRAINING = Grammar.read("training.grammar")
 HELD_OUT = Grammar.read("held_out.grammar")
@@ -31,11 +42,10 @@ _SLOT = re.compile(r"\{([a-z])(\d?)\}")
 
 def draw(split: Split, shape: Shape, rng: Random) -> str:
     """One phrasing for `shape`, its names still slots; a training phrasing holds no held-out sequence."""
-    if split == "test":
-        return HELD_OUT.draw(shape, rng)
     while True:
-        phrasing = _surrounded(TRAINING.draw(shape, rng), rng)
-        if not contains_held_out(mask_slots(phrasing, shape)):
+        phrasing = HELD_OUT.draw(shape, rng) if split == "test" else _surrounded(TRAINING.draw(shape, rng), rng)
+        kept_out = IN_THE_STANDARD_LIBRARY if split == "test" else held_out_sequences()
+        if kept_out.isdisjoint(sequences(mask_slots(phrasing, shape))):
             return phrasing
 
 
@@ -78,7 +88,7 @@ def sequences(masked: str) -> set[tuple[str, ...]]:
 
 @cache
 def held_out_sequences() -> frozenset[tuple[str, ...]]:
-    """Every sequence of four words of every held-out phrasing; what joins two conditions depends on nothing around it."""
+    """Every sequence of four words of every held-out phrasing; what joins two conditions is the same around them."""
     return frozenset(sequence for phrasing in held_out_phrasings() for sequence in sequences(phrasing))
 
 
@@ -108,8 +118,3 @@ def shapes() -> Iterator[Shape]:
 def contains_held_out(masked: str) -> bool:
     """Whether a masked text holds a sequence of a held-out phrasing."""
     return not held_out_sequences().isdisjoint(sequences(masked))
-
-
-def without_held_out(lines: Iterable[str], mask: Iterable[str]) -> Iterator[str]:
-    """The lines whose masked form holds no held-out sequence."""
-    return (line for line, masked in zip(lines, mask, strict=True) if not contains_held_out(masked))

@@ -14,16 +14,39 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from random import Random
 
+from lorica.quickstart.grammar import Shape
 from lorica.quickstart.intents import Condition, Intent, draw_intent, quoted
-from lorica.quickstart.phrasings import TRAINING, contains_held_out, draw, mask_names
+from lorica.quickstart.phrasings import (
+    TRAINING,
+    contains_held_out,
+    draw,
+    held_out_sequences,
+    mask_names,
+    sequences,
+)
 from lorica.quickstart.questions import KINDS, worded
 from lorica.quickstart.schema import Cell, Column, Schema, Table, joined, single
 from lorica.quickstart.words import Vocabulary, invent, spoken, vocabulary
 
-_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
-_MONTHS = (
-    "January February March April May June July August September October November December".split()
+_ORDINALS = (
+    "first",
+    "second",
+    "third",
+    "fourth",
+    "fifth",
+    "sixth",
+    "seventh",
+    "eighth",
+    "ninth",
+    "tenth",
+    "eleventh",
+    "twelfth",
 )
+_MONTHS = (
+    "January", "February", "March", "April", "May", "June",
+    "July", "August", "September", "October", "November", "December",
+)  # fmt: skip
+_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
 @dataclass(frozen=True)
@@ -62,9 +85,9 @@ def plain_text(seed: int, characters: int) -> Iterator[str]:
             return
 
 
-def holds_held_out_phrasing(text: str) -> bool:
-    """Whether text from elsewhere, its numbers and test names masked, holds a sequence of a held-out phrasing."""
-    return contains_held_out(Names.held_out().mask(text))
+def held_out_in(text: str) -> set[tuple[str, ...]]:
+    """The sequences of held-out phrasings in a text from elsewhere, its numbers and the test names masked."""
+    return sequences(Names.held_out().mask(text)) & held_out_sequences()
 
 
 def documents(seed: int) -> Iterator[tuple[str, Names]]:
@@ -231,7 +254,8 @@ def _sorted(table: Table, rng: Random) -> str:
     cells = sorted(table.values(column), reverse=falling)
     way = rng.choice(("largest first", "falling", "downwards") if falling else ("smallest first", "rising", "upwards"))
     count = rng.randint(1, len(cells))
-    return f"{spoken(column.name)} of {table.name}, {way}, {count} of {len(cells)}: {', '.join(map(str, cells[:count]))}."
+    shown = ", ".join(map(str, cells[:count]))
+    return f"{spoken(column.name)} of {table.name}, {way}, {count} of {len(cells)}: {shown}."
 
 
 def _extreme(table: Table, rng: Random) -> str:
@@ -299,8 +323,6 @@ def _comparisons(words: Vocabulary, rng: Random) -> tuple[list[str], Names]:
 
 
 def _bounded(symbol: str, operator: str, column: str, bound: int, rng: Random) -> str:
-    from lorica.quickstart.grammar import Shape
-
     return TRAINING.draw(Shape(symbol, (operator,)), rng).replace("{c}", spoken(column)).replace("{v}", str(bound))
 
 
@@ -347,26 +369,26 @@ def _two_part(words: Vocabulary, rng: Random) -> str:
     return f"{invent(rng)}_{invent(rng)}"
 
 
-def _dates(_: Vocabulary, rng: Random) -> tuple[list[str], Names]:
-    """A date in several formats, and some arithmetic on it."""
-    lines = []
-    for _ in range(rng.randint(2, 5)):
-        day = datetime.date(rng.randint(1900, 2040), rng.randint(1, 12), rng.randint(1, 28))
-        step = rng.randint(2, 60)
-        later = day + datetime.timedelta(days=step)
-        lines.append(
-            rng.choice(
-                (
-                    f"{_long(day)} is also written {day.isoformat()}, {day.day}/{day.month}/{day.year} or {_short(day)}.",
-                    f"{step} days after {day.isoformat()} comes {later.isoformat()}, a {_weekday(later)}.",
-                    f"{_long(day)} was a {_weekday(day)}, and the day before it a {_weekday(day - datetime.timedelta(1))}.",
-                    f"From {_long(day)} to {_long(later)} it takes {step} days.",
-                    f"{_MONTHS[day.month - 1]} is month {day.month} of the year; {day.year} is in decade {day.year // 10}0.",
-                    f"{_long(later)} is later than {_long(day)}, and {day.year - 1} is earlier than both.",
-                )
-            )
+def _dates(words: Vocabulary, rng: Random) -> tuple[list[str], Names]:
+    """Dates in several formats, and some arithmetic on them."""
+    return [_date_fact(rng) for _ in range(rng.randint(2, 5))], Names()
+
+
+def _date_fact(rng: Random) -> str:
+    day = datetime.date(rng.randint(1900, 2040), rng.randint(1, 12), rng.randint(1, 28))
+    step = rng.randint(2, 60)
+    before, later = day - datetime.timedelta(1), day + datetime.timedelta(days=step)
+    slashed, decade = f"{day.day}/{day.month}/{day.year}", f"{day.year // 10}0"
+    return rng.choice(
+        (
+            f"{_long(day)} is also written {day.isoformat()}, {slashed} or {_short(day)}.",
+            f"{step} days after {day.isoformat()} comes {later.isoformat()}, a {_weekday(later)}.",
+            f"{_long(day)} was a {_weekday(day)}, and the day before it a {_weekday(before)}.",
+            f"From {_long(day)} to {_long(later)} it takes {step} days.",
+            f"{_MONTHS[day.month - 1]} is month {day.month} of the year; {day.year} is in decade {decade}.",
+            f"{_long(later)} is later than {_long(day)}, and {day.year - 1} is earlier than both.",
         )
-    return lines, Names()
+    )
 
 
 def _long(day: datetime.date) -> str:
@@ -378,7 +400,7 @@ def _short(day: datetime.date) -> str:
 
 
 def _weekday(day: datetime.date) -> str:
-    return "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()[day.weekday()]
+    return _WEEKDAYS[day.weekday()]
 
 
 def _described(words: Vocabulary, rng: Random) -> tuple[list[str], Names]:
@@ -401,7 +423,8 @@ def _column_fact(table: Table, column: Column, schema: Schema, rng: Random) -> s
         return f"{column.name} is the key that tells which rows go together."
     examples: list[Cell] = list(dict.fromkeys(table.values(column)))[:3]
     kind = "a number" if column.type == "int" else "a text"
-    said = rng.choice((f"{spoken(column.name)} is", f"In {table.name}, {spoken(column.name)} is", f"{column.name} holds"))
+    name = spoken(column.name)
+    said = rng.choice((f"{name} is", f"In {table.name}, {name} is", f"{column.name} holds"))
     return f"{said} {kind}, such as {', '.join(map(quoted, examples))}."
 
 

@@ -88,7 +88,7 @@ def _is_distinct(intent: Intent) -> bool:
     try:
         if not rows_of(connection, intent.sql):
             return False
-        return not any(same_result(connection, intent.sql, other.sql) for other in near_misses(intent))
+        return not any(same_result(connection, intent.sql, wrong) for wrong in near_misses(intent))
     finally:
         connection.close()
 

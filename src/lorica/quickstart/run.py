@@ -72,8 +72,8 @@ class Quickstart:
 
     def _facts(self) -> list[str]:
         return [
-            f"adapter: {self.path} ({self.bytes / 1e6:.2f} MB), {self.trainable_percent:.2f} % of the parameters trained",
-            f"         ({WHY_THE_SHARE})",
+            f"adapter: {self.path} ({self.bytes / 1e6:.2f} MB)",
+            f"trained: {self.trainable_percent:.2f} % of the parameters ({WHY_THE_SHARE})",
             f"{self.seconds:.0f} seconds in all; tables, columns and phrasings of the test never occur in training",
         ]
 

@@ -1,7 +1,7 @@
 """The names and values of the quickstart: two vocabularies that share no word, and words made up from syllables.
 
-    training  real words and invented words, so that a name can only be copied and never recalled
-    held out  real words alone, none of which occurs in a training or pretraining name
+training  real words and invented words, so that a name can only be copied and never recalled
+held out  real words alone, none of which occurs in a training or pretraining name
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from lorica.quickstart.phrasings import HELD_OUT, TRAINING, Split
 
 TRAIN_TABLES = """
 actors albums animals apartments apples artists athletes authors bakeries bands banks batteries beaches bicycles birds
-blankets boats books bottles boxes branches bridges buildings buses cabins cakes cameras camps candles cards cars castles
-cats chairs cheeses chefs churches cities classes clients clinics clocks clubs coaches coats coins colleges comics
-concerts cooks countries courses cows crates cups dancers deals deserts desks devices dishes doctors dogs doors
+blankets boats books bottles boxes branches bridges buildings buses cabins cakes cameras camps candles cards cars
+castles cats chairs cheeses chefs churches cities classes clients clinics clocks clubs coaches coats coins colleges
+comics concerts cooks countries courses cows crates cups dancers deals deserts desks devices dishes doctors dogs doors
 dragons drawings dresses drivers drums ducks engines events exams farmers farms festivals fields films fish flags
 flights flowers folders forests games gardens gates goats guests guides guitars hats heroes hills horses hospitals
 hotels houses invoices islands jackets jewels jobs judges keys kings kitchens knights ladders lakes lamps laptops
@@ -56,9 +56,9 @@ bid_ceiling hull_span vintage circumference
 """
 
 TRAIN_TEXTS = """
-title color city country street brand model owner author artist genre language kind category status 
+title color city country street brand model owner author artist genre language kind category status
 shape material flavor style season month weekday captain coach manager teacher forename family_trade nickname
-job role department  company supplier customer_type vendor region district  home_city birth_place
+job role department company supplier customer_type vendor region district home_city birth_place
 nation continent team_color eye_color hair_color body_color fabric pattern wood metal stone_kind paint finish gem
 trait topic subject course theme mood sound instrument voice stance foot sport
 league arena engine_kind  gear_kind body_kind breed diet habitat climate soil
@@ -92,9 +92,11 @@ botany retired vacant rented sealed rusty hollow steep fragile olga felix hugo i
 badger falcon heron salmon beetle swedish turkish korean greek
 """
 
-_ONSETS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k kl kr l m n p pl pr qu r s sh sk sl sm sn sp st str t th tr v w y z"
+_ONSETS = """
+b bl br c ch cl cr d dr f fl fr g gl gr h j k kl kr l m n p pl pr qu r s sh sk sl sm sn sp st str t th tr v w y z
+"""
 _VOWELS = "a e i o u a e i o u ai ea ee oa oo ou"
-_CODAS = ["", "", "", "b", "d", "g", "k", "l", "m", "n", "nd", "nk", "p", "r", "rn", "rt", "s", "st", "t", "th", "v", "x"]
+_CODAS = ("", "", "", *"b d g k l m n nd nk p r rn rt s st t th v x".split())  # noqa: SIM905
 
 
 @dataclass(frozen=True)
@@ -158,12 +160,9 @@ _TRAINING = Vocabulary(
     values=tuple(TRAIN_VALUES.split()),
     invented=0.5,
 )
-_RESERVED = frozenset(
-    word
-    for block in (TEST_TABLES, TEST_NUMBERS, TEST_TEXTS, TEST_VALUES, TRAIN_TABLES)
-    for name in block.split()
-    for word in name.split("_")
-) | TRAINING.words | HELD_OUT.words
+_LISTED = f"{TEST_TABLES} {TEST_NUMBERS} {TEST_TEXTS} {TEST_VALUES} {TRAIN_TABLES}"
+_RESERVED = frozenset(_LISTED.replace("_", " ").split()) | TRAINING.words | HELD_OUT.words
+"""Words that are never invented: held-out names, and the words of the phrasings."""
 
 
 def vocabulary(split: Split) -> Vocabulary:
