@@ -16,7 +16,7 @@ class KVCache:
         self._values: dict[int, Tensor] = {}
 
     def write(self, layer: int, rows: Tensor, columns: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values (T, heads_kv, d_head) at (rows, columns); returns the layer's, invalid ones included."""
+        """Store keys and values (T, heads_kv, d_head) at (rows, columns); returns all of the layer's."""
         needed = int(columns.max()) + 1 if len(columns) else 0
         for store, new in ((self._keys, keys), (self._values, values)):
             store[layer] = self._grown(store.get(layer), needed, new)
@@ -41,7 +41,7 @@ class KVCache:
         """The cache of these documents alone, for when others have finished."""
         kept = KVCache(len(documents))
         kept.lengths = [self.lengths[d] for d in documents]
-        index = torch.tensor(documents)
+        index = torch.tensor(documents, dtype=torch.int64)
         kept._keys = {layer: stored[index.to(stored.device)] for layer, stored in self._keys.items()}
         kept._values = {layer: stored[index.to(stored.device)] for layer, stored in self._values.items()}
         return kept

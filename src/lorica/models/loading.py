@@ -1,0 +1,182 @@
+"""Bases: from a source to a frozen model in evaluation mode, or to its shapes alone.
+
+source -> folder -> config -> CausalLM   the decoder family, tensors assigned straight from the memory map
+                           -> transformers' own class for every other architecture
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorica.errors import ModelError, did_you_mean
+from lorica.models.causal_lm import CausalLM
+from lorica.models.config import FAMILIES
+from lorica.models.fingerprint import fingerprint_of_folder
+from lorica.models.folder import folder_of
+from lorica.models.foreign import load_foreign, model_class, read_config, read_generation_config, read_tokenizer
+from lorica.models.quiet import quiet
+from lorica.models.stored import DTYPES, Stored
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+ROPE_KINDS = ("default", "linear", "llama3", "yarn")
+NAMES_OF_DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+
+def load_base(
+    source: str | Path,
+    dtype: str | torch.dtype | None = None,
+    quantize: str | None = None,
+    device: str | torch.device | None = None,
+) -> nn.Module:
+    """A frozen base in evaluation mode, with `.tokenizer` (None without one), `.source` and `.base_fingerprint`.
+
+    source   "embedded", a folder, or a hub id
+    dtype    "bfloat16", torch.float32 ...; None: the one the checkpoint states
+    device   None: the first CUDA device where there is one, else the CPU
+
+    ModelError, one line a problem, when the base is missing, incomplete, damaged, or needs code of its own.
+    """
+    if quantize is not None:
+        raise ModelError(f"quantize: {quantize!r} is not available yet; leave it out to load the base as it is stored")
+    asked, place = parse_dtype(dtype), parse_device(device)
+    folder = folder_of(source)
+    config = read_config(folder)
+    stored = Stored(folder)
+    kind = asked or _stated_dtype(config) or stored.dtype
+    refuse_stored_types(stored)
+    model = _decoder(config, stored, kind, place) if is_decoder(config) else load_foreign(folder, config, kind)
+    return _finished(model.to(place), source, folder)
+
+
+def shapes_only(source: str | Path, dtype: str | torch.dtype | None = None) -> nn.Module:
+    """The same model on the meta device: any size at once, and nothing but config.json is read or fetched."""
+    asked = parse_dtype(dtype)
+    folder = folder_of(source, weights=False)
+    config = read_config(folder)
+    kind: Any = CausalLM if is_decoder(config) else model_class(folder, config)
+    with torch.device("meta"), quiet():
+        model: Any = kind(config)
+    model = model.to(asked or _stated_dtype(config) or torch.float32).eval().requires_grad_(False)
+    model.tokenizer, model.source = None, str(source)
+    return model
+
+
+def is_decoder(config: Any) -> bool:
+    """Whether our own decoder computes exactly this base."""
+    architecture = (getattr(config, "architectures", None) or ["ForCausalLM"])[0]
+    rope = getattr(config, "rope_parameters", None) or {}
+    return (
+        config.model_type in FAMILIES
+        and architecture.endswith("ForCausalLM")
+        and config.hidden_act == "silu"
+        and rope.get("rope_type", "default") in ROPE_KINDS
+        and rope.get("partial_rotary_factor", 1.0) == 1.0
+    )
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype in NAMES_OF_DTYPES.values()):
+        return dtype
+    name = str(dtype).removeprefix("torch.")
+    if name not in NAMES_OF_DTYPES:
+        near = did_you_mean(name, NAMES_OF_DTYPES) or f"; it takes {', '.join(NAMES_OF_DTYPES)}"
+        raise ModelError(f"dtype: {name!r} is no type that a base can be loaded in{near}")
+    return NAMES_OF_DTYPES[name]
+
+
+def parse_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"device: {device!r} is no device; it takes cpu, cuda or cuda:1") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device: {device!r} was asked for, and torch sees no CUDA device here")
+    return place
+
+
+def refuse_stored_types(stored: Stored) -> None:
+    foreign = sorted({entry.dtype for entry in stored.entries.values()} - DTYPES.keys())
+    if foreign:
+        raise ModelError(f"{stored.folder}: tensors stored as {', '.join(foreign)}; give the full-precision base")
+
+
+def _stated_dtype(config: Any) -> torch.dtype | None:
+    stated = getattr(config, "dtype", None)
+    return NAMES_OF_DTYPES.get(str(stated).removeprefix("torch."))
+
+
+def _decoder(config: Any, stored: Stored, dtype: torch.dtype, device: torch.device) -> CausalLM:
+    with torch.device("meta"):
+        model = CausalLM(config)
+    source_of = _matched(model, stored)
+    for shard in stored.shards():
+        names = [name for name in shard.names() if name in source_of]
+        tensors = {source_of[name]: _copied(shard.tensor(name), dtype, device) for name in names}
+        model.load_state_dict(tensors, strict=False, assign=True)
+    if model.shape.tied:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    return model
+
+
+def _copied(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Off the memory map: a checkpoint that is rewritten later must not change a model in use."""
+    return tensor.to(device, dtype, copy=True)
+
+
+def _matched(model: CausalLM, stored: Stored) -> dict[str, str]:
+    """Stored name -> name in the model, for the tensors to read.  ModelError with every name and shape that differs."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: entry.shape for name, entry in stored.entries.items() if not _recomputed(name)}
+    source_of = {name: name for name in found}
+    if model.shape.tied:
+        wanted.pop(HEAD)
+        source_of = _untied(source_of)
+    target_of = {target: name for name, target in source_of.items()}
+    problems = [f"{stored.folder}: no tensor {name}" for name in wanted if name not in target_of]
+    problems += [
+        f"{stored.folder}: {name} is no tensor of a {model.config.model_type} model of this config"
+        for name, target in source_of.items()
+        if target not in wanted
+    ]
+    problems += [
+        f"{stored.folder}: {name} is {found[target_of[name]]}, the config says {shape}"
+        for name, shape in wanted.items()
+        if name in target_of and found[target_of[name]] != shape
+    ]
+    if problems:
+        raise ModelError.of(problems)
+    return source_of
+
+
+def _untied(source_of: dict[str, str]) -> dict[str, str]:
+    """A tied base may store its one matrix under either name, or twice."""
+    if EMBEDDING in source_of:
+        return {name: target for name, target in source_of.items() if target != HEAD}
+    return {name: EMBEDDING if target == HEAD else target for name, target in source_of.items()}
+
+
+def _recomputed(name: str) -> bool:
+    """Old checkpoints store the frequencies of the rotation, which follow from the config."""
+    return name.endswith(".rotary_emb.inv_freq")
+
+
+def _finished(model: Any, source: str | Path, folder: Path) -> nn.Module:
+    model.eval().requires_grad_(False)
+    model.tokenizer = read_tokenizer(folder)
+    if isinstance(model, CausalLM):
+        model.generation_config = read_generation_config(folder)
+    model.source = str(source)
+    model.base_fingerprint = fingerprint_of_folder(folder)
+    return model
