@@ -4,7 +4,7 @@ Every weight is noise drawn from its own name, never the identity, and every bia
 dropped, doubled or transposed shows.  Double precision, so that a tolerance can be a few thousand rounding errors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -59,6 +59,14 @@ def filled(model: nn.Module) -> nn.Module:
             std = 0.3 if parameter.dim() < 2 else parameter.shape[-1] ** -0.5
             parameter.copy_(norm + std * noise)
     return model
+
+
+def stir(parameters: Iterable[tuple[str, nn.Parameter]], std: float = 0.3) -> None:
+    """Noise on every tensor of an adapter: a zero B passes anything."""
+    with torch.no_grad():
+        for name, parameter in parameters:
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(crc32(name.encode()) ^ 1))
+            parameter.add_(std * noise)
 
 
 def _text(mask: bool = True) -> dict[str, Tensor]:
