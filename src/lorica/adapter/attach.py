@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lorica.adapter.attached import Attached, Modules, Undo, undone
 from lorica.adapter.plan import Plan, PlannedEdit
 from lorica.adapter.plan import plan as plan_of
-from lorica.errors import AdapterError
+from lorica.errors import AdapterError, TargetError
 from lorica.methods import Method
 from lorica.methods.contract import Start
 from lorica.models import enter, install, parameter_of, weight_of
@@ -39,6 +39,7 @@ def built(model: nn.Module, plan: Plan, seed: int) -> Modules:
 
 def installed(model: nn.Module, plan: Plan, modules: Modules, seed: int = 0) -> Attached:
     """Puts modules in their places.  After an error the model is as it was."""
+    _refuse_tied(model, plan)
     undos: list[Undo] = [occupy(model)]
     try:
         undos.append(frozen(model))
@@ -81,6 +82,22 @@ def _built(model: nn.Module, planned: PlannedEdit, seed: int) -> nn.Module:
 
 def _training_dtype(base: Tensor) -> torch.dtype:
     return torch.float64 if base.dtype == torch.float64 else torch.float32
+
+
+def _refuse_tied(model: nn.Module, plan: Plan) -> None:
+    """PEFT trains a copy for one module and leaves the other as it was; a copy here stands in both places."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    tied = {name: group for group in names.values() if len(group) > 1 for name in group}
+    problems = [
+        f"{p.site.name} is tied with {', '.join(n for n in tied[p.site.name] if n != p.site.name)}, which a saved copy "
+        "would leave behind; leave it out of modules_to_save"
+        for p in plan.edits
+        if p.edit.place == "instead" and p.method.peft_type is not None and p.site.name in tied
+    ]
+    if problems:
+        raise TargetError.of(problems)
 
 
 def frozen(model: nn.Module) -> Undo:

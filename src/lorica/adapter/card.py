@@ -1,6 +1,7 @@
 """README.md of an adapter folder: what it is, what it was trained on, how to use it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -9,6 +10,8 @@ from lorica.adapter.plan import Plan
 
 
 def card(plan: Plan, base: str | None, facts: Mapping[str, Any], peft: bool) -> str:
+    """`base` is named where others can have it too: a hub id or `embedded`, no path of this machine."""
+    base = base if base and not Path(base).is_absolute() else None
     return "\n\n".join([_front_matter(plan, base, peft), _what(plan, base), *_facts(facts), _use(base, peft)]) + "\n"
 
 

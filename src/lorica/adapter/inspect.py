@@ -113,7 +113,12 @@ def _sites(file: AdapterFile) -> list[SiteUpdate]:
     sites = tuple(_sites_of_tensors(file))
     pairs = [(edit, method) for method in file.methods for edit in method.edits(sites)]
     around = {edit.site.name for edit, _ in pairs if edit.place == "around"}
-    return [_update(edit, method, file, around) for edit, method in pairs]
+    return sorted((_update(edit, method, file, around) for edit, method in pairs), key=lambda s: _in_order(s.name))
+
+
+def _in_order(name: str) -> list[tuple[int, str]]:
+    """Layer 2 before layer 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
 
 
 def _sites_of_tensors(file: AdapterFile) -> Iterator[Site]:
