@@ -46,7 +46,11 @@ class ChatRenderer:
 
         try:
             texts, spans = render_jinja_template(
-                [list(messages)], list(tools) if tools else None, None, self.template, **options, **self.special
+                conversations=[list(messages)],
+                tools=list(tools) if tools else None,
+                chat_template=self.template,
+                **options,
+                **self.special,
             )
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise ModelError(f"the chat template refuses the messages: {first_line(error)}") from error
@@ -89,8 +93,10 @@ class PlainTokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str], /) -> list[list[int]]:
+        if not texts:
+            return []
         encoded = self.inner(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return encoded["input_ids"] if texts else []
+        return encoded["input_ids"]
 
     def decode(self, ids: Sequence[int], /) -> str:
         return self.inner.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)

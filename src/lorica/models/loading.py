@@ -155,6 +155,8 @@ def _matched(model: CausalLM, stored: Stored) -> dict[str, str]:
         for name, shape in wanted.items()
         if name in target_of and found[target_of[name]] != shape
     ]
+    if model.shape.tied and {EMBEDDING, HEAD} <= found.keys() and not stored.same(EMBEDDING, HEAD):
+        problems.append(f"{stored.folder}: {HEAD} differs from {EMBEDDING}, and the config ties them; correct either")
     if problems:
         raise ModelError.of(problems)
     return source_of

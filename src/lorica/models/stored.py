@@ -43,6 +43,11 @@ class Entry:
     start: int
     stop: int
 
+    def bytes(self) -> bytes:
+        with self.file.open("rb") as stream:
+            stream.seek(self.start)
+            return stream.read(self.stop - self.start)
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -78,6 +83,11 @@ class Stored:
         """Of the first stored tensor of a floating type."""
         floating = (DTYPES.get(entry.dtype) for entry in self.entries.values())
         return next((dtype for dtype in floating if dtype is not None and dtype.is_floating_point), torch.float32)
+
+    def same(self, first: str, second: str) -> bool:
+        """Whether two stored tensors are equal to the bit."""
+        entries = [self.entries[name] for name in (first, second)]
+        return entries[0].shape == entries[1].shape and entries[0].bytes() == entries[1].bytes()
 
     def shards(self) -> Iterator["Shard"]:
         """The files one after another, each opened while it is the current one."""
