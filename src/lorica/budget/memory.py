@@ -12,7 +12,8 @@
 Saved by one block of our decoder for a token, in elements of the computing type (D width, Q and K widths of queries
 and of keys, F inner width of the MLP): both norms' outputs 2 D, attention 3 Q + 2 K (queries, keys, values, its output
 and that output in the order of tokens), gate, silu(gate), up and their product 4 F; and both norms' inputs in float32,
-8 D bytes.  A transformers block saves about two elements for each that goes in or out of a linear.  With gradient
+8 D bytes.  On a CPU in bfloat16, where attention is two plain products, H L scores and the repeated keys and values
+2 (Q - K) as well (H heads, L tokens of a document).  A transformers block saves about two elements for each that goes in or out of a linear.  With gradient
 checkpointing a block leaves its input D alone, and one block at a time has the rest.
 """
 
@@ -29,6 +30,8 @@ BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "ui
 TRAINED = 4
 """Adapters are float32."""
 MOMENTS = 2
+LONG = 384
+"""Tokens from which documents go through the flash kernel one by one, which keeps no scores."""
 CONTEXT = {"cpu": 450_000_000, "cuda": 500_000_000}
 """A process that has imported torch and transformers; a CUDA context with its kernels."""
 
@@ -74,6 +77,8 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool) -> Memory:
     shapes = Shapes.of(plan.base)
     width = shapes.width
     block = _fused_block(shapes) if decoder else _plain_block(plan.base, shapes)
+    if decoder and kind == "cpu" and width == BYTES["bfloat16"]:
+        block += width * (shapes.heads * min(work.length, LONG) + 2 * (shapes.q - shapes.k))
     kept = 0 if work.recomputed is None else max(shapes.layers - work.recomputed, 0)
     recomputed = shapes.layers - kept
     activations = work.tokens * (kept * block + recomputed * shapes.d * width + (block if recomputed else 0))
@@ -98,6 +103,7 @@ class Shapes:
     q: int
     k: int
     f: int
+    heads: int
     vocabulary: int
     width: int
     linear_parameters: int
@@ -113,6 +119,7 @@ class Shapes:
             q=_width(blocks, "q"),
             k=_width(blocks, "k"),
             f=max(_width(blocks, "up"), _width(blocks, "fc1")),
+            heads=_width(blocks, "q") // _head_width(sites),
             vocabulary=_width(linears, "head"),
             width=BYTES[max(set(dtypes), key=dtypes.count)],
             linear_parameters=sum(prod(site.shape) for site in linears if "head" not in site.roles),
@@ -126,6 +133,10 @@ class Shapes:
 def _width(sites: Iterable[Site], role: str) -> int:
     """d_out of the sites with a role; a fused layer's is shared by its roles."""
     return max((site.d_out // len(site.roles) for site in sites if role in site.roles), default=0)
+
+
+def _head_width(sites: Iterable[Site]) -> int:
+    return max((site.shape[1] for site in sites if site.kind == "attention"), default=1)
 
 
 def _widest(sites: Sequence[Site]) -> int:

@@ -53,7 +53,12 @@ class Writer(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_str(self, data: str) -> Any:
+        """Unprintable characters are escaped: some of them end a line in plain text."""
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
 
+
+Writer.add_representer(str, Writer.represent_str)
 Reader.add_constructor("tag:yaml.org,2002:int", Reader.construct_int)
 for kind, (pattern, first) in CORE.items():
     for side in (Reader, Writer):
