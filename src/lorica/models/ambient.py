@@ -11,16 +11,25 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lorica.errors import RequestError
 from lorica.kernels import Noise
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
     """noise: places of the batch rows in the training run, None in evaluation.  route: (rows,) int64 choice of a Bank
-    for each batch row, -1 for the base, None without a Bank."""
+    for each batch row, or (1,) for all of them, -1 for the base; None without a Bank."""
 
     noise: Noise | None = None
     route: Tensor | None = None
+
+    def route_of(self, rows: int) -> Tensor | None:
+        """The choice of each of `rows` batch rows.  RequestError when there is neither one a row nor one for all."""
+        if self.route is None or len(self.route) == rows:
+            return self.route
+        if len(self.route) != 1:
+            raise RequestError(f"{len(self.route)} adapters are chosen for {rows} rows; give one, or one a row")
+        return self.route.expand(rows)
 
 
 current: ContextVar[Pass] = ContextVar("lorica_pass", default=Pass())  # noqa: B039  frozen, so sharing it is safe

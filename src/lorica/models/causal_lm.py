@@ -91,8 +91,9 @@ class CausalLM(nn.Module):
         """Every row of the batch is a document; the choice of a Bank and the noise of its row go to its tokens."""
         layout = Layout.of(real.sum(1).tolist(), device=real.device)
         entered = ambient.current.get()
-        if entered.route is not None:
-            layout = replace(layout, route=entered.route[layout.document_of])
+        route = entered.route_of(len(real))
+        if route is not None:
+            layout = replace(layout, route=route[layout.document_of])
         noise = entered.noise
         if noise is None and self.training and self.clock is not None:
             noise = self.clock.tick(torch.arange(len(real), device=real.device))

@@ -38,9 +38,10 @@ class _Root:
         return together([before.remove, after.remove, lambda: forget_checkpointing(model)])
 
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        chosen = ambient.current.get()
+        chosen, rows = ambient.current.get(), _rows(args, kwargs)
+        chosen = replace(chosen, route=chosen.route_of(len(rows)))
         if chosen.noise is None and model.training:
-            chosen = replace(chosen, noise=self.clock.tick(_rows(args, kwargs)))
+            chosen = replace(chosen, noise=self.clock.tick(rows))
         remember_in_checkpointing(model)
         self.tokens.append(ambient.current.set(chosen))
 

@@ -166,9 +166,7 @@ def _room(model: CausalLM, prompts: Sequence[Sequence[int]], max_tokens: int) ->
 
 
 def _route(model: CausalLM, prompts: int) -> Tensor | None:
-    route = ambient.current.get().route
-    if route is not None and len(route) != prompts:
-        raise RequestError(f"the choice of adapters has {len(route)} rows, and there are {prompts} prompts")
+    route = ambient.current.get().route_of(prompts)
     return None if route is None else route.to(model.device)
 
 

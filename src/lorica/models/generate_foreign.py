@@ -60,7 +60,8 @@ def _groups(prompts: Sequence[Sequence[int]], alone: bool) -> Iterator[list[int]
 def _chosen(rows: list[int]) -> Iterator[None]:
     """The ambient choice of adapters, cut to these rows."""
     entered = ambient.current.get()
-    route = None if entered.route is None else entered.route[rows]
+    route = entered.route
+    route = route if route is None or len(route) == 1 else route[rows]
     with ambient.entered(replace(entered, route=route)):
         yield
 
