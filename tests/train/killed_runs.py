@@ -59,10 +59,11 @@ class Living(LoRA):
         return Wandering(modules)
 
 
-def train(folder):
+def train(folder, keep=2):
     torch.manual_seed(0)
     attached = attach(base(), Living(**lora().model_dump()))
-    fit(attached, TASKS["causal_lm"], dataset(22), dataset(4, seed=1), CONFIG, folder=folder, resume=True)
+    config = CONFIG.model_copy(update={"keep_checkpoints": keep})
+    fit(attached, TASKS["causal_lm"], dataset(22), dataset(4, seed=1), config, folder=folder, resume=True)
 
 
 def forked(folder):

@@ -16,6 +16,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,9 +138,14 @@ def environment() -> dict[str, Any]:
     """What, beside a run's identity, decides its last bits."""
     import torch
 
-    packages = {name: version(name) for name in ("lorica", "torch", "numpy", "safetensors")}
     machine = f"{platform.system()} {platform.machine()}"
-    return {**packages, "python": platform.python_version(), "machine": machine, "threads": torch.get_num_threads()}
+    return {**_packages(), "python": platform.python_version(), "machine": machine, "threads": torch.get_num_threads()}
+
+
+@cache
+def _packages() -> dict[str, str]:
+    """Reading one version costs 6 ms, and a process does not change it."""
+    return {name: version(name) for name in ("lorica", "torch", "numpy", "safetensors")}
 
 
 def _require_valid(tensors: Mapping[str, Any], step: int, keep: int, folder: Path) -> None:

@@ -7,7 +7,7 @@ Decoupled weight decay, on matrices and not on vectors.  Loshchilov & Hutter 201
 The update is torch's own fused kernel; torch.optim's classes around it cost 3 s of imports at the first use.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 
 import torch
@@ -54,8 +54,9 @@ class AdamW:
 
     def _update(self, names: list[str], learning_rate: float, weight_decay: float) -> None:
         steps = [self._steps[name] for name in names]
-        torch._foreach_add_(steps, 1)
-        torch._fused_adamw_(
+        for count in steps:
+            count.add_(1)
+        torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
             [self.parameters[name] for name in names],
             [self.parameters[name].grad for name in names],  # type: ignore[misc]
             [self._first[name] for name in names],
@@ -70,13 +71,6 @@ class AdamW:
             amsgrad=False,
             maximize=False,
         )
-
-
-def total_norm(gradients: Iterable[Tensor]) -> Tensor:
-    """Euclidean norm of all gradients together, a scalar in float32 or better."""
-    norms = torch._foreach_norm(list(gradients), 2)
-    device = norms[0].device
-    return torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms]))
 
 
 def _alike(parameters: Mapping[str, nn.Parameter]) -> Iterator[tuple[bool, list[str]]]:

@@ -8,7 +8,6 @@ gradients -> refuse what is not finite -> clip -> update -> the method's own cal
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from lorica.errors import DivergedError, RunError
 from lorica.methods.contract import Life
 from lorica.tasks import Draw, Task
 from lorica.train.loss_scale import LossScale
-from lorica.train.optimizer import AdamW, total_norm
+from lorica.train.optimizer import AdamW
 
 NAMED_ROWS = 5
 
@@ -99,16 +98,21 @@ def _backward(loss: Tensor, scale: LossScale) -> Tensor:
     return loss.detach()
 
 
-def _unscaled_norm(made: list[Any], scale: LossScale) -> Tensor:
+def _unscaled_norm(made: Sequence[Tensor], scale: LossScale) -> Tensor:
     if not scale.fixed:
-        torch._foreach_mul_(made, 1 / scale.scale)
-    return total_norm(made)
+        _scale(made, 1 / scale.scale)
+    return nn.utils.get_total_norm(made)
 
 
-def _clip(made: list[Any], norm: Tensor, clip: float | None) -> None:
+def _clip(made: Sequence[Tensor], norm: Tensor, clip: float | None) -> None:
     """The factor of torch.nn.utils.clip_grad_norm_, to the bit."""
     if clip is not None and float(factor := clip / (norm + 1e-6)) < 1:
-        torch._foreach_mul_(made, float(factor))
+        _scale(made, float(factor))
+
+
+def _scale(made: Sequence[Tensor], factor: float) -> None:
+    for gradient in made:
+        gradient.mul_(factor)
 
 
 def _tokens(micro_batches: Sequence[Sequence[Example]]) -> int:
