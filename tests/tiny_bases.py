@@ -1,7 +1,7 @@
 """Small bases of every family, on which laws and contracts are checked.
 
 Every weight is noise drawn from its own name, never the identity, and every bias is away from zero: an edit that is
-dropped, doubled or transposed shows.  Double precision, so that a tolerance can be a few thousand rounding errors.
+dropped, doubled or transposed shows.  None has dropout of its own.  Double precision, so that a tolerance can be a few thousand rounding errors.
 """
 
 from collections.abc import Callable, Iterable
@@ -97,7 +97,16 @@ def gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=64,
+        bos_token_id=0,
+        eos_token_id=0,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
     )
     return GPT2LMHeadModel(config)
 
@@ -113,6 +122,8 @@ def bert() -> nn.Module:
         intermediate_size=40,
         max_position_embeddings=64,
         num_labels=5,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
     return BertForSequenceClassification(config)
 
@@ -129,6 +140,7 @@ def t5() -> nn.Module:
         num_heads=4,
         feed_forward_proj="gated-gelu",
         decoder_start_token_id=0,
+        dropout_rate=0.0,
         tie_word_embeddings=False,
     )
     return T5ForConditionalGeneration(config)

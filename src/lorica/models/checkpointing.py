@@ -26,9 +26,8 @@ def checkpoint(model: nn.Module, layers: int | None = None) -> Undo:
             f"gradient_checkpointing: {type(model).__name__} has no blocks that can be recomputed; "
             "the decoder family and transformers' models have; leave it out"
         )
-    return together(
-        [_set(block, Reentering(partial(torch_checkpoint, use_reentrant=False))) for block in blocks[:layers]]
-    )
+    recompute = Reentering(partial(torch_checkpoint, use_reentrant=False))
+    return together([_set(module, recompute) for module in (*_stacks(model), *blocks[:layers])])
 
 
 def _in_decoder(decoder: Decoder, layers: int | None) -> Undo:
