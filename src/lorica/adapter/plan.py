@@ -215,14 +215,19 @@ def _refuse_overlaps(pairs: Sequence[tuple[Edit, Method]]) -> None:
         askers.setdefault((edit.site.name, edit.place), []).append(method.kind)
     around = {edit.site.name for edit, _ in pairs if edit.place == "around"}
     copied = [e.site.name for e, _ in pairs if e.place == "instead" and _owner_of_weight(e.site.name) in around]
-    problems = [
-        f"{name}: {place} is asked for by {' and by '.join(kinds)}; leave it to one of them"
-        for (name, place), kinds in askers.items()
-        if len(kinds) > 1
-    ]
-    problems += [f"{name}: trained whole and adapted beside it as well; choose one of the two" for name in copied]
+    twice: dict[str, list[str]] = {}
+    for (name, place), kinds in askers.items():
+        if len(kinds) > 1:
+            twice.setdefault(f"{place} is asked for by {' and '.join(kinds)}; leave it to one of them", []).append(name)
+    problems = [f"{_names(names)}: {problem}" for problem, names in twice.items()]
+    if copied:
+        problems.append(f"{_names(copied)}: trained whole and adapted beside it as well; choose one of the two")
     if problems:
         raise TargetError.of(problems)
+
+
+def _names(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _owner_of_weight(name: str) -> str:
