@@ -76,7 +76,10 @@ def test_a_recipe_is_built_in_python_from_configs_or_plain_values() -> None:
 
 
 def test_the_resolved_recipe_is_yaml_that_gives_the_same_recipe(write) -> None:
-    for content in (SQL, "model: embedded\nmethod: [lora, full]\ndata: {train: [a, b], eval: {by: file}}\noutput: '1e5'"):
+    for content in (
+        SQL,
+        "model: embedded\nmethod: [lora, full]\ndata: {train: [a, b], eval: {by: file}}\noutput: '1e5'",
+    ):
         recipe = Recipe.load(write(content))
         assert Recipe.load(write(recipe.to_yaml(), "again.yaml")) == recipe
         assert str(recipe) == recipe.to_yaml()

@@ -18,7 +18,7 @@ from lorica.tasks import TASKS
 from lorica.train import Run, TrainConfig
 from lorica.train import fit as learn
 from lorica.train.reporter import Quiet, Reporter
-from lorica.train.run_folder import HOLDINGS
+from lorica.train.run_folder import HOLDINGS, refuse_occupied
 
 
 def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None) -> Run:
@@ -29,12 +29,13 @@ def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None
     fails.
     """
     reporter = reporter or Quiet()
-    base = recipe.model
+    folder, base = Path(recipe.output), recipe.model
+    if not resume:
+        refuse_occupied(folder)
     model = load_base(base.source, dtype=base.dtype, quantize=base.quantize, device=base.device)
     attached = attach(model, recipe.method, seed=recipe.train.seed)
     learned, held = from_files(model, recipe.data)
     _tell(reporter, "train", learned)
-    folder = Path(recipe.output)
     before = _before(recipe, model, held, reporter)
     _keep_recipe(recipe, folder)
     run = learn(

@@ -19,21 +19,21 @@ def data(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a data file would teach: what is used and dropped and why, lengths, and the tokens that are learned."""
+    """Show what a data file would teach. Rows used and dropped and why, lengths, learned tokens."""
     from lorica import api
 
     show(api.data_report(file, model, held=held), as_json)
 
 
 def methods(as_json: AsJson = False) -> None:
-    """List the methods a recipe can name, with what each costs and can do."""
+    """List the methods that a recipe can name."""
     from lorica import api
 
     show(api.method_table(), as_json)
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Show what this machine has to train with, and what is missing."""
+    """Show what this machine has to train with."""
     from lorica import api
 
     show(api.doctor(), as_json)

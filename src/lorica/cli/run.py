@@ -18,7 +18,7 @@ def quickstart(
     ),
     as_json: AsJson = False,
 ) -> None:
-    """Teach the small embedded base text-to-SQL and show it before and after. No network needed."""
+    """See it work: teach a small base text-to-SQL, no network needed."""
     from lorica.cli.progress import live
     from lorica.quickstart.run import quickstart as teach
 
@@ -36,13 +36,14 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a recipe would train and how much memory it takes. Reads no weights and no data."""
+    """Show what a recipe would train and the memory it takes. Reads no weights and no data."""
     from lorica import api
 
     resolved = _recipe(recipe, settings)
+    planned = api.plan(resolved, memory=None if memory is None else memory * 1e9)
     if not as_json:
         print(resolved)
-    show(api.plan(resolved, memory=memory and memory * 1e9), as_json)
+    show(planned, as_json)
 
 
 def train(
@@ -53,7 +54,7 @@ def train(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train an adapter as a recipe says. Ctrl-C saves; --resume continues where it stopped."""
+    """Train an adapter as a recipe says. Ctrl-C saves; --resume goes on from there."""
     from lorica import api
     from lorica.cli.progress import live
 

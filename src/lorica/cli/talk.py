@@ -1,12 +1,11 @@
 """`lorica chat`: a loop of lines and answers, printed token by token."""
 
 import sys
-from pathlib import Path
 
 from lorica.cli.output import say
 
 
-def talk(adapter: Path, *, model: str | None, max_tokens: int, temperature: float, dtype: str | None) -> None:
+def talk(adapter: str, *, model: str | None, max_tokens: int, temperature: float, dtype: str | None) -> None:
     """Reads lines until an empty one or the end of input; Ctrl-C stops an answer, and between answers the loop."""
     from lorica import api
 

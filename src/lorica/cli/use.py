@@ -14,13 +14,13 @@ def evaluate(
     data: Annotated[
         str, typer.Option("--data", metavar="FILE", help="Rows to score: a file or any other data source.")
     ],
-    adapter: Annotated[Path | None, typer.Argument(metavar="[ADAPTER]", help="An adapter folder.")] = None,
+    adapter: Annotated[str | None, typer.Argument(metavar="[ADAPTER]", help="An adapter folder or hub id.")] = None,
     model: ModelSource = None,
     base: Annotated[bool, typer.Option("--base", help="Score the bare base instead.")] = False,
     dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score an adapter, or with --base its bare base, on a data file: loss, perplexity and the task's metrics."""
+    """Score an adapter, or its bare base, on a data file: loss, perplexity, the task's metrics."""
     from lorica import api
 
     show(api.evaluate(adapter, data, model=model, base=base, dtype=dtype), as_json)
@@ -41,7 +41,7 @@ def generate(
     dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer one prompt, written to the model as its training rows were."""
+    """Answer one prompt. It is written to the model as the rows it was taught with."""
     from lorica import api
 
     said = api.generate(
@@ -64,14 +64,14 @@ def chat(
     temperature: Annotated[float, typer.Option("--temperature", metavar="T", min=0.0, help="0 is greedy.")] = 0.0,
     dtype: Dtype = None,
 ) -> None:
-    """Talk with an adapter. Answers appear as they are written; an empty line or Ctrl-D ends it."""
+    """Talk with an adapter. Answers appear as they are written; an empty line ends."""
     from lorica.cli.talk import talk
 
     talk(adapter, model=model, max_tokens=max_tokens, temperature=temperature, dtype=dtype)
 
 
 def inspect(adapter: AdapterPath, as_json: AsJson = False) -> None:
-    """Show what an adapter holds: its sites, ranks, the size of each update, and where it came from."""
+    """Show what an adapter holds. Sites, ranks, the size of each update, where it came from."""
     from lorica import api
 
     show(api.inspect(adapter), as_json)
@@ -83,7 +83,7 @@ def merge(
     model: ModelSource = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the base with the adapter folded in, as a checkpoint that transformers loads."""
+    """Write a checkpoint with the adapter folded in. transformers loads it as any other."""
     from lorica import api
 
     merged = api.merge(adapter, out, model=model)

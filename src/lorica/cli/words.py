@@ -17,7 +17,10 @@ Settings = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else on stdout.")]
 AdapterPath = Annotated[
-    Path, typer.Argument(metavar="ADAPTER", help="An adapter folder, as in runs/NAME/adapter.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="ADAPTER", help="An adapter: a folder such as runs/NAME/adapter, or a hub id.", show_default=False
+    ),
 ]
 ModelSource = Annotated[
     str | None,

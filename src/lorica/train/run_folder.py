@@ -33,7 +33,7 @@ class RunFolder:
             if self.resume:
                 self._find_start()
             else:
-                self._refuse_occupied()
+                refuse_occupied(self.path)
             self._metrics = held.enter_context(durable.JsonLines(self.metrics_file))
             self._held = held.pop_all()
         return self
@@ -59,14 +59,6 @@ class RunFolder:
         recipe = self.path / "recipe.yaml"
         return f"lorica train {recipe} --resume" if recipe.exists() else "resume=True and the same arguments"
 
-    def _refuse_occupied(self) -> None:
-        held = [name for name in HOLDINGS if (self.path / name).exists()]
-        if held:
-            raise RequestError(
-                f"{self.path}: holds a run already ({', '.join(held)}); continue it with --resume (resume=True), "
-                "or choose another output"
-            )
-
     def _find_start(self) -> None:
         self.start, self.skipped = checkpoint.newest(self.path / "checkpoints")
         if self.start is not None:
@@ -83,3 +75,13 @@ class RunFolder:
                 f"{start.folder}: cannot be continued, since {'; '.join(changed)}; restore that (threads: "
                 "OMP_NUM_THREADS), or choose another output"
             )
+
+
+def refuse_occupied(path: Path) -> None:
+    """RequestError where a run is in the folder already."""
+    held = [name for name in HOLDINGS if (path / name).exists()]
+    if held:
+        raise RequestError(
+            f"{path}: holds a run already ({', '.join(held)}); continue it with --resume (resume=True), "
+            "or choose another output"
+        )
