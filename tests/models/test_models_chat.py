@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from lorica.data import DataConfig, MarksGeneration, from_rows
-from lorica.errors import LoricaError, ModelError
+from lorica.data import MarksGeneration, from_rows
+from lorica.errors import DataError, ModelError
 from lorica.models import renderer
 from lorica.models.chat import plain_tokenizer
 
@@ -100,8 +100,8 @@ def test_the_data_room_reads_the_tokenizer_as_it_asks() -> None:
 def test_the_data_room_learns_what_the_assistant_says(template: str) -> None:
     made = tokenizer(template)
     plain = plain_tokenizer(made)
-    rows = from_rows([{"messages": CHAT}], DataConfig(train="rows", max_length=200), plain, renderer(made))
+    rows = from_rows([{"messages": CHAT}], plain, renderer(made), limit=200)
     learned = plain.decode(rows[0].input_ids[rows[0].labels].tolist())
     assert learned.replace(" ", "") == "two</s>four</s>"
-    with pytest.raises(LoricaError):
-        from_rows([{"messages": CHAT}], DataConfig(train="rows", max_length=200), plain, renderer(tokenizer("{% for %}")))
+    with pytest.raises(DataError, match="the chat template refuses"):
+        from_rows([{"messages": CHAT}], plain, renderer(tokenizer("{% for %}")), limit=200)

@@ -186,8 +186,9 @@ def test_each_prompt_is_answered_by_the_adapter_its_route_names() -> None:
     assert len({tuple(row) for row in together[:3]}) == 3
     apart = [routed([p], [r])[0] for p, r in zip([PROMPTS[0]] * 3 + PROMPTS[1:], [0, -1, 1, 1, 0], strict=True)]
     assert together == apart
-    with pytest.raises(RequestError, match="1 rows, and there are 3 prompts"):
-        routed(PROMPTS, [0])
+    assert routed(PROMPTS, [0]) == routed(PROMPTS, [0, 0, 0])
+    with pytest.raises(RequestError, match="2 adapters are chosen for 3 rows"):
+        routed(PROMPTS, [0, 1])
 
 
 def test_soft_tokens_are_read_once_and_counted_in_the_cache() -> None:

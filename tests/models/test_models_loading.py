@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from decoder_family import config, theirs, tokens
 from lorica.errors import ModelError
-from lorica.models import load_base, shapes_only, sites
+from lorica.models import generate, load_base, shapes_only, sites
 from lorica.models.causal_lm import CausalLM
 from lorica.models.loading import parse_device
 
@@ -263,3 +263,15 @@ def test_shapes_need_the_config_alone_and_any_size_is_at_hand(saved: Path, tmp_p
     assert sum(parameter.numel() for parameter in model.parameters()) == 70_553_706_496
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert {site.dtype for site in sites(model)} == {"bfloat16"}
+
+
+def test_the_embedded_base_loads_by_its_name_and_writes_text() -> None:
+    model = load_base("embedded", **CPU)
+    assert isinstance(model, CausalLM)
+    assert sites(shapes_only("embedded")) == sites(model)
+    assert model.lm_head.weight.dtype == torch.bfloat16
+    assert sum(parameter.numel() for parameter in model.parameters()) <= 7_700_000
+    text = "import os\nimport "
+    ids = model.tokenizer.encode(text)
+    assert model.tokenizer.decode(ids) == text
+    assert len(generate(model, [ids], 3)[0]) == 3

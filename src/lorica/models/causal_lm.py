@@ -33,6 +33,8 @@ class CausalLM(nn.Module):
         if self.shape.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.tokenizer: Any = None
+        self.generation_config: Any = None
+        """What the base's authors say of generating with it, its stop tokens above all; None where they say nothing."""
         self.clock: ambient.Clock | None = None
         """Set while an adapter with dropout is attached: counts the training forwards made outside our trainer."""
 

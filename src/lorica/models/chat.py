@@ -42,10 +42,11 @@ class ChatRenderer:
         self, messages: Sequence[Message], tools: Sequence[Any] | None, **options: bool
     ) -> tuple[str, list[Span]]:
         from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
+        from transformers.utils import chat_template_utils
 
+        render: Any = chat_template_utils.render_jinja_template
         try:
-            texts, spans = render_jinja_template(
+            texts, spans = render(
                 conversations=[list(messages)],
                 tools=list(tools) if tools else None,
                 chat_template=self.template,

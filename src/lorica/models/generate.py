@@ -40,7 +40,7 @@ def generate(
     """The new tokens of each prompt (token ids), the stop token that ended it included.
 
     stop_ids   None: the base's own end tokens
-    A document also ends where the base's context does.  An ambient route has one entry a prompt.
+    A document also ends where the base's context does.  An ambient route has one entry, or one a prompt.
 
     ModelError for a prompt that leaves no room or a model that cannot generate, RequestError for other values.
     """

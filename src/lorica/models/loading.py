@@ -66,7 +66,7 @@ def shapes_only(source: str | Path, dtype: str | torch.dtype | None = None) -> n
     kind: Any = CausalLM if is_decoder(config) else model_class(folder, config)
     with torch.device("meta"), quiet():
         model: Any = kind(config)
-    model = model.to(asked or _stated_dtype(config) or torch.float32).eval().requires_grad_(False)
+    model.to(asked or _stated_dtype(config) or torch.float32).eval().requires_grad_(False)
     model.tokenizer, model.source = None, str(source)
     return model
 
@@ -127,6 +127,7 @@ def _decoder(config: Any, stored: Stored, dtype: torch.dtype, device: torch.devi
         model.load_state_dict(tensors, strict=False, assign=True)
     if model.shape.tied:
         model.lm_head.weight = model.model.embed_tokens.weight
+    model.generation_config = read_generation_config(stored.folder)
     return model
 
 
@@ -177,8 +178,6 @@ def _recomputed(name: str) -> bool:
 def _finished(model: Any, source: str | Path, folder: Path) -> nn.Module:
     model.eval().requires_grad_(False)
     model.tokenizer = read_tokenizer(folder)
-    if isinstance(model, CausalLM):
-        model.generation_config = read_generation_config(folder)
     model.source = str(source)
     model.base_fingerprint = fingerprint_of_folder(folder)
     return model
