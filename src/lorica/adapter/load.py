@@ -12,6 +12,7 @@ from lorica.adapter.attached import Attached, Modules
 from lorica.adapter.file import AdapterFile, read
 from lorica.adapter.plan import Plan, plan
 from lorica.errors import AdapterError, LoricaError, did_you_mean
+from lorica.methods import Method
 from lorica.models import parameter_of
 from lorica.models import sites as sites_of
 from lorica.site import Site
@@ -52,7 +53,7 @@ def plan_on(model: nn.Module, file: AdapterFile) -> Plan:
     """The plan that puts each tensor of the file in its place on this base.  AdapterError unless all fit."""
     found = sites_of(model)
     try:
-        planned = plan(_named_by(file, found), file.methods, source=getattr(model, "source", None))
+        planned = plan(*_what_fits(file, found), source=getattr(model, "source", None))
     except LoricaError as error:
         strangers = list(_strangers(file, found)) if file.peft else []
         raise _refusal(file, strangers or str(error).splitlines()) from error
@@ -74,12 +75,16 @@ def filled(model: nn.Module, planned: Plan, file: AdapterFile, *, untrained: boo
     return modules
 
 
-def _named_by(file: AdapterFile, found: Sequence[Site]) -> tuple[Site, ...]:
-    """Of a PEFT file the linears and embeddings that its tensors name; otherwise the method's own config chooses."""
+def _what_fits(file: AdapterFile, found: Sequence[Site]) -> tuple[tuple[Site, ...], tuple[Method, ...]]:
+    """Of a PEFT file, the linears and embeddings that its tensors name and the base has; otherwise the method's own
+    config chooses."""
     if not file.peft:
-        return tuple(found)
-    names = _site_names(file)
-    return tuple(site for site in found if site.kind not in ("linear", "embedding") or site.name in names)
+        return tuple(found), file.methods
+    (method,) = file.methods
+    named, known = _site_names(file), {site.name for site in found}
+    keys = [key for key in file.tensors if method.site_name(key) in known and not method.surplus(key)]
+    sites = tuple(site for site in found if site.kind not in ("linear", "embedding") or site.name in named)
+    return sites, (method.from_file(file.config, keys),)
 
 
 def _site_names(file: AdapterFile) -> set[str]:

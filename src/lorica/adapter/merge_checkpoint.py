@@ -153,7 +153,9 @@ class _Merge:
             module = self._module(planned, tensor)
             require_mergeable(self.plan, {planned.key: module})
             whole = planned.edit.place == "instead"
-            merged = module().to(tensor.dtype) if whole else merged_weight(module, tensor, planned.site.transposed)
+            merged = (
+                module().detach().to(tensor.dtype) if whole else merged_weight(module, tensor, planned.site.transposed)
+            )
         self.changes[name] = float((merged.float() - tensor.float()).abs().max())
         return merged
 

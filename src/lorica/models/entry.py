@@ -39,11 +39,12 @@ class _Root:
 
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         chosen, rows = ambient.current.get(), _rows(args, kwargs)
+        self.tokens.append(ambient.current.set(chosen))  # first, because `after` is called even if what follows fails
         chosen = replace(chosen, route=chosen.route_of(len(rows)))
         if chosen.noise is None and model.training:
             chosen = replace(chosen, noise=self.clock.tick(rows))
         remember_in_checkpointing(model)
-        self.tokens.append(ambient.current.set(chosen))
+        ambient.current.set(chosen)
 
     def after(self, model: nn.Module, inputs: Any, output: Any) -> None:
         ambient.current.reset(self.tokens.pop())
