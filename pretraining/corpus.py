@@ -28,9 +28,9 @@ def standard_library() -> Iterator[str]:
                 yield text
 
 
-def documents(seed: int, plain_characters: int) -> tuple[list[str], list[str]]:
+def documents(seed: int, plain_characters: int, wide: bool) -> tuple[list[str], list[str]]:
     """(standard library, plain language), in a fixed order."""
-    return list(standard_library()), list(plain_text(seed, plain_characters))
+    return list(standard_library()), list(plain_text(seed, plain_characters, wide))
 
 
 def is_held_out(text: str) -> bool:

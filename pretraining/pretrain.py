@@ -1,7 +1,8 @@
 """Pretrain the embedded base: `python pretraining/pretrain.py --work build/pretraining`.
 
-Seeded and resumable: run the same command again and it goes on from its newest checkpoint.  When it is done it writes
-`src/lorica/models/embedded/`: bfloat16 weights, tokenizer, config and model card.
+Two stages: the language of the standard library and of tables; then names of every spelling, so that a name is copied
+whatever tokens it has.  Seeded and resumable: run the same command again and it goes on from its newest checkpoint.
+When it is done it writes `src/lorica/models/embedded/`: bfloat16 weights, tokenizer, config and model card.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,28 +31,48 @@ WINDOW, LONG_WINDOW, LONG_FROM = 256, 512, 0.9
 WARMUP = 0.02
 
 
+class Stage(NamedTuple):
+    """tokens to train on, the share of them that is plain language, and whether its names are drawn widely."""
+
+    name: str
+    tokens: float
+    plain_share: float
+    wide: bool
+    learning_rate: float
+
+
+STAGES = (Stage("language", 8.6e6, 0.62, False, 3e-3), Stage("names", 2.4e6, 0.85, True, 1.5e-3))
+
+
 def settings() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for tokens, checkpoints and progress")
-    parser.add_argument("--tokens", type=float, default=11e6, help="tokens to train on")
-    parser.add_argument("--plain-share", type=float, default=0.6, help="share of them that is plain language")
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
 
 def main() -> None:
     chosen = settings()
-    chosen.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(chosen.seed)
-    tokenizer, stream, held_out, facts = prepared(chosen)
+    tokenizer, facts, start = None, [], None
+    for number, stage in enumerate(STAGES):
+        texts = Texts.prepared(chosen.work / stage.name, stage, chosen.seed + number, tokenizer)
+        tokenizer = texts.tokenizer
+        run = Pretraining(new_model(tokenizer, start), texts.stream, stage, chosen.work / stage.name)
+        run.resume()
+        run.train()
+        start = run.masters
+        facts.append({**texts.facts, "stage": stage.name, "tokens": run.total * TOKENS_PER_STEP})
+    losses = {name: evaluate(run.model, tokens) for name, tokens in texts.held_out.items()}
+    write_base(run.model, tokenizer, facts, losses)
+
+
+def new_model(tokenizer: Tokenizer, start: dict[str, Tensor] | None) -> CausalLM:
     model = CausalLM(base_config(tokenizer))
     initialise(model)
-    run = Pretraining(model, stream, chosen)
-    run.resume()
-    run.train()
-    losses = {name: evaluate(run.model, tokens) for name, tokens in held_out.items()}
-    write_base(run.model, tokenizer, {**facts, "held_out_loss": losses, "tokens": run.total * TOKENS_PER_STEP})
+    if start is not None:
+        model.load_state_dict({**start, "lm_head.weight": start["model.embed_tokens.weight"]})
+    return model
 
 
 def base_config(tokenizer: Tokenizer) -> LlamaConfig:
@@ -84,38 +105,58 @@ def initialise(model: CausalLM) -> None:
             parameter.data.normal_(0, std / depth if name.endswith(("o_proj.weight", "down_proj.weight")) else std)
 
 
-def prepared(chosen: argparse.Namespace) -> tuple[Tokenizer, np.ndarray, dict[str, np.ndarray], dict[str, Any]]:
-    """Tokenizer, the stream of training tokens, held-out tokens by source, facts for the card; kept between runs."""
-    files = [chosen.work / name for name in ("tokenizer.json", "stream.npy", "held_library.npy", "held_plain.npy")]
-    facts = chosen.work / "facts.json"
-    if not facts.exists():
-        make_tokens(chosen, *files, facts)
-    stream, library, plain = (np.load(path) for path in files[1:])
-    held_out = {"python": library, "plain language": plain}
-    return Tokenizer.from_file(str(files[0])), stream, held_out, json.loads(facts.read_text())
+class Texts(NamedTuple):
+    """What a stage reads: tokenizer, the stream of training tokens, held-out tokens by source, facts for the card."""
+
+    tokenizer: Tokenizer
+    stream: np.ndarray
+    held_out: dict[str, np.ndarray]
+    facts: dict[str, Any]
+
+    @classmethod
+    def prepared(cls, work: Path, stage: Stage, seed: int, tokenizer: Tokenizer | None) -> "Texts":
+        """Made once and kept in `work` for a run that is continued."""
+        if not (work / "facts.json").exists():
+            make_tokens(work, stage, seed, tokenizer)
+        stream, library, plain = (np.load(work / f"{name}.npy") for name in ("stream", "held_library", "held_plain"))
+        held_out = {"python": library, "plain language": plain}
+        facts = json.loads((work / "facts.json").read_text())
+        return cls(Tokenizer.from_file(str(work / "tokenizer.json")), stream, held_out, facts)
 
 
-def make_tokens(
-    chosen: argparse.Namespace, tokenizer_file: Path, stream_file: Path, library_file: Path, plain_file: Path, facts: Path
-) -> None:
-    plain_tokens = chosen.tokens * chosen.plain_share
-    library, plain = documents(chosen.seed, int(plain_tokens * 3.2))
-    tokenizer = train([*library[::3], *plain[: len(plain) // 4]])
+def make_tokens(work: Path, stage: Stage, seed: int, tokenizer: Tokenizer | None) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    plain_tokens = stage.tokens * stage.plain_share
+    library, plain = documents(seed, int(plain_tokens * 3.2), stage.wide)
+    tokenizer = tokenizer or train([*library[::3], *plain[: len(plain) // 4]])
     end = tokenizer.token_to_id(END)
-    random = np.random.Generator(np.random.Philox(chosen.seed))
     encoded = {name: encode(tokenizer, texts, end) for name, texts in (("library", library), ("plain", plain))}
-    parts = [document for name in encoded for document, held in encoded[name] if not held]
+    stream, counts = mixed(encoded, stage, np.random.Generator(np.random.Philox(seed)))
+    np.save(work / "stream.npy", stream)
+    for name, parts in encoded.items():
+        np.save(work / f"held_{name}.npy", np.concatenate([ids for ids, held in parts if held])[: 64 * 1024])
+    tokenizer.save(str(work / "tokenizer.json"))
+    described = {"corpus_sha256": corpus_hash([*library, *plain]), "stream_tokens": counts, "seed": seed}
+    (work / "facts.json").write_text(json.dumps(described))
+
+
+def mixed(
+    encoded: dict[str, list[tuple[np.ndarray, bool]]], stage: Stage, random: np.random.Generator
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Whole library files are long, so they are cut into pieces of 512 tokens that mix well with the short texts.
+
+    A stage that reads a smaller share of the library than there is reads its files in a random order up to that share.
+    """
+    parts = [(name, ids) for name in encoded for ids, held in encoded[name] if not held]
     order = random.permutation(len(parts))
-    # whole library files are long: cut into pieces so that the two sources are well mixed in the stream
-    pieces = [piece for index in order for piece in np.array_split(parts[index], max(1, len(parts[index]) // 512))]
-    stream = np.concatenate([pieces[i] for i in random.permutation(len(pieces))])
-    np.save(stream_file, stream)
-    for path, name in ((library_file, "library"), (plain_file, "plain")):
-        np.save(path, np.concatenate([document for document, held in encoded[name] if held])[: 64 * 1024])
-    tokenizer.save(str(tokenizer_file))
-    counts = {name: int(sum(len(d) for d, held in parts if not held)) for name, parts in encoded.items()}
-    described = {"corpus_sha256": corpus_hash([*library, *plain]), "stream_tokens": counts, "seed": chosen.seed}
-    facts.write_text(json.dumps(described))
+    wanted = {"library": stage.tokens * (1 - stage.plain_share) * 1.1, "plain": math.inf}
+    counts, pieces = {"library": 0, "plain": 0}, []
+    for index in order:
+        name, ids = parts[index]
+        if counts[name] < wanted[name]:
+            counts[name] += len(ids)
+            pieces += np.array_split(ids, max(1, len(ids) // 512))
+    return np.concatenate([pieces[i] for i in random.permutation(len(pieces))]), counts
 
 
 def encode(tokenizer: Tokenizer, texts: list[str], end: int) -> list[tuple[np.ndarray, bool]]:
@@ -129,15 +170,15 @@ def encode(tokenizer: Tokenizer, texts: list[str], end: int) -> list[tuple[np.nd
 class Pretraining:
     """bfloat16 weights for the products, float32 masters for the optimisers: Muon for matrices, AdamW for the rest."""
 
-    def __init__(self, model: CausalLM, stream: np.ndarray, chosen: argparse.Namespace) -> None:
+    def __init__(self, model: CausalLM, stream: np.ndarray, stage: Stage, work: Path) -> None:
         self.masters = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         self.model = model.to(torch.bfloat16)
         self.live = dict(model.named_parameters())
-        self.stream, self.chosen, self.step = stream, chosen, 0
-        self.total = min(int(chosen.tokens), len(stream) - LONG_WINDOW) // TOKENS_PER_STEP
+        self.stream, self.stage, self.work, self.step = stream, stage, work, 0
+        self.total = min(int(stage.tokens), len(stream) - LONG_WINDOW) // TOKENS_PER_STEP
         matrices = [self.masters[name] for name in self.masters if "layers" in name and self.masters[name].dim() == 2]
         rest = [master for master in self.masters.values() if not any(master is matrix for matrix in matrices)]
-        rate = chosen.learning_rate
+        rate = stage.learning_rate
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
@@ -158,7 +199,7 @@ class Pretraining:
         window = WINDOW if self.step < LONG_FROM * self.total else LONG_WINDOW
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.chosen.learning_rate * self.share()
+                group["lr"] = self.stage.learning_rate * self.share()
         loss = self.loss(self.tokens(self.step, window), window)
         loss.backward()
         for name, parameter in self.live.items():
@@ -192,7 +233,7 @@ class Pretraining:
         return torch.nn.functional.cross_entropy(logits.float(), labels)
 
     def report(self, **line: float) -> None:
-        with (self.chosen.work / "progress.jsonl").open("a") as file:
+        with (self.work / "progress.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def save(self) -> None:
@@ -203,10 +244,10 @@ class Pretraining:
             for key, value in state.items()
         }
         tensors = {"masters": self.masters, "optimizers": states}
-        checkpoint.save(self.chosen.work / "checkpoints", self.step, tensors, {"step": self.step}, keep=2)
+        checkpoint.save(self.work / "checkpoints", self.step, tensors, {"step": self.step}, keep=2)
 
     def resume(self) -> None:
-        found, _ = checkpoint.newest(self.chosen.work / "checkpoints")
+        found, _ = checkpoint.newest(self.work / "checkpoints")
         if found is None:
             return
         self.step = found.step

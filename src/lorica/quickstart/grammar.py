@@ -43,6 +43,13 @@ class Grammar:
         """A grammar file of this package."""
         return cls(resources.files("lorica.quickstart").joinpath(name).read_text(encoding="utf-8"))
 
+    def extended(self, further: "Grammar") -> "Grammar":
+        """This grammar with the alternatives of another beside its own."""
+        both = Grammar("")
+        both.rules = {symbol: self.rules.get(symbol, ()) + more for symbol, more in further.rules.items()}
+        both.rules = {**self.rules, **both.rules}
+        return both
+
     def draw(self, shape: Shape, rng: Random) -> str:
         return _tidy(self._draw(shape.start, shape.tags, shape.conditions, rng))
 

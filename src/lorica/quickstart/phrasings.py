@@ -33,6 +33,7 @@ IN_THE_STANDARD_LIBRARY = frozenset(
 """Sequences of the held-out grammar that pretraining meets in Python's own sources: questions avoid them too."""
 
 TRAINING = Grammar.read("training.grammar")
+LESSONS = TRAINING.extended(Grammar.read("lessons.grammar"))
 HELD_OUT = Grammar.read("held_out.grammar")
 
 _MASK = {"t": "<t>", "u": "<t>", "p": "<c>", "c": "<c>", "a": "<c>", "g": "<c>", "n": "<n>"}
@@ -40,10 +41,10 @@ _TOKEN = re.compile(r"<[tcvn]>|[a-z0-9]+(?:'[a-z]+)?|[<>=]+")
 _SLOT = re.compile(r"\{([a-z])(\d?)\}")
 
 
-def draw(split: Split, shape: Shape, rng: Random) -> str:
+def draw(split: Split, shape: Shape, rng: Random, training: Grammar = LESSONS) -> str:
     """One phrasing for `shape`, its names still slots; a training phrasing holds no held-out sequence."""
     while True:
-        phrasing = HELD_OUT.draw(shape, rng) if split == "test" else _surrounded(TRAINING.draw(shape, rng), rng)
+        phrasing = HELD_OUT.draw(shape, rng) if split == "test" else _surrounded(training.draw(shape, rng), rng)
         kept_out = IN_THE_STANDARD_LIBRARY if split == "test" else held_out_sequences()
         if kept_out.isdisjoint(sequences(mask_slots(phrasing, shape))):
             return phrasing

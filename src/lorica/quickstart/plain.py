@@ -26,7 +26,7 @@ from lorica.quickstart.phrasings import (
 )
 from lorica.quickstart.questions import KINDS, worded
 from lorica.quickstart.schema import Cell, Column, Schema, Table, joined, single
-from lorica.quickstart.words import Vocabulary, invent, spoken, vocabulary
+from lorica.quickstart.words import Vocabulary, spoken, vocabulary
 
 _ORDINALS = (
     "first",
@@ -75,10 +75,10 @@ class Names:
         return mask_names(text, self.tables, self.columns, self.values)
 
 
-def plain_text(seed: int, characters: int) -> Iterator[str]:
+def plain_text(seed: int, characters: int, wide: bool = False) -> Iterator[str]:
     """Documents of about `characters` characters in all, the same ones for the same seed."""
     written = 0
-    for text, _ in documents(seed):
+    for text, _ in documents(seed, wide):
         yield text
         written += len(text)
         if written >= characters:
@@ -90,10 +90,10 @@ def held_out_in(text: str) -> set[tuple[str, ...]]:
     return sequences(Names.held_out().mask(text)) & held_out_sequences()
 
 
-def documents(seed: int) -> Iterator[tuple[str, Names]]:
-    """Documents without end, each with the names that are masked in it."""
+def documents(seed: int, wide: bool = False) -> Iterator[tuple[str, Names]]:
+    """Documents without end, each with the names that are masked in it; `wide` draws names from more words."""
     rng = Random(f"plain/{seed}")
-    words = replace(vocabulary("train"), invented=0.7)
+    words = replace(vocabulary("train", wide), invented=0.8 if wide else 0.7)
     writers, weights = zip(*_WRITERS, strict=True)
     while True:
         lines, names = rng.choices(writers, weights)[0](words, rng)
@@ -130,7 +130,7 @@ def _schema(words: Vocabulary, rng: Random) -> tuple[Schema, tuple]:
 
 
 def _question(intent: Intent, rng: Random) -> str:
-    return worded(draw("train", intent.shape, rng), intent, "train", rng)
+    return worded(draw("train", intent.shape, rng, TRAINING), intent, "train", rng)
 
 
 _COMPARISONS = {
@@ -366,7 +366,7 @@ def _two_part(words: Vocabulary, rng: Random) -> str:
         name = words.number_column(rng) if rng.random() < 0.5 else words.text_column(rng)
         if "_" in name:
             return name
-    return f"{invent(rng)}_{invent(rng)}"
+    return f"{words.make(rng)}_{words.make(rng)}"
 
 
 def _dates(words: Vocabulary, rng: Random) -> tuple[list[str], Names]:

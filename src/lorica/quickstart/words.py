@@ -2,9 +2,16 @@
 
 training  real words and invented words, so that a name can only be copied and never recalled
 held out  real words alone, none of which occurs in a training or pretraining name
+
+Words that are invented from syllables alone are spelled with few of the vocabulary's tokens, and a base that has only
+copied those writes "thentiquity" for "antiquity".  So the wide training vocabulary also draws common words of technical
+English (`common.words`), and halves of two of them put together.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
 from random import Random
 
 from lorica.quickstart.phrasings import HELD_OUT, TRAINING, Split
@@ -101,25 +108,29 @@ _CODAS = ("", "", "", *"b d g k l m n nd nk p r rn rt s st t th v x".split())  #
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What tables, columns and text values of one split may be called; `invented` is the share of made-up names."""
+    """What tables, columns and text values may be called; `invented` is the share of names that `make` makes up."""
 
     tables: tuple[str, ...]
     numbers: tuple[str, ...]
     texts: tuple[str, ...]
     values: tuple[str, ...]
     invented: float
+    make: Callable[[Random], str]
 
     def table(self, rng: Random) -> str:
-        return invent(rng).rstrip("s") + "s" if rng.random() < self.invented else rng.choice(self.tables)
+        return self.make(rng).rstrip("s") + "s" if rng.random() < self.invented else rng.choice(self.tables)
 
     def number_column(self, rng: Random) -> str:
-        return _invented_column(rng) if rng.random() < self.invented else rng.choice(self.numbers)
+        return self._made_column(rng) if rng.random() < self.invented else rng.choice(self.numbers)
 
     def text_column(self, rng: Random) -> str:
-        return _invented_column(rng) if rng.random() < self.invented else rng.choice(self.texts)
+        return self._made_column(rng) if rng.random() < self.invented else rng.choice(self.texts)
 
     def value(self, rng: Random) -> str:
-        return invent(rng) if rng.random() < self.invented else rng.choice(self.values)
+        return self.make(rng) if rng.random() < self.invented else rng.choice(self.values)
+
+    def _made_column(self, rng: Random) -> str:
+        return f"{self.make(rng)}_{self.make(rng)}" if rng.random() < 0.12 else self.make(rng)
 
     def names(self) -> frozenset[str]:
         """Every table and column name, as it is spoken (`birth_year` as "birth year")."""
@@ -135,8 +146,26 @@ def invent(rng: Random) -> str:
             return word
 
 
-def _invented_column(rng: Random) -> str:
-    return f"{invent(rng)}_{invent(rng)}" if rng.random() < 0.12 else invent(rng)
+def draw_widely(rng: Random) -> str:
+    """An invented word, a common one, or two halves of common ones."""
+    kind = rng.random()
+    if kind < 0.3:
+        return invent(rng)
+    common = common_words()
+    return rng.choice(common) if kind < 0.7 else _spliced(rng.choice(common), rng.choice(common), rng)
+
+
+@cache
+def common_words() -> tuple[str, ...]:
+    """4,134 words of technical English; none is held out, a keyword of SQL, or a word of the phrasings."""
+    return tuple(files("lorica.quickstart").joinpath("common.words").read_text(encoding="utf-8").split())
+
+
+def _spliced(first: str, second: str, rng: Random) -> str:
+    """The beginning of one word and the end of another: "cancel" and "platform" give "cantform"."""
+    word = first[: rng.randint(2, len(first) - 2)] + second[-rng.randint(2, len(second) - 2) :]
+    safe = 4 <= len(word) <= 12 and word not in _RESERVED and word + "s" not in _RESERVED
+    return word if safe else invent(rng)
 
 
 def spoken(name: str) -> str:
@@ -152,6 +181,7 @@ _HELD_OUT = Vocabulary(
     texts=tuple(TEST_TEXTS.split()),
     values=tuple(TEST_VALUES.split()),
     invented=0.0,
+    make=invent,
 )
 _TRAINING = Vocabulary(
     tables=tuple(TRAIN_TABLES.split()),
@@ -159,11 +189,16 @@ _TRAINING = Vocabulary(
     texts=tuple(TRAIN_TEXTS.split()),
     values=tuple(TRAIN_VALUES.split()),
     invented=0.5,
+    make=invent,
 )
+_WIDE = replace(_TRAINING, invented=0.75, make=draw_widely)
 _LISTED = f"{TEST_TABLES} {TEST_NUMBERS} {TEST_TEXTS} {TEST_VALUES} {TRAIN_TABLES}"
 _RESERVED = frozenset(_LISTED.replace("_", " ").split()) | TRAINING.words | HELD_OUT.words
 """Words that are never invented: held-out names, and the words of the phrasings."""
 
 
-def vocabulary(split: Split) -> Vocabulary:
-    return _HELD_OUT if split == "test" else _TRAINING
+def vocabulary(split: Split, wide: bool = True) -> Vocabulary:
+    """The names of a split; with `wide=False` the narrower ones that the first stage of pretraining reads."""
+    if split == "test":
+        return _HELD_OUT
+    return _WIDE if wide else _TRAINING
