@@ -27,7 +27,7 @@ def lorica(*words: str) -> dict[str, Any]:
 def python_held_out(folder: Path) -> Path:
     """Files of the standard library that pretraining never trained on, copied to a folder."""
     sys.path.insert(0, str(ROOT / "pretraining"))
-    from corpus import is_held_out, standard_library  # noqa: PLC0415
+    from corpus import is_held_out, standard_library
 
     folder.mkdir(parents=True, exist_ok=True)
     for number, text in enumerate(filter(is_held_out, standard_library())):
@@ -44,7 +44,11 @@ def main() -> None:
     losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
     result = {
         "claim": "held-out C headers: loss falls by at least 0.5 nats a token",
-        "c_headers": {"before": losses[0], "after": run["eval"]["eval_loss"], "fall": losses[0] - run["eval"]["eval_loss"]},
+        "c_headers": {
+            "before": losses[0],
+            "after": run["eval"]["eval_loss"],
+            "fall": losses[0] - run["eval"]["eval_loss"],
+        },
         "python": {"before": base["loss"], "after": adapted["loss"], "rise": adapted["loss"] - base["loss"]},
         "run": {key: run[key] for key in ("steps", "seconds", "tokens_per_second", "peak_bytes")},
         "machine": machine(),

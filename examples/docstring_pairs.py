@@ -185,6 +185,18 @@ def train_trainer(
     trainer.train()
 
 
+def difference_in_peft(model: SamePair, tokenizer: Any, judged: list[Pair], adapter: Path) -> float:
+    """The largest difference between these embeddings and those that PEFT gives with the saved adapter."""
+    from peft import PeftModel
+    from transformers import AutoModel
+
+    theirs = SamePair(PeftModel.from_pretrained(AutoModel.from_pretrained(encoder_folder()), str(adapter))).eval()
+    batch = collate(tokenizer, judged[:32])
+    with torch.no_grad():
+        ours, peft = (each.embed(batch["input_ids"], batch["attention_mask"]) for each in (model.eval(), theirs))
+    return float((ours - peft).abs().max())
+
+
 def run(training: int, judged: int, epochs: int, out: Path, by_trainer: bool = False, seed: int = 0) -> dict[str, Any]:
     """Train, judge before and after on held-out modules, save the adapter; the figures as a dict."""
     began = time.time()
@@ -210,6 +222,7 @@ def run(training: int, judged: int, epochs: int, out: Path, by_trainer: bool = F
         "accuracy_before": float(before.mean()),
         "accuracy_after": float(after.mean()),
         "rise_95": [low, high],
+        "same_embeddings_in_peft": difference_in_peft(model, tokenizer, test, out / "adapter"),
         "trainable_parameters": attached.trainable_parameters,
         "trainable_percent": 100 * attached.trainable_parameters / attached.total_parameters,
         "seconds": round(time.time() - began, 1),
