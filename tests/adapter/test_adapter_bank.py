@@ -105,7 +105,7 @@ def test_adding_and_removing_one_never_disturbs_another():
     assert not any(p.requires_grad for _, p in bank.named_parameters("c.with.dots"))
     with bank.use("a") as model:
         assert torch.equal(output(LLAMA, model), expected)
-    bank.add("b", files(LLAMA)["a"])
+    bank.add("b", adapter.load(LLAMA.build(), files(LLAMA)["a"]))
     with bank.use("b") as model:
         assert close(output(LLAMA, model), expected)
 

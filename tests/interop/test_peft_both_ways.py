@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,6 +57,21 @@ def test_what_peft_saves_loads_here_and_computes_the_same(base, folder, tmp_path
         attached = adapter.load(ours, tmp_path / "adapter")
         assert distance(attached(**inputs).logits, expected) < rounding(ours)
         assert torch.equal(attached.detach()(**inputs).logits, untouched)
+
+
+def test_all_biases_and_a_module_saved_whole_load_together(tmp_path):
+    """PEFT then writes the frozen original's bias, and the trained one twice."""
+    base = next(base for base in BASES if base.name == "bert")
+    base = replace(base, adapter={**base.adapter, "bias": "all"})
+    folder = base.saved(tmp_path / "base")
+    model = with_peft(base, folder)
+    with torch.no_grad():
+        expected = model(**base.inputs()).logits
+    save_with_peft(model, tmp_path / "adapter")
+    ours = load_base(folder)
+    with torch.no_grad():
+        found = adapter.load(ours, tmp_path / "adapter")(**base.inputs()).logits
+    assert distance(found, expected) < rounding(ours)
 
 
 def save_with_peft(model, folder):

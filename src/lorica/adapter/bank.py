@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.adapter.attach import frozen, occupy
-from lorica.adapter.attached import Undo, undone
+from lorica.adapter.attached import Attached, Undo, undone
 from lorica.adapter.file import AdapterFile, read
 from lorica.adapter.load import filled, plan_on
 from lorica.adapter.plan import Plan
@@ -74,16 +74,22 @@ class Bank:
         return name in self.adapters
 
     def add(
-        self, name: str, adapter: str | Path | AdapterFile, *, trainable: bool = False, untrained: bool = False
+        self,
+        name: str,
+        adapter: str | Path | AdapterFile | Attached,
+        *,
+        trainable: bool = False,
+        untrained: bool = False,
     ) -> None:
-        """Adds the adapter of a folder, a hub id or an `AdapterFile` (`attached.file()`) under `name`.
+        """Adds the adapter of a folder, a hub id, or a copy of one attached to another model of this base.
 
         AdapterError when the name is taken, or the adapter does not fit, or it changes more than rows can choose
         (biases and modules saved whole).  The others are not disturbed.
         """
         if name in self.adapters:
             raise AdapterError(f"bank: {name!r} is taken; remove it first, or choose another name")
-        file = adapter if isinstance(adapter, AdapterFile) else read(adapter)
+        file = adapter.file() if isinstance(adapter, Attached) else adapter
+        file = file if isinstance(file, AdapterFile) else read(file)
         planned = plan_on(self.model, file)
         _require_batchable(name, planned)
         modules = filled(self.model, planned, file, untrained=untrained)
