@@ -16,7 +16,7 @@ from lorica.models.causal_lm import CausalLM
 from lorica.models.layout import Layout
 
 LLAMA = {"num_attention_heads": 32, "vocab_size": 32000}
-# Parameters as the checkpoints on the hub have them; LoRA r=16 on all linears; 32 blocks and so on as their configs say.
+# Parameters as the checkpoints on the hub have them, and those of LoRA r=16 on all linears.
 KNOWN: dict[str, tuple[dict[str, Any], int, int]] = {
     "Llama-2-7B": (
         {**LLAMA, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32},

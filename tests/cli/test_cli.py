@@ -50,7 +50,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (["train"], "missing argument"),
         (["train", "x.yaml", "--rsume"], "--rsume"),
         (["generate", "a", "--prompt", "b", "--max-tokens", "0"], "--max-tokens"),
-        (["generate", "a", "--prompt", "b", "--max-tokens", "many"], "many"),
+        (["generate", "a", "--prompt", "b", "--max-tokens", "many"], "valid integer"),
     ],
 )
 def test_wrong_words_are_one_line_and_exit_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,7 @@ def test_train_leaves_the_run_folder_that_the_plan_describes(place: Path, traine
     assert trained["steps"] == 12
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
-    assert [line["step"] for line in lines if "eval_loss" in line] == [4, 8, 12]
+    assert [line["step"] for line in lines if "eval_loss" in line] == [0, 4, 8, 12], "the base first"
     page = (folder / "report.html").read_text()
     assert "lorica chat runs/count/adapter" in page
     assert "http" not in page, "the page stands alone"

@@ -36,7 +36,7 @@ def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None
     attached = attach(model, recipe.method, seed=recipe.train.seed)
     learned, held = from_files(model, recipe.data)
     _tell(reporter, "train", learned)
-    before = _before(recipe, model, held, reporter)
+    before = None if resume and (folder / "metrics.jsonl").exists() else _before(recipe, model, held, reporter)
     _keep_recipe(recipe, folder)
     run = learn(
         attached,
@@ -49,9 +49,10 @@ def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None
         resume=resume,
         identity=_identity(recipe, model),
         facts={"recipe": recipe.to_dict(), "data": learned.to_dict()},
+        before=before,
     )
     if run.adapter is not None:
-        _report(recipe, run, before)
+        _report(recipe, run)
     return run
 
 
@@ -136,21 +137,26 @@ def _keep_recipe(recipe: Recipe, folder: Path) -> None:
         durable.write_text(folder / "recipe.yaml", recipe.to_yaml())
 
 
-def _report(recipe: Recipe, run: Run, before: dict[str, float] | None) -> None:
-    table = []
-    if before is not None and run.eval is not None:
-        table = [("held-out loss", before["loss"], float(run.eval["eval_loss"]))]
+def _report(recipe: Recipe, run: Run) -> None:
     page = study.Report(
         title=recipe.output,
         history=run.history,
         settings=recipe.to_yaml(),
         plan=str(plan(recipe)),
-        table=tuple(study.Measure(name, was, now) for name, was, now in table),
+        table=_before_and_after(run),
         samples=(),
         next_steps=next_steps(recipe, str(run.adapter)),
         summary=str(run),
     )
     durable.write_text(Path(recipe.output) / "report.html", study.html(page))
+
+
+def _before_and_after(run: Run) -> tuple[study.Measure, ...]:
+    """The held-out loss of the base, which is the line of step 0, and of the adapter that was kept."""
+    base = next((line["eval_loss"] for line in run.history if line.get("step") == 0), None)
+    if base is None or run.eval is None:
+        return ()
+    return (study.Measure("held-out loss, nats a token", base, run.eval["eval_loss"]),)
 
 
 def next_steps(recipe: Recipe, adapter: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ def evaluate(
     dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score an adapter, or its bare base, on a data file: loss, perplexity, the task's metrics."""
+    """Score an adapter, or its bare base, on a data file. Loss, perplexity and the task's metrics."""
     from lorica import api
 
     show(api.evaluate(adapter, data, model=model, base=base, dtype=dtype), as_json)

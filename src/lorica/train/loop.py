@@ -52,12 +52,14 @@ def fit(
     resume: bool = False,
     identity: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
+    before: Mapping[str, Any] | None = None,
 ) -> Run:
     """Trains `attached` in place; afterwards it holds the best evaluated adapter, else the last one.
 
     folder    the run folder; None keeps nothing on the disk.  resume goes on from its newest checkpoint that verifies
     seed      of the order of rows and of dropout; None: config.seed
     identity  what makes a resume wrong when it changes (the base's fingerprint, the method); config and data are added
+    before    the base's own score on `eval`, written as the line of step 0
     facts     handed to `attached.save` for the adapter folder
 
     RequestError when the folder holds a run; CheckpointError when it is another one; DivergedError when a loss or
@@ -72,6 +74,8 @@ def fit(
             place = stack.enter_context(RunFolder(folder, resume=resume, identity=whole, keep=config.keep_checkpoints))
         trainer = Trainer(attached, task, train, eval, config, seed=seed, place=place, reporter=reporter)
         trainer.begin(stack)
+        if before is not None:
+            trainer.note_base(before)
         wish = stack.enter_context(Interruption())
         trainer.train(wish)
         return trainer.finish(wish, facts or {})
@@ -123,6 +127,13 @@ class Trainer:
         self.reporter.on_plan(self.total, self.progress.step, self.schedule.epoch_of(self.total - 1))
         _learning_mode(self.attached, self.config.base_dropout)
         stack.callback(self.attached.eval)
+
+    def note_base(self, score: Mapping[str, Any]) -> None:
+        """The line of step 0, once: it outlives the lines after it when a run is resumed."""
+        lines = self.history if self.place is None else self.place.history
+        if not lines:
+            metrics = {name: value for name, value in score.items() if name != "loss"}
+            self._write({"step": 0, "epoch": 0.0, "eval_loss": score["loss"], **metrics})
 
     def train(self, wish: Interruption) -> None:
         while not self._done and not wish.made:
