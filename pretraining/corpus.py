@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lorica.quickstart.phrasings import contains_held_out
 from lorica.quickstart.plain import plain_text
+from lorica.quickstart.words import Spelling
 
 SKIPPED = {"test", "tests", "site-packages", "idlelib", "lib2to3", "__pycache__", "turtledemo", "ensurepip"}
 HELD_OUT_SHARE = 50
@@ -28,9 +29,9 @@ def standard_library() -> Iterator[str]:
                 yield text
 
 
-def documents(seed: int, plain_characters: int, wide: bool) -> tuple[list[str], list[str]]:
+def documents(seed: int, plain_characters: int, spelling: Spelling) -> tuple[list[str], list[str]]:
     """(standard library, plain language), in a fixed order."""
-    return list(standard_library()), list(plain_text(seed, plain_characters, wide))
+    return list(standard_library()), list(plain_text(seed, plain_characters, spelling))
 
 
 def is_held_out(text: str) -> bool:

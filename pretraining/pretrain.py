@@ -1,8 +1,8 @@
 """Pretrain the embedded base: `python pretraining/pretrain.py --work build/pretraining`.
 
-Two stages: the language of the standard library and of tables; then names of every spelling, so that a name is copied
-whatever tokens it has.  Seeded and resumable: run the same command again and it goes on from its newest checkpoint.
-When it is done it writes `src/lorica/models/embedded/`: bfloat16 weights, tokenizer, config and model card.
+Three stages: the language of the standard library and of tables; then names of many spellings, and of any, so that a
+name is copied whatever tokens it has.  Seeded and resumable: run the same command again and it goes on from its newest
+checkpoint.  When it is done it writes `src/lorica/models/embedded/`: bfloat16 weights, tokenizer, config, model card.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from vocabulary import END, PAD, VOCABULARY, train
 from lorica.kernels import head_cross_entropy
 from lorica.models.causal_lm import CausalLM
 from lorica.models.layout import Layout
+from lorica.quickstart.words import Spelling
 from lorica.train import checkpoint
 
 TOKENS_PER_STEP = 8192
@@ -32,16 +33,20 @@ WARMUP = 0.02
 
 
 class Stage(NamedTuple):
-    """tokens to train on, the share of them that is plain language, and whether its names are drawn widely."""
+    """tokens to train on, the share of them that is plain language, and how the names in it are spelled."""
 
     name: str
     tokens: float
     plain_share: float
-    wide: bool
+    spelling: Spelling
     learning_rate: float
 
 
-STAGES = (Stage("language", 8.6e6, 0.62, False, 3e-3), Stage("names", 2.4e6, 0.85, True, 1.5e-3))
+STAGES = (
+    Stage("language", 8.6e6, 0.62, "syllables", 3e-3),
+    Stage("names", 2.4e6, 0.85, "words", 1.5e-3),
+    Stage("spellings", 2.4e6, 0.85, "pieces", 1.5e-3),
+)
 
 
 def settings() -> argparse.Namespace:
@@ -127,7 +132,7 @@ class Texts(NamedTuple):
 def make_tokens(work: Path, stage: Stage, seed: int, tokenizer: Tokenizer | None) -> None:
     work.mkdir(parents=True, exist_ok=True)
     plain_tokens = stage.tokens * stage.plain_share
-    library, plain = documents(seed, int(plain_tokens * 3.2), stage.wide)
+    library, plain = documents(seed, int(plain_tokens * 3.2), stage.spelling)
     tokenizer = tokenizer or train([*library[::3], *plain[: len(plain) // 4]])
     end = tokenizer.token_to_id(END)
     encoded = {name: encode(tokenizer, texts, end) for name, texts in (("library", library), ("plain", plain))}

@@ -26,7 +26,7 @@ from lorica.quickstart.phrasings import (
 )
 from lorica.quickstart.questions import KINDS, worded
 from lorica.quickstart.schema import Cell, Column, Schema, Table, joined, single
-from lorica.quickstart.words import Vocabulary, spoken, vocabulary
+from lorica.quickstart.words import Spelling, Vocabulary, spoken, vocabulary
 
 _ORDINALS = (
     "first",
@@ -75,10 +75,10 @@ class Names:
         return mask_names(text, self.tables, self.columns, self.values)
 
 
-def plain_text(seed: int, characters: int, wide: bool = False) -> Iterator[str]:
+def plain_text(seed: int, characters: int, spelling: Spelling = "syllables") -> Iterator[str]:
     """Documents of about `characters` characters in all, the same ones for the same seed."""
     written = 0
-    for text, _ in documents(seed, wide):
+    for text, _ in documents(seed, spelling):
         yield text
         written += len(text)
         if written >= characters:
@@ -90,10 +90,10 @@ def held_out_in(text: str) -> set[tuple[str, ...]]:
     return sequences(Names.held_out().mask(text)) & held_out_sequences()
 
 
-def documents(seed: int, wide: bool = False) -> Iterator[tuple[str, Names]]:
-    """Documents without end, each with the names that are masked in it; `wide` draws names from more words."""
+def documents(seed: int, spelling: Spelling = "syllables") -> Iterator[tuple[str, Names]]:
+    """Documents without end, each with the names that are masked in it."""
     rng = Random(f"plain/{seed}")
-    words = replace(vocabulary("train", wide), invented=0.8 if wide else 0.7)
+    words = replace(vocabulary("train", spelling), invented=0.7 if spelling == "syllables" else 0.8)
     writers, weights = zip(*_WRITERS, strict=True)
     while True:
         lines, names = rng.choices(writers, weights)[0](words, rng)

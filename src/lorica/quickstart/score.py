@@ -49,7 +49,8 @@ def score(model: nn.Module, questions: Sequence[Question], told: Callable[[int],
         part = questions[start : start + BATCH]
         prompts = [tokenizer.encode(question.prompt, add_special_tokens=False) for question in part]
         written = generate(model, prompts, LONGEST_ANSWER, stop_ids=[tokenizer.eos_token_id])
-        answers += [_judged(question, tokenizer.decode(ids, skip_special_tokens=True)) for question, ids in zip(part, written, strict=True)]
+        texts = (tokenizer.decode(ids, skip_special_tokens=True) for ids in written)
+        answers += [_judged(question, text) for question, text in zip(part, texts, strict=True)]
         told(len(answers))
     return Score(tuple(answers))
 

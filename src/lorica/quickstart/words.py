@@ -4,8 +4,9 @@ training  real words and invented words, so that a name can only be copied and n
 held out  real words alone, none of which occurs in a training or pretraining name
 
 Words that are invented from syllables alone are spelled with few of the vocabulary's tokens, and a base that has only
-copied those writes "thentiquity" for "antiquity".  So the wide training vocabulary also draws common words of technical
-English (`common.words`), and halves of two of them put together.
+copied those writes "thentiquity" for "antiquity".  So there are three spellings: syllables; common words of technical
+English (`common.words`) and halves of two of them put together; and pieces, which are the vocabulary's own tokens,
+beginnings and continuations, each as likely as any other (`spelling.pieces`).
 """
 
 from collections.abc import Callable
@@ -13,8 +14,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from random import Random
+from typing import Literal
 
 from lorica.quickstart.phrasings import HELD_OUT, TRAINING, Split
+
+Spelling = Literal["syllables", "words", "pieces"]
 
 TRAIN_TABLES = """
 actors albums animals apartments apples artists athletes authors bakeries bands banks batteries beaches bicycles birds
@@ -161,6 +165,24 @@ def common_words() -> tuple[str, ...]:
     return tuple(files("lorica.quickstart").joinpath("common.words").read_text(encoding="utf-8").split())
 
 
+def draw_pieces(rng: Random) -> str:
+    """A word of two or three tokens, or one drawn widely."""
+    if rng.random() < 0.5:
+        return draw_widely(rng)
+    beginnings, continuations = _pieces()
+    while True:
+        rest = (rng.choice(continuations) for _ in range(rng.choice((1, 1, 2))))
+        word = rng.choice(beginnings) + "".join(rest)
+        if 4 <= len(word) <= 12 and word not in _RESERVED and word + "s" not in _RESERVED:
+            return word
+
+
+@cache
+def _pieces() -> tuple[list[str], list[str]]:
+    lines = files("lorica.quickstart").joinpath("spelling.pieces").read_text(encoding="utf-8").splitlines()
+    return lines[0].split(), lines[1].split()
+
+
 def _spliced(first: str, second: str, rng: Random) -> str:
     """The beginning of one word and the end of another: "cancel" and "platform" give "cantform"."""
     word = first[: rng.randint(2, len(first) - 2)] + second[-rng.randint(2, len(second) - 2) :]
@@ -191,14 +213,16 @@ _TRAINING = Vocabulary(
     invented=0.5,
     make=invent,
 )
-_WIDE = replace(_TRAINING, invented=0.75, make=draw_widely)
+_SPELLINGS = {
+    "syllables": _TRAINING,
+    "words": replace(_TRAINING, invented=0.75, make=draw_widely),
+    "pieces": replace(_TRAINING, invented=0.8, make=draw_pieces),
+}
 _LISTED = f"{TEST_TABLES} {TEST_NUMBERS} {TEST_TEXTS} {TEST_VALUES} {TRAIN_TABLES}"
 _RESERVED = frozenset(_LISTED.replace("_", " ").split()) | TRAINING.words | HELD_OUT.words
 """Words that are never invented: held-out names, and the words of the phrasings."""
 
 
-def vocabulary(split: Split, wide: bool = True) -> Vocabulary:
-    """The names of a split; with `wide=False` the narrower ones that the first stage of pretraining reads."""
-    if split == "test":
-        return _HELD_OUT
-    return _WIDE if wide else _TRAINING
+def vocabulary(split: Split, spelling: Spelling = "pieces") -> Vocabulary:
+    """The names of a split; `spelling` says how those of the training split are made up."""
+    return _HELD_OUT if split == "test" else _SPELLINGS[spelling]
