@@ -40,7 +40,7 @@ class MagnitudeLinear(AroundLinear):
     def __init__(self, config: Magnitude, site: Site, start: Start) -> None:
         super().__init__()
         self.A, self.B, self.scale = start.normal(0.3, 3, site.d_in), start.zeros(site.d_out, 3), 2.0
-        self.W = start.weight.dense() if start.weight is not None else start.empty(*site.shape).detach()
+        self.W = start.weight.dense().to(start.dtype) if start.weight is not None else start.empty(*site.shape).detach()
         self.m = nn.Parameter(self.W.norm(dim=1))
         self.dropout, self.site = config.dropout, site_id(site.name)
 
@@ -75,7 +75,7 @@ class BottleneckModule(nn.Module):
         self.down, self.up = start.normal(0.3, 3, site.d_out), start.zeros(site.d_out, 3)
 
     def forward(self, y: Tensor, flow: Flow) -> Tensor:
-        return y + torch.tanh(y @ self.down.T) @ self.up.T
+        return y + torch.tanh(y @ self.down.T.to(y.dtype)) @ self.up.T.to(y.dtype)
 
 
 class Prefix(Method):

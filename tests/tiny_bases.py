@@ -1,7 +1,8 @@
 """Small bases of every family, on which laws and contracts are checked.
 
 Every weight is noise drawn from its own name, never the identity, and every bias is away from zero: an edit that is
-dropped, doubled or transposed shows.  None has dropout of its own.  Double precision, so that a tolerance can be a few thousand rounding errors.
+dropped, doubled or transposed shows.  None has dropout of its own.  Double precision unless asked otherwise, so that a
+tolerance can be a few thousand rounding errors.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.models.causal_lm import CausalLM
+from lorica.models.decoder import RMSNorm
 
 VOCABULARY = 61
 BATCH, LENGTH = 3, 9
@@ -57,11 +59,13 @@ def filled(model: nn.Module) -> nn.Module:
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(crc32(name.encode())))
             norm = parameter.dim() == 1 and name.endswith("weight")
             std = 0.3 if parameter.dim() < 2 else parameter.shape[-1] ** -0.5
+            if name.endswith("Attention.q.weight"):  # T5 does not scale its scores
+                std *= 8**-0.5
             parameter.copy_(norm + std * noise)
     return model
 
 
-def stir(parameters: Iterable[tuple[str, nn.Parameter]], std: float = 0.3) -> None:
+def stir(parameters: Iterable[tuple[str, nn.Parameter]], std: float = 0.2) -> None:
     """Noise on every tensor of an adapter: a zero B passes anything."""
     with torch.no_grad():
         for name, parameter in parameters:
@@ -143,7 +147,16 @@ def t5() -> nn.Module:
         dropout_rate=0.0,
         tie_word_embeddings=False,
     )
-    return T5ForConditionalGeneration(config)
+    return _with_wide_norms(T5ForConditionalGeneration(config))
+
+
+def _with_wide_norms(model: nn.Module) -> nn.Module:
+    """T5's norms take the mean of squares in float32 whatever the weights, which would hide errors of 1e-6."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child).__name__ == "T5LayerNorm":
+                setattr(parent, name, RMSNorm(child.weight.numel(), child.variance_epsilon))  # type: ignore[union-attr, arg-type]
+    return model
 
 
 def vit() -> nn.Module:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_contract_installation import built, traces
+from test_contract_installation import built
 from torch import nn
 
 from lorica.adapter import attach
@@ -17,6 +17,7 @@ from lorica.models.causal_lm import CausalLM
 from lorica.models.layout import Layout
 from lorica.site import Site
 from tiny_bases import LLAMA, T5, filled, llama, stir
+from traces import traces
 
 
 def tied(dtype: torch.dtype = torch.float64) -> CausalLM:

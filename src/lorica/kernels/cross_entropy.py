@@ -21,7 +21,7 @@ def head_cross_entropy(hidden: Tensor, head: Callable[[Tensor], Tensor], labels:
     """
     if isinstance(head, nn.Linear) and type(head) is nn.Linear and not head.weight.requires_grad and head.bias is None:
         return _FrozenHead.apply(hidden, head.weight, labels)  # type: ignore[return-value]
-    total = hidden.new_zeros((), dtype=_loss_dtype(hidden))
+    total = hidden[:0].sum().to(_loss_dtype(hidden))
     for rows in range(0, hidden.shape[0], CHUNK_ROWS):
         part = slice(rows, rows + CHUNK_ROWS)
         total = total + checkpoint(_chunk_loss, hidden[part], head, labels[part], use_reentrant=False)  # type: ignore

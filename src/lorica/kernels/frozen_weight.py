@@ -40,7 +40,7 @@ class FrozenWeight:
             return nn.functional.linear(x, self.stored, bias)
         if bias is None:
             return x @ self.stored
-        return torch.addmm(bias, x.reshape(-1, x.shape[-1]), self.stored).view(*x.shape[:-1], -1)
+        return torch.addmm(bias, x.reshape(-1, x.shape[-1]), self.stored).view(*x.shape[:-1], self.stored.shape[1])
 
     def transposed_product(self, g: Tensor) -> Tensor:
         """g (..., d_out) -> g W (..., d_in)."""
