@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tiny_run import base, dataset, lora, noisy
 
 from lorica.adapter import attach
+from lorica.budget import free
 from lorica.errors import CheckpointError, DivergedError, RequestError, RunError
 from lorica.methods import LoRA
 from lorica.tasks import TASKS, CausalLanguageModelling
@@ -404,7 +405,7 @@ def test_the_extra_loss_counts_once_whatever_the_split():
 
 def test_low_memory_is_said_once(monkeypatch):
     sizes = {"/proc/meminfo": [["MemTotal:", "1000000", "kB"], ["MemAvailable:", "20000", "kB"]]}
-    monkeypatch.setattr(memory, "_fields", lambda path: sizes.get(path, []))
+    monkeypatch.setattr(free, "_fields", lambda path: sizes.get(path, []))
     reporter = Interrupting(-1, signal.SIGINT)
     train(None, TrainConfig(steps=12), reporter=reporter)
     assert len(reporter.notes) == 1
@@ -419,8 +420,8 @@ def test_the_bound_of_a_container_counts_files_it_can_let_go_of_as_free(monkeypa
         f"{group}current": [["900000"]],
         f"{group}stat": [["anon", "300000"], ["inactive_file", "400000"], ["active_file", "200000"]],
     }
-    monkeypatch.setattr(memory, "_fields", lambda path: sizes.get(path, []))
-    assert memory.available(torch.device("cpu")) == (700_000, 1_000_000)
+    monkeypatch.setattr(free, "_fields", lambda path: sizes.get(path, []))
+    assert free.free_memory(torch.device("cpu")) == (700_000, 1_000_000)
     assert memory.shortage(torch.device("cpu")) is None
 
 

@@ -2,20 +2,20 @@
 
 from pathlib import Path
 
-from lorica.errors import AdapterError
+from lorica.errors import AdapterError, RequestError
 
 WANTED = ("adapter_model.safetensors", "adapter_config.json", "lorica.json", "README.md")
 
 
 def folder_of(source: str | Path) -> Path:
-    """AdapterError where there is neither a folder nor a repository of this name."""
+    """RequestError where nothing of this name is here, AdapterError where the hub does not give it."""
     path = Path(source).expanduser()
     if path.is_dir():
         return path
     if path.exists():
-        raise AdapterError(f"{path}: a file; give the folder that holds adapter_config.json")
+        raise RequestError(f"{path}: a file; give the folder that holds adapter_config.json")
     if not _is_hub_id(source):
-        raise AdapterError(f"{path}: no such folder")
+        raise RequestError(f"{path}: no such folder")
     return _fetched(str(source))
 
 

@@ -14,17 +14,15 @@ from lorica.api.lessons import ANY_LENGTH
 from lorica.data import DataConfig, DataReport
 from lorica.errors import LoricaError, ModelError
 from lorica.methods import METHODS
-from lorica.models import context_limit, renderer, shapes_only
+from lorica.models import context_limit, load_tokenizer, renderer, shapes_only
 from lorica.models.chat import plain_tokenizer
-from lorica.models.folder import folder_of
-from lorica.models.foreign import read_tokenizer
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "peft", "datasets", "tensorboard")
 
 
 def data_report(file: str, model: str, *, held: str | None = None) -> DataReport:
     """What the rows of `file` would teach the base `model`, of which only shapes and the tokenizer are read."""
-    tokenizer = read_tokenizer(folder_of(model))
+    tokenizer = load_tokenizer(model)
     if tokenizer is None:
         raise ModelError(f"{model}: brings no tokenizer")
     plain = plain_tokenizer(tokenizer)

@@ -2,10 +2,10 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from lorica.budget.free import free_memory
 from lorica.errors import RequestError
 
 
@@ -33,29 +33,3 @@ def machine(device: str | None = None, memory: float | None = None) -> Machine:
     return Machine(
         f"cpu, {os.cpu_count()} cores" if kind == "cpu" else kind, kind, free_memory() if kind == "cpu" else 0
     )
-
-
-def free_memory() -> int:
-    """Bytes that a new process can take, 0 where the system does not tell."""
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            return min(int(line.split()[1]) * 1024, _bound())
-    return 0
-
-
-def _bound() -> int:
-    """What the control group leaves, or no bound at all."""
-    limit, used = (_lines(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-    if not limit or not used or limit[0] == "max":
-        return 1 << 62
-    reclaimable = sum(
-        int(line.split()[1]) for line in _lines("/sys/fs/cgroup/memory.stat") if line.split()[0].endswith("active_file")
-    )
-    return int(limit[0]) - int(used[0]) + reclaimable
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []

@@ -13,8 +13,9 @@ Saved by one block of our decoder for a token, in elements of the computing type
 and of keys, F inner width of the MLP): both norms' outputs 2 D, attention 3 Q + 2 K (queries, keys, values, its output
 and that output in the order of tokens), gate, silu(gate), up and their product 4 F; and both norms' inputs in float32,
 8 D bytes.  On a CPU in bfloat16, where attention is two plain products, H L scores and the repeated keys and values
-2 (Q - K) as well (H heads, L tokens of a document).  A transformers block saves about two elements for each that goes in or out of a linear.  With gradient
-checkpointing a block leaves its input D alone, and one block at a time has the rest.
+2 (Q - K) as well (H heads, L tokens of a document).  A transformers block saves about two elements for each that goes
+in or out of a linear.  With gradient checkpointing a block leaves its input D alone, and one block at a time has the
+rest.
 """
 
 from collections.abc import Iterable, Sequence

@@ -6,7 +6,7 @@ from lorica.models.edits import Undo, install, parameter_of, weight_of
 from lorica.models.entry import enter
 from lorica.models.fingerprint import fingerprint
 from lorica.models.generate import generate
-from lorica.models.loading import load_base, shapes_only
+from lorica.models.loading import load_base, load_tokenizer, shapes_only
 from lorica.models.walking import context_limit, sites
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "generate",
     "install",
     "load_base",
+    "load_tokenizer",
     "parameter_of",
     "renderer",
     "shapes_only",

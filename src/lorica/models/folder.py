@@ -14,8 +14,11 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 DESCRIPTIONS = ("*.json", "*.model", "*.txt", "*.jinja")
 
 
-def folder_of(source: str | Path, *, weights: bool = True) -> Path:
-    """The folder with config.json and, unless only shapes are needed, the weights.  ModelError when there is none."""
+def folder_of(source: str | Path, *, weights: bool = True, words: bool = True) -> Path:
+    """The folder with config.json and, of a hub repository, the weights and the tokenizer only where they are wanted.
+
+    ModelError when there is none.
+    """
     if str(source) == "embedded":
         return _described(EMBEDDED, "the embedded base is not part of this installation; install lorica from its wheel")
     path = Path(source).expanduser()
@@ -23,7 +26,8 @@ def folder_of(source: str | Path, *, weights: bool = True) -> Path:
         path = path.parent
     if path.exists() or not is_hub_id(source):
         return _local(path)
-    return _described(_fetched(str(source), weights), f"{source}: the repository holds no {CONFIG}, so it is no base")
+    fetched = _fetched(str(source), weights, words)
+    return _described(fetched, f"{source}: the repository holds no {CONFIG}, so it is no base")
 
 
 def is_hub_id(source: str | Path) -> bool:
@@ -47,13 +51,13 @@ def _described(path: Path, problem: str) -> Path:
     return path
 
 
-def _fetched(name: str, weights: bool) -> Path:
+def _fetched(name: str, weights: bool, words: bool) -> Path:
     """The snapshot of a hub repository: its top level, since subfolders hold other formats of the same weights."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    wanted: list[str] = [*WEIGHTS, *DESCRIPTIONS] if weights else [CONFIG]
+    wanted = [CONFIG, *(WEIGHTS if weights else ()), *(DESCRIPTIONS if words else ())]
     hidden = are_progress_bars_disabled()
     if not weights:
         disable_progress_bars()

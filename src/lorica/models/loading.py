@@ -61,7 +61,7 @@ def load_base(
 def shapes_only(source: str | Path, dtype: str | torch.dtype | None = None) -> nn.Module:
     """The same model on the meta device: any size at once, and nothing but config.json is read or fetched."""
     asked = parse_dtype(dtype)
-    folder = folder_of(source, weights=False)
+    folder = folder_of(source, weights=False, words=False)
     config = read_config(folder)
     kind: Any = CausalLM if is_decoder(config) else model_class(folder, config)
     with torch.device("meta"), quiet():
@@ -69,6 +69,11 @@ def shapes_only(source: str | Path, dtype: str | torch.dtype | None = None) -> n
     model.to(asked or _stated_dtype(config) or torch.float32).eval().requires_grad_(False)
     model.tokenizer, model.source = None, str(source)
     return model
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """The tokenizer of a base whose weights are not read or fetched; None where it has none."""
+    return read_tokenizer(folder_of(source, weights=False))
 
 
 def is_decoder(config: Any) -> bool:
