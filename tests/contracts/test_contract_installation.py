@@ -71,6 +71,14 @@ def test_detaching_leaves_no_trace(base: Base, method: Method):
     assert torch.equal(base.output(model), output)
 
 
+@pytest.mark.parametrize(("base", "method"), CASES, ids=named(CASES))
+def test_the_sites_of_a_base_are_the_same_under_its_edits(base: Base, method: Method):
+    model = base.build()
+    before = sites(model)
+    attach(model, method)
+    assert sites(model) == before
+
+
 def test_undos_may_come_in_any_order():
     model = LLAMA.build()
     before = traces(model)
