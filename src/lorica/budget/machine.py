@@ -28,8 +28,7 @@ def machine(device: str | None = None, memory: float | None = None) -> Machine:
         if memory <= 0:
             raise RequestError(f"--memory: {memory / 1e9:g} GB is no amount of memory; give decimal GB, as in 24")
         return Machine(f"a {kind} with {memory / 1e9:g} GB", kind, int(memory))
-    if kind == "cuda" and torch.cuda.is_available():
-        return Machine(torch.cuda.get_device_name(), kind, torch.cuda.mem_get_info()[0])
-    return Machine(
-        f"cpu, {os.cpu_count()} cores" if kind == "cpu" else kind, kind, free_memory() if kind == "cpu" else 0
-    )
+    if kind == "cpu" or (kind == "cuda" and torch.cuda.is_available()):
+        name = f"cpu, {os.cpu_count()} cores" if kind == "cpu" else torch.cuda.get_device_name()
+        return Machine(name, kind, free_memory(torch.device(kind))[0])
+    return Machine(kind, kind, 0)
