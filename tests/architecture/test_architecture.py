@@ -162,8 +162,10 @@ def test_every_source_file_is_on_the_map() -> None:
 
 
 def on_map(path: Path, text: str) -> bool:
-    if path.name in {"__init__.py", "__main__.py"} or f"`{path}`" in text:
-        return path.name != "__init__.py" or f"`{path.parent}/`" in text
+    if f"`{path}`" in text:
+        return True
+    if path.name in {"__init__.py", "__main__.py"}:
+        return f"`{path.parent}/" in text
     lines = [line for line in text.splitlines() if f"`{path.parent}/`" in line]
     return any(f"`{path.name}`" in line for line in lines)
 
