@@ -18,7 +18,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Ten rounds of Philox-4x32.  counter: four int64 tensors holding uint32 values, broadcastable; so is the result."""
+    """Ten rounds of Philox-4x32.  counter: four int64 tensors of uint32 values, broadcastable; so is the result."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):

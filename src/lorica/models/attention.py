@@ -40,9 +40,8 @@ class DocumentByDocument:
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, prefix: Prefix | None
     ) -> Tensor:
-        parts = [part.split(self.layout.documents) for part in (q, k, v)]
-        outputs = [_document(*document, window) for document in zip(*parts, strict=True)]
-        return torch.cat(outputs)
+        parts = (part.split(self.layout.documents) for part in (q, k, v))
+        return torch.cat([_document(q, k, v, window) for q, k, v in zip(*parts, strict=True)])
 
 
 def _document(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:

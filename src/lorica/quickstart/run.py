@@ -18,7 +18,7 @@ from lorica.recipe import Recipe
 from lorica.train import Run
 from lorica.train.reporter import Quiet, Reporter
 
-STEPS = 480
+STEPS = 440
 ROWS_PER_STEP = 32
 TEST_QUESTIONS = 300
 BASE_QUESTIONS = 100
@@ -115,7 +115,7 @@ def write_run(folder: Path, test: Sequence[Question], seed: int) -> Recipe:
         train={
             "epochs": 1,
             "rows_per_step": ROWS_PER_STEP,
-            "learning_rate": 3e-3,
+            "learning_rate": 2.5e-3,
             "schedule": "linear",
             "warmup": 0.03,
             "min_lr_ratio": 0.0,
@@ -184,9 +184,8 @@ def samples(before: Score, after: Score, count: int) -> list[study.Sample]:
 
 
 def report(recipe: Recipe, run: Run, result: Quickstart) -> study.Report:
-    measured = [
-        study.Measure("execution accuracy, %", *(100 * s.execution_accuracy for s in (result.base, result.adapter)))
-    ]
+    before, after = (100 * found.execution_accuracy for found in (result.base, result.adapter))
+    measured = [study.Measure("execution accuracy, %", before, after)]
     for kind, (right, asked) in result.adapter.by_kind().items():
         was, of = result.base.by_kind().get(kind, (0, 0))
         measured.append(study.Measure(f"{kind}, %", 100 * was / max(of, 1), 100 * right / asked))
