@@ -95,7 +95,6 @@ def test_the_adapter_is_better_than_its_base_on_rows_of_the_same_kind(said) -> N
     assert before == said("eval", "--model", "base", "--data", "eval.jsonl")
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_peft_loads_the_adapter_and_scores_the_same(here: Path, said) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -211,7 +210,7 @@ def test_an_interrupted_run_exits_130_and_resumes_to_the_same_bits(place: Path, 
         (("plan", "count.yaml", "--set", "model=./bse"), 2, "no such folder"),
         (("eval", "runs/count/adapter", "--data", "evil.jsonl"), 2, "did you mean 'eval.jsonl'?"),
         (("generate", "runs/count/adapter", "--prompt", ""), 2, "the prompt is empty"),
-        (("inspect", "runs/nothing"), 2, "no such folder"),
+        (("inspect", "./runs/nothing"), 2, "no such folder"),
         (("inspect", "runs/count"), 1, "no adapter_model.safetensors"),
         (("merge", "runs/count/adapter", "--out", "base"), 1, "choose another folder"),
         (("trian",), 2, "no such command 'trian'"),
