@@ -125,6 +125,14 @@ def cosines(model: SamePair, tokenizer: Any, judged: list[Pair]) -> np.ndarray:
     return torch.cat(parts).double().numpy()
 
 
+@torch.no_grad()
+def loss_of(model: SamePair, tokenizer: Any, judged: list[Pair]) -> float:
+    """Mean logistic loss of pairs."""
+    model.eval()
+    parts = [model(**collate(tokenizer, judged[i : i + 64])) for i in range(0, len(judged), 64)]
+    return float(torch.stack([part["loss"] for part in parts]).mean())
+
+
 def threshold_of(values: np.ndarray, same: np.ndarray) -> float:
     """The threshold that separates the training pairs best."""
     candidates = np.quantile(values, np.linspace(0.01, 0.99, 197))
@@ -206,19 +214,23 @@ def run(training: int, judged: int, epochs: int, out: Path, by_trainer: bool = F
     seen, held_out = split(seed)
     fitted, test = pairs(seen, training, seed), pairs(held_out, judged, seed + 1)
     model = SamePair(encoder)
-    before = correct(model, tokenizer, fitted[:1000], test)
+    shown = fitted[:judged]
+    losses = [loss_of(model, tokenizer, shown)]
+    before = correct(model, tokenizer, shown, test)
     attached = lorica.attach(encoder, lorica.LoRA(r=8, alpha=16, target_modules="all-linear"), seed=seed)
     if by_trainer:
-        train_trainer(model, tokenizer, fitted, epochs, 5e-4, out / "trainer")
+        train_trainer(model, tokenizer, fitted, epochs, 2e-4, out / "trainer")
     else:
-        train_loop(model, tokenizer, fitted, epochs, 5e-4)
-    after = correct(model, tokenizer, fitted[:1000], test)
+        train_loop(model, tokenizer, fitted, epochs, 2e-4)
+    losses.append(loss_of(model, tokenizer, shown))
+    after = correct(model, tokenizer, shown, test)
     attached.save(out / "adapter")
     low, high = interval(before, after, seed)
     return {
         "trained_by": "transformers Trainer" if by_trainer else "plain loop",
         "training_pairs": training,
         "held_out_pairs": judged,
+        "training_loss": losses,
         "accuracy_before": float(before.mean()),
         "accuracy_after": float(after.mean()),
         "rise_95": [low, high],

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -242,6 +243,7 @@ class Interrupting(Quiet):
         if record.step == self.step:
             for _ in range(self.times):
                 os.kill(os.getpid(), self.number)
+                time.sleep(0.1)  # two pending signals of one number are one signal; another thread may be the receiver
 
     def on_note(self, text):
         self.notes.append(text)
