@@ -1,6 +1,7 @@
 """What transformers knows of a base: its config, its class, its tokenizer.  Code from a repository is never run."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,23 @@ TOKENIZER_FILES = (
 )
 
 
+def _transformers() -> Any:
+    """The library, without its types: a type checker reads a thousand files of models for them (20 of its 48 s)."""
+    return import_module("transformers")
+
+
 def read_config(folder: Path) -> Any:
     """The config of a folder, of transformers' own class for it.  ModelError where there is none."""
     raw = _raw_config(folder)
-    from transformers import CONFIG_MAPPING, AutoConfig
-
+    library = _transformers()
     kind = raw.get("model_type")
-    if kind not in CONFIG_MAPPING:
-        raise ModelError(_unknown_kind(folder, raw, kind, CONFIG_MAPPING.keys()))
+    if kind not in library.CONFIG_MAPPING:
+        raise ModelError(_unknown_kind(folder, raw, kind, library.CONFIG_MAPPING.keys()))
     if raw.get("quantization_config"):
         raise ModelError(f"{folder}: the weights are stored quantised; give the folder of the full-precision base")
     try:
         with quiet():
-            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return library.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a config is checked by code of its own, which may raise anything
         raise ModelError(f"{folder / 'config.json'}: {first_line(error)}") from error
 
@@ -49,8 +54,7 @@ def _raw_config(folder: Path) -> dict[str, Any]:
 
 
 def _unknown_kind(folder: Path, raw: dict[str, Any], kind: Any, known: Any) -> str:
-    import transformers
-
+    transformers = _transformers()
     if raw.get("auto_map"):
         return (
             f"{folder}: needs code from its own repository (auto_map), which lorica never runs; use a base without it"
@@ -65,8 +69,7 @@ def _unknown_kind(folder: Path, raw: dict[str, Any], kind: Any, known: Any) -> s
 
 def model_class(folder: Path, config: Any) -> type[nn.Module]:
     """transformers' class of the first architecture that the config names, else the one it gives the bare model."""
-    import transformers
-
+    transformers = _transformers()
     names = getattr(config, "architectures", None) or []
     found = getattr(transformers, names[0], None) if names else None
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
@@ -109,11 +112,9 @@ def read_tokenizer(folder: Path) -> Any:
     """The tokenizer beside the weights; None where the folder has none (models of images)."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
-    from transformers import AutoTokenizer
-
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers fail as whatever their library raises
         raise ModelError(f"{folder}: the tokenizer cannot be read ({first_line(error)})") from error
 
@@ -122,9 +123,7 @@ def read_generation_config(folder: Path) -> Any:
     """What the base's authors say of generating with it, its stop tokens above all; None where they say nothing."""
     if not (folder / "generation_config.json").is_file():
         return None
-    from transformers import GenerationConfig
-
     try:
-        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+        return _transformers().GenerationConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # as above
         raise ModelError(f"{folder / 'generation_config.json'}: {first_line(error)}") from error
