@@ -8,7 +8,7 @@ from lorica.cli import look, run, use
 app = typer.Typer(
     name="lorica",
     help="Fine-tune models with LoRA: plan what fits, train, look at what came out, and use it.",
-    epilog="First time here? `lorica quickstart` needs no network and takes three minutes.",
+    epilog="First time here? `lorica quickstart` needs no network and takes a few minutes.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

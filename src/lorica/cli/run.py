@@ -18,7 +18,7 @@ def quickstart(
     ),
     as_json: AsJson = False,
 ) -> None:
-    """See it work: teach a small base text-to-SQL. Needs no network and about three minutes."""
+    """See it work: teach a small base text-to-SQL. Needs no network and some minutes."""
     from lorica.cli.progress import live
     from lorica.quickstart.run import quickstart as teach
 
