@@ -1,8 +1,19 @@
 """Tensors in, tensors out."""
 
 from lorica.kernels.cross_entropy import head_cross_entropy
+from lorica.kernels.few_shapes import rounded, with_rows
 from lorica.kernels.frozen_weight import FrozenWeight
 from lorica.kernels.low_rank import LowRank, low_rank_linear, reference
 from lorica.kernels.noise import Noise, site_id
 
-__all__ = ["FrozenWeight", "LowRank", "Noise", "head_cross_entropy", "low_rank_linear", "reference", "site_id"]
+__all__ = [
+    "FrozenWeight",
+    "LowRank",
+    "Noise",
+    "head_cross_entropy",
+    "low_rank_linear",
+    "reference",
+    "rounded",
+    "site_id",
+    "with_rows",
+]

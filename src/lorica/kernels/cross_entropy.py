@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lorica.kernels.few_shapes import rounded, with_rows
+
 CHUNK_ROWS = 512
 """Rows of hidden states whose logits exist at one time: 512 x 49,152 x 4 bytes is 100 MB."""
 
@@ -41,19 +43,22 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, labels):  # type: ignore[override]
-        total = hidden.new_zeros((), dtype=_loss_dtype(hidden))
+        count = len(labels)
+        wanted = rounded(count, hidden)
+        hidden, labels = with_rows(hidden, wanted), with_rows(labels, wanted)
+        losses: list[Tensor] = []
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, hidden.shape[0], CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            logits = (hidden[rows] @ weight.T).to(total.dtype)
+            logits = (hidden[rows] @ weight.T).to(_loss_dtype(hidden))
             logsumexp = torch.logsumexp(logits, dim=-1, keepdim=True)
-            total += (logsumexp.squeeze(-1) - logits.gather(1, labels[rows, None]).squeeze(-1)).sum()
+            losses.append((logsumexp - logits.gather(1, labels[rows, None])).squeeze(-1))
             if gradient is not None:
                 probabilities = logits.sub_(logsumexp).exp_()
                 probabilities.scatter_add_(1, labels[rows, None], -torch.ones_like(logsumexp))
                 gradient[rows] = probabilities.to(hidden.dtype) @ weight
-        ctx.save_for_backward(gradient)
-        return total
+        ctx.save_for_backward(None if gradient is None else gradient[:count])
+        return torch.cat(losses)[:count].sum()
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]

@@ -6,6 +6,7 @@ DocumentByDocument   one causal product a document, for few long ones: no paddin
 
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import median_high
 from typing import Protocol
 
 import torch
@@ -15,6 +16,9 @@ from lorica.models.layout import Layout
 
 Prefix = tuple[Tensor, Tensor]
 """Learned keys and values (P, heads_kv, d_head) that every token of every document sees.  With a Bank (D, P, ...)."""
+
+WIDTH_STEP = 16
+"""Tokens; see `kernels/few_shapes.py`."""
 
 
 class Attention(Protocol):
@@ -26,9 +30,9 @@ class Attention(Protocol):
 
 
 def choose(layout: Layout, prefix: bool) -> Attention:
-    """Document by document pays once a document is long enough to hide its own overhead (measured: 384 tokens)."""
+    """Document by document pays once most documents are long enough to hide their own overhead (measured: 384 tokens)."""
     whole = layout.cache is None and not prefix
-    if whole and layout.documents and min(layout.documents) >= 384:
+    if whole and layout.documents and median_high(layout.documents) >= 384:
         return DocumentByDocument(layout)
     return Padded(layout)
 
@@ -77,7 +81,10 @@ class Padded:
 
     @cached_property
     def _longest(self) -> int:
-        return max(self.layout.documents)
+        """The width of the rectangle: rounded where documents are ragged, so that a run meets few."""
+        longest = max(self.layout.documents)
+        ragged = self.layout.cache is None and len(set(self.layout.documents)) > 1
+        return -(-longest // WIDTH_STEP) * WIDTH_STEP if ragged else longest
 
     def _rectangle(self, flat: Tensor) -> Tensor:
         """(T, ...) -> (D, L, ...), zeros where a document is shorter."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorica.kernels import rounded, with_rows
 from lorica.models import ambient
 from lorica.models.config import DecoderConfig
 from lorica.models.decoder import Decoder
@@ -56,9 +57,12 @@ class CausalLM(nn.Module):
     def head(self) -> nn.Module:
         return self.lm_head
 
-    def hidden(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """tokens (T,) int64 -> final hidden states (T, d)."""
-        return self.model(tokens, layout)
+    def hidden(self, tokens: Tensor, layout: Layout, places: Tensor | None = None) -> Tensor:
+        """tokens (T,) int64 -> final hidden states (T, d), or (N, d) of the tokens at `places` (N,) alone."""
+        count = layout.total
+        total = count if layout.cache is not None else rounded(count, self.model.norm.weight)
+        hidden = self.model(with_rows(tokens, total), layout.filled(total), places)
+        return hidden if places is not None else hidden[:count]
 
     def logits(self, hidden: Tensor, layout: Layout) -> Tensor:
         """hidden (N, d) of any of the layout's tokens -> (N, vocabulary); `layout` matters to an edited head alone."""

@@ -47,7 +47,14 @@ class SelfAttention(nn.Module):
         self.prefix: Callable[[Layout], attention.Prefix] | None = None
         """Where a KeysValuesBefore edit is installed: learned keys and values before those of every document."""
 
-    def forward(self, x_TD: Tensor, layout: Layout, rotation: Rotation, attend: attention.Attention) -> Tensor:
+    def forward(
+        self,
+        x_TD: Tensor,
+        layout: Layout,
+        rotation: Rotation,
+        attend: attention.Attention,
+        places: Tensor | None = None,
+    ) -> Tensor:
         q, k, v = project((self.q_proj, self.k_proj, self.v_proj), x_TD, layout)
         q_THE, k_TKE, v_TKE = (part.unflatten(-1, (-1, self.config.d_head)) for part in (q, k, v))
         if self.config.qk_norm:
@@ -55,6 +62,8 @@ class SelfAttention(nn.Module):
         q_THE, k_TKE = rotate(q_THE, rotation), rotate(k_TKE, rotation)
         prefix = None if self.prefix is None else self.prefix(layout)
         out_THE = attend(self.layer, q_THE, k_TKE, v_TKE, self.window, prefix)
+        if places is not None:
+            out_THE, layout = out_THE[places], layout.at(places)
         return apply(self.o_proj, out_THE.flatten(1), layout)
 
 
@@ -78,8 +87,19 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(c.d, c.eps)
         self.mlp = MLP(c)
 
-    def forward(self, x_TD: Tensor, layout: Layout, rotation: Rotation, attend: attention.Attention) -> Tensor:
-        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), layout, rotation, attend)
+    def forward(
+        self,
+        x_TD: Tensor,
+        layout: Layout,
+        rotation: Rotation,
+        attend: attention.Attention,
+        places: Tensor | None = None,
+    ) -> Tensor:
+        """places (N,): the tokens whose output is read; the others serve as keys and values alone."""
+        attended = self.self_attn(self.input_layernorm(x_TD), layout, rotation, attend, places)
+        if places is not None:
+            x_TD, layout = x_TD[places], layout.at(places)
+        x_TD = x_TD + attended
         return x_TD + self.mlp(self.post_attention_layernorm(x_TD), layout)
 
 
@@ -97,23 +117,23 @@ class Decoder(nn.Module):
         self.recomputed_layers = 0
         """How many of the first blocks are recomputed in the backward pass instead of kept."""
 
-    def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """tokens (T,) int64 -> hidden states (T, d) of the real tokens."""
+    def forward(self, tokens: Tensor, layout: Layout, places: Tensor | None = None) -> Tensor:
+        """tokens (T,) int64 -> hidden states (T, d), or (N, d) of the tokens at `places` (N,) alone."""
         x_TD = apply(self.embed_tokens, tokens, layout)
-        places: Tensor | None = None
         if self.soft_tokens is not None:
-            x_TD, layout, places = _with_soft_tokens(x_TD, layout, self.soft_tokens(layout))
+            x_TD, layout, real = _with_soft_tokens(x_TD, layout, self.soft_tokens(layout))
+            places = real if places is None else real[places]
         rotation = Rotation.of(self.config, layout.positions + self.prefix_length, x_TD.dtype)
         attend = attention.choose(layout, prefix=self.prefix_length > 0)
         for index, block in enumerate(self.layers):
+            read = places if index == len(self.layers) - 1 else None
             if index < self.recomputed_layers and torch.is_grad_enabled():
-                x_TD = checkpoint(block, x_TD, layout, rotation, attend, use_reentrant=False)  # type: ignore[assignment]
+                x_TD = checkpoint(block, x_TD, layout, rotation, attend, read, use_reentrant=False)  # type: ignore
             else:
-                x_TD = block(x_TD, layout, rotation, attend)
+                x_TD = block(x_TD, layout, rotation, attend, read)
         if layout.cache is not None:
             layout.cache.advance(layout.documents)
-        hidden = self.norm(x_TD)
-        return hidden if places is None else hidden[places]
+        return self.norm(x_TD)
 
 
 def _with_soft_tokens(x_TD: Tensor, layout: Layout, soft_DPD: Tensor) -> tuple[Tensor, Layout, Tensor]:

@@ -139,8 +139,8 @@ class _Batch:
         layout = Layout.of([len(document) for document in unread], cache=cache, device=device)
         layout = replace(layout, route=None if route is None else route[layout.document_of])
         flat = torch.tensor([token for document in unread for token in document], device=device)
-        last = replace(layout, documents=(1,) * len(live), positions=layout.positions[layout.last], route=route)
-        logits = self.model.logits(self.model.hidden(flat, layout)[layout.last], last)
+        hidden = self.model.hidden(flat, layout, layout.last)
+        logits = self.model.logits(hidden, layout.at(layout.last))
         return self.sampling.choose(logits, [self.generators[row] for row in live])
 
     def _write(self, row: int, token: int) -> bool:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorica.kernels import Noise
 
@@ -79,6 +79,29 @@ class Layout:
         """(D,) index of the last token of each document in the flat row."""
         counts = torch.tensor(self.documents, dtype=torch.int64, device=self.positions.device)
         return counts.cumsum(0) - 1
+
+    def at(self, places: Tensor) -> "Layout":
+        """The tokens at these places (N,) alone, for what acts on each token by itself; they keep route and noise."""
+        positions, route, noise = self.positions[places], self.route, self.noise
+        return Layout(
+            documents=(len(places),),
+            positions=positions,
+            route=None if route is None else route[places],
+            noise=None if noise is None else replace(noise, rows=noise.rows[places], positions=positions),
+        )
+
+    def filled(self, total: int) -> "Layout":
+        """The layout with one more document behind, which nobody reads, so that there are `total` tokens in all."""
+        extra = total - self.total
+        if extra == 0:
+            return self
+        assert self.cache is None, "documents of a cache are given"
+        positions = torch.cat([self.positions, torch.arange(extra, device=self.positions.device)])
+        route = None if self.route is None else nn.functional.pad(self.route, (0, extra), value=-1)
+        noise = self.noise
+        if noise is not None:
+            noise = replace(noise, rows=nn.functional.pad(noise.rows, (0, extra)), positions=positions)
+        return Layout((*self.documents, extra), positions, None, route, noise)
 
     def lengthened(self, extra: int) -> tuple["Layout", Tensor]:
         """The layout with `extra` soft tokens before each document that begins here, and the places (T,) of the real

@@ -11,7 +11,7 @@ loss = sum over places of -log softmax(head(hidden[place]))[target]
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,7 @@ def _by_length(dataset: Dataset, micro_batch_tokens: int) -> Iterator[list[Examp
 
 
 def _decoder_loss(model: CausalLM, batch: Batch) -> Tensor:
-    hidden = model.hidden(batch.tokens, batch.layout)[batch.places]
+    hidden = model.hidden(batch.tokens, batch.layout, batch.places)
     if not isinstance(model.head, Edited):
         return head_cross_entropy(hidden, model.head, batch.targets)
     parts = [slice(start, start + CHUNK_ROWS) for start in range(0, len(hidden), CHUNK_ROWS)]
@@ -105,14 +105,7 @@ def _decoder_loss(model: CausalLM, batch: Batch) -> Tensor:
 
 def _edited_head(model: CausalLM, layout: Layout, places: Tensor) -> Callable[[Tensor], Tensor]:
     """The head of the tokens at these places, which an edit may route and drop as any others."""
-    noise, route, positions = layout.noise, layout.route, layout.positions[places]
-    here = replace(
-        layout,
-        documents=(len(places),),
-        positions=positions,
-        route=None if route is None else route[places],
-        noise=None if noise is None else replace(noise, rows=noise.rows[places], positions=positions),
-    )
+    here = layout.at(places)
     return lambda hidden: model.logits(hidden, here)
 
 
