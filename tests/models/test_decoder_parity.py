@@ -66,6 +66,29 @@ def test_packed_documents_equal_each_document_alone(kind: str) -> None:
 
 
 @EVERY
+def test_a_document_that_fills_up_the_matrix_changes_no_other(kind: str) -> None:
+    model = ours(kind, torch.float64)
+    flat, layout = torch.cat([tokens(9), tokens(4, seed=1)]), Layout.of([9, 4]).with_noise(3, 5, [7, 2])
+    filled = layout.filled(24)
+    assert filled.documents == (9, 4, 11)
+    assert filled.noise is not None
+    assert filled.noise.rows[:13].tolist() == [7] * 9 + [2] * 4
+    found = model.model(torch.cat([flat, flat.new_zeros(11)]), filled)[:13]
+    assert difference(found, model.model(flat, layout)) < 1e-13
+
+
+@EVERY
+def test_states_of_some_places_are_those_of_the_whole_pass(kind: str) -> None:
+    model = ours(kind, torch.float64)
+    flat, layout, places = torch.cat([tokens(9), tokens(4, seed=1)]), Layout.of([9, 4]), torch.tensor([2, 8, 9, 12])
+    assert difference(model.hidden(flat, layout, places), model.hidden(flat, layout)[places]) < 1e-13
+    in_bfloat16 = ours(kind, torch.bfloat16)
+    found = in_bfloat16.hidden(flat, layout, places)
+    assert found.shape == (4, in_bfloat16.shape.d)
+    assert difference(found, model.hidden(flat, layout, places)) < rounding(torch.bfloat16)
+
+
+@EVERY
 def test_reading_in_pieces_through_the_cache_equals_reading_at_once(kind: str) -> None:
     model = ours(kind, torch.float64)
     documents = [tokens(length, seed=length) for length in (12, 7, 10)]

@@ -46,7 +46,7 @@ class _FrozenHead(torch.autograd.Function):
         count = len(labels)
         wanted = rounded(count, hidden)
         hidden, labels = with_rows(hidden, wanted), with_rows(labels, wanted)
-        losses: list[Tensor] = []
+        losses = [hidden.new_zeros(0, dtype=_loss_dtype(hidden))]
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, hidden.shape[0], CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)

@@ -97,7 +97,7 @@ class _Fused(torch.autograd.Function):
             grad_x,
             (inner @ A).view(ctx.shape) if wants_dropped else None,
             inner.T @ flat if wants_A else None,
-            (grad.T @ middle).mul_(ctx.scale) if wants_B else None,
+            (middle.T @ grad).mul_(ctx.scale).T if wants_B else None,
             None,
             None,
             None,
@@ -119,7 +119,7 @@ class _FusedShared(torch.autograd.Function):
         inner = (grad @ B).mul_(ctx.scale)
         grad_x = ctx.weight.transposed_product(grad).addmm_(inner, A).view(ctx.shape) if wants_x else None
         grad_A = inner.T @ flat if wants_A else None
-        grad_B = (grad.T @ middle).mul_(ctx.scale) if wants_B else None
+        grad_B = (middle.T @ grad).mul_(ctx.scale).T if wants_B else None
         return grad_x, grad_A, grad_B, None, None, None
 
 

@@ -1,11 +1,14 @@
 """Causal attention over packed documents: an object chosen once a pass for the layout at hand.
 
-Padded          documents gathered into a rectangle (D, L); keys may come from a cache or carry a learned prefix
+Padded               documents in a rectangle (D, L); keys may come from a cache or carry a learned prefix
+Grouped              one rectangle for each run of documents of nearly one length
 DocumentByDocument   one causal product a document, for few long ones: no padding, no mask
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby, islice
 from statistics import median_high
 from typing import Protocol
 
@@ -19,6 +22,9 @@ Prefix = tuple[Tensor, Tensor]
 
 WIDTH_STEP = 16
 """Tokens; see `kernels/few_shapes.py`."""
+GROUP_SCORES = 128**2
+"""Scores (query times key) that take as long as one more group does: its two dozen small calls, 0.5 ms a layer."""
+MOST_RUNS = 48
 
 
 class Attention(Protocol):
@@ -30,11 +36,61 @@ class Attention(Protocol):
 
 
 def choose(layout: Layout, prefix: bool) -> Attention:
-    """Document by document pays once most documents are long enough to hide their own overhead (measured: 384 tokens)."""
-    whole = layout.cache is None and not prefix
-    if whole and layout.documents and median_high(layout.documents) >= 384:
+    """Document by document pays once most documents are long enough to hide its overhead (measured: 384 tokens)."""
+    if layout.cache is not None or prefix or not layout.documents:
+        return Padded(layout)
+    if median_high(layout.documents) >= 384:
         return DocumentByDocument(layout)
-    return Padded(layout)
+    return Grouped.of(layout)
+
+
+@dataclass(frozen=True, eq=False)
+class Grouped:
+    groups: tuple["Padded", ...]
+
+    @classmethod
+    def of(cls, layout: Layout) -> "Attention":
+        """Few groups where documents come sorted by length, as a task's batches do."""
+        counts = groups_of(layout.documents)
+        if len(counts) == 1:
+            return Padded(layout)
+        documents = iter(layout.documents)
+        parts = [tuple(islice(documents, count)) for count in counts]
+        positions = layout.positions.split([sum(part) for part in parts])
+        return cls(tuple(Padded(Layout(part, at)) for part, at in zip(parts, positions, strict=True)))
+
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, prefix: Prefix | None
+    ) -> Tensor:
+        sizes = [group.layout.total for group in self.groups]
+        parts = zip(self.groups, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
+        return torch.cat([group(layer, q, k, v, window, prefix) for group, q, k, v in parts])
+
+
+def groups_of(documents: Sequence[int]) -> list[int]:
+    """How many documents, in order, go into each rectangle: the fewest scores in all, a group costing GROUP_SCORES."""
+    runs = [(width, len(list(run))) for width, run in groupby(map(_rounded_width, documents))]
+    if len(runs) > MOST_RUNS:
+        return [len(documents)]
+    best: list[tuple[int, list[int]]] = [(0, [])]
+    for end in range(1, len(runs) + 1):
+        best.append(min(_ending_with(best, runs, end)))
+    return best[-1][1]
+
+
+def _ending_with(
+    best: Sequence[tuple[int, list[int]]], runs: Sequence[tuple[int, int]], end: int
+) -> Iterator[tuple[int, list[int]]]:
+    """Cost and counts of the groupings of the first `end` runs, for every beginning of the last group."""
+    width = count = 0
+    for start in reversed(range(end)):
+        width, count = max(width, runs[start][0]), count + runs[start][1]
+        cost, counts = best[start]
+        yield cost + GROUP_SCORES + count * width**2, [*counts, count]
+
+
+def _rounded_width(tokens: int) -> int:
+    return -(-tokens // WIDTH_STEP) * WIDTH_STEP
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +140,7 @@ class Padded:
         """The width of the rectangle: rounded where documents are ragged, so that a run meets few."""
         longest = max(self.layout.documents)
         ragged = self.layout.cache is None and len(set(self.layout.documents)) > 1
-        return -(-longest // WIDTH_STEP) * WIDTH_STEP if ragged else longest
+        return _rounded_width(longest) if ragged else longest
 
     def _rectangle(self, flat: Tensor) -> Tensor:
         """(T, ...) -> (D, L, ...), zeros where a document is shorter."""

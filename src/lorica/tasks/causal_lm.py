@@ -49,6 +49,8 @@ class CausalLanguageModelling:
     unit: str = "label tokens"
 
     def batch(self, examples: Sequence[Example], *, device: torch.device, draw: Draw | None = None) -> Batch:
+        """In order of length, which pads attention least."""
+        examples = sorted(examples, key=len)
         tokens = torch.from_numpy(np.concatenate([example.input_ids for example in examples])).to(device, torch.int64)
         learned = torch.from_numpy(np.concatenate([example.labels for example in examples]))
         labelled = learned.nonzero().squeeze(-1).to(device)
