@@ -11,7 +11,7 @@ from torch import Tensor
 import decoder_family
 from decoder_family import KINDS, ours, theirs, tokens
 from lorica.models import attention
-from lorica.models.attention import DocumentByDocument, Padded
+from lorica.models.attention import DocumentByDocument, Grouped, Padded
 from lorica.models.cache import KVCache
 from lorica.models.causal_lm import CausalLM
 from lorica.models.layout import Layout
@@ -116,14 +116,32 @@ def test_a_document_that_leaves_the_cache_changes_nothing_for_those_that_stay() 
     assert KVCache(2).keep([]).lengths == []
 
 
+def test_documents_of_like_length_share_a_rectangle_where_that_saves_more_than_a_group_costs() -> None:
+    assert attention.groups_of([40] * 20 + [130] * 12) == [20, 12]
+    assert attention.groups_of([110, 140]) == [2]
+    assert attention.groups_of([40] * 20 + [130] * 12 + [7]) == [20, 13]
+    assert attention.groups_of([16, 32] * 100) == [200]
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral sliding"])
+def test_documents_in_groups_equal_documents_in_one_rectangle(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, lengths = ours(kind, torch.float64), [9, 16, 17, 60, 33, 100, 100]
+    documents = [tokens(length, seed=length) for length in lengths]
+    monkeypatch.setattr(attention, "GROUP_SCORES", 0)
+    assert isinstance(attention.choose(Layout.of(lengths), prefix=False), Grouped)
+    found = packed(model, documents)
+    monkeypatch.setattr(attention, "MOST_RUNS", 0)
+    assert isinstance(attention.choose(Layout.of(lengths), prefix=False), Padded)
+    assert max(map(difference, found, packed(model, documents))) < 1e-13
+
+
 @pytest.mark.parametrize("kind", ["llama", "llama without sharing", "mistral sliding", "qwen2 sliding in some layers"])
 def test_long_documents_read_one_by_one_equal_the_padded_rectangle(kind: str) -> None:
     model = ours(kind, torch.float64)
     documents = [tokens(length, seed=length) for length in (384, 401)]
     layout = Layout.of([384, 401])
     assert isinstance(attention.choose(layout, prefix=False), DocumentByDocument)
-    short = Layout.of([384, 5, 5])
-    assert isinstance(attention.choose(short, prefix=False), Padded)
+    assert not isinstance(attention.choose(Layout.of([384, 5, 5]), prefix=False), DocumentByDocument)
     apart = packed(model, documents)
     for found, wanted in zip(apart, packed(model, [*documents, tokens(5)]), strict=False):
         assert difference(found, wanted) < 1e-13

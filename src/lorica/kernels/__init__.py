@@ -5,6 +5,8 @@ from lorica.kernels.few_shapes import rounded, with_rows
 from lorica.kernels.frozen_weight import FrozenWeight
 from lorica.kernels.low_rank import LowRank, low_rank_linear, reference
 from lorica.kernels.noise import Noise, site_id
+from lorica.kernels.rms_norm import rms_norm
+from lorica.kernels.rotary import rotary
 
 __all__ = [
     "FrozenWeight",
@@ -13,6 +15,8 @@ __all__ = [
     "head_cross_entropy",
     "low_rank_linear",
     "reference",
+    "rms_norm",
+    "rotary",
     "rounded",
     "site_id",
     "with_rows",

@@ -61,8 +61,10 @@ class CausalLM(nn.Module):
         """tokens (T,) int64 -> final hidden states (T, d), or (N, d) of the tokens at `places` (N,) alone."""
         count = layout.total
         total = count if layout.cache is not None else rounded(count, self.model.norm.weight)
-        hidden = self.model(with_rows(tokens, total), layout.filled(total), places)
-        return hidden if places is not None else hidden[:count]
+        if places is None:
+            return self.model(with_rows(tokens, total), layout.filled(total))[:count]
+        read = with_rows(places, rounded(len(places), self.model.norm.weight))
+        return self.model(with_rows(tokens, total), layout.filled(total), read)[: len(places)]
 
     def logits(self, hidden: Tensor, layout: Layout) -> Tensor:
         """hidden (N, d) of any of the layout's tokens -> (N, vocabulary); `layout` matters to an edited head alone."""

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from lorica.kernels import rotary
 from lorica.models.config import DecoderConfig
 
 
@@ -29,8 +30,7 @@ class Rotation:
 
 
 def rotate(x_THE: Tensor, rotation: Rotation) -> Tensor:
-    first, second = x_THE.chunk(2, dim=-1)
-    return x_THE * rotation.cos + torch.cat([-second, first], dim=-1) * rotation.sin
+    return rotary(x_THE, rotation.cos, rotation.sin)
 
 
 def frequencies(config: DecoderConfig) -> tuple[Tensor, float]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from lorica.quickstart.databases import build, rows_of, same_result
+from lorica.quickstart.databases import build, rows_of, same_rows
 from lorica.quickstart.intents import Intent, Kind, draw_intent, near_misses
 from lorica.quickstart.phrasings import NUMBER_WORDS, Split, draw, mask_slots
 from lorica.quickstart.schema import Schema, joined, single
@@ -86,9 +86,10 @@ def _distinct_intent(split: Split, kind: Kind, rng: Random) -> Intent:
 def _is_distinct(intent: Intent) -> bool:
     connection = build(intent.schema)
     try:
-        if not rows_of(connection, intent.sql):
+        expected = rows_of(connection, intent.sql)
+        if not expected:
             return False
-        return not any(same_result(connection, intent.sql, wrong) for wrong in near_misses(intent))
+        return not any(same_rows(intent.sql, expected, rows_of(connection, wrong)) for wrong in near_misses(intent))
     finally:
         connection.close()
 

@@ -18,7 +18,7 @@ from lorica.recipe import Recipe
 from lorica.train import Run
 from lorica.train.reporter import Quiet, Reporter
 
-STEPS = 440
+STEPS = 360
 ROWS_PER_STEP = 32
 TEST_QUESTIONS = 300
 BASE_QUESTIONS = 100

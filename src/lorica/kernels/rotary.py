@@ -1,0 +1,41 @@
+"""Rotary position embedding: each pair (x_i, x_(i + E/2)) turned by its token's angle; the gradient is turned back.
+
+    y_i = x_i cos - x_(i + E/2) sin        y_(i + E/2) = x_(i + E/2) cos + x_i sin
+
+Su et al. 2021, arXiv:2104.09864, in the pairing of the Llama checkpoints.
+"""
+
+import torch
+from torch import Tensor
+
+
+def reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The definition.  x (T, H, E); cos and sin (T, 1, E), whose halves are equal -> (T, H, E)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`reference`."""
+    return _Rotary.apply(x, cos, sin)  # type: ignore[return-value]
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    y = x * cos
+    (x_first, x_second), (y_first, y_second) = x.chunk(2, dim=-1), y.chunk(2, dim=-1)
+    half = sin[..., : x_first.shape[-1]]
+    y_first.addcmul_(x_second, half, value=-sign)
+    y_second.addcmul_(x_first, half, value=sign)
+    return y
+
+
+class _Rotary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, cos, sin):  # type: ignore[override]
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return _turned(grad, cos, sin, -1), None, None
