@@ -1,7 +1,8 @@
 """Adapt a real encoder: do two docstrings come from the same module of the standard library?
 
 all-MiniLM-L6-v2 embeds both; their cosine similarity is the answer, above or below one threshold.  LoRA is trained on
-pairs from some modules and judged on pairs from modules that it never saw, against the encoder as it came.
+all pairs within batches of docstrings from some modules, and judged on pairs from modules that it never saw, against
+the encoder as it came.
 
     python examples/docstring_pairs.py                 a plain PyTorch loop
     python examples/docstring_pairs.py --trainer       the same with transformers' Trainer
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 import lorica
 
 SKIPPED = {"test", "tests", "site-packages", "idlelib", "lib2to3", "turtledemo", "ensurepip"}
+STEPS, RATE = 200, 5e-4
 TEMPERATURE = 20.0
 """Cosines are multiplied by this before the logistic loss, so that a cosine of 0.3 can already be a confident yes."""
 
@@ -89,8 +91,28 @@ def split(seed: int = 0) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     return {name: modules[name] for name in names[cut:]}, {name: modules[name] for name in names[:cut]}
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Docstrings and the number of the module that each is from."""
+
+    texts: list[str]
+    modules: list[int]
+
+
+def batches(modules: dict[str, list[str]], count: int, seed: int) -> list[Batch]:
+    """`count` batches of four docstrings from each of sixteen modules."""
+    random = np.random.default_rng(seed)
+    return [_batch(list(modules.values()), random) for _ in range(count)]
+
+
+def _batch(modules: list[list[str]], random: np.random.Generator) -> Batch:
+    chosen = [int(i) for i in random.choice(len(modules), 16, replace=False)]
+    texts = [str(text) for i in chosen for text in random.choice(modules[i], 4, replace=False)]
+    return Batch(texts, [i for i in chosen for _ in range(4)])
+
+
 class SamePair(nn.Module):
-    """The encoder, mean pooling over real tokens, cosine of the two, logistic loss: what Trainer calls."""
+    """The encoder, mean pooling over real tokens, cosines, logistic loss over all pairs: what Trainer calls."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -104,33 +126,39 @@ class SamePair(nn.Module):
         return nn.functional.normalize((states * weights).sum(1) / weights.sum(1), dim=-1)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Rows 2i and 2i + 1 are the two texts of pair i; labels (B / 2,)."""
+        """labels (B,): the module of each row.  Pairs of one module and pairs of two weigh the same."""
         embedded = self.embed(input_ids, attention_mask)
-        cosines = (embedded[0::2] * embedded[1::2]).sum(-1)
+        cosines = embedded @ embedded.T
         logits = TEMPERATURE * (cosines - self.threshold)
-        return {"loss": nn.functional.binary_cross_entropy_with_logits(logits, labels), "logits": cosines}
+        same, other = labels[:, None] == labels, ~torch.eye(len(labels), dtype=torch.bool)
+        softplus = nn.functional.softplus
+        loss = softplus(-logits)[same & other].mean() + softplus(logits)[~same].mean()
+        return {"loss": loss, "logits": cosines}
 
 
-def collate(tokenizer: Any, batch: list[Pair]) -> dict[str, Tensor]:
-    texts = [text for pair in batch for text in (pair.first, pair.second)]
-    encoded = tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
-    labels = torch.tensor([float(pair.same) for pair in batch])
-    return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], "labels": labels}
+def encoded(tokenizer: Any, texts: list[str]) -> dict[str, Tensor]:
+    rows = tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
+    return {"input_ids": rows["input_ids"], "attention_mask": rows["attention_mask"]}
+
+
+def collate(tokenizer: Any, batch: Batch) -> dict[str, Tensor]:
+    return {**encoded(tokenizer, batch.texts), "labels": torch.tensor(batch.modules)}
 
 
 @torch.no_grad()
 def cosines(model: SamePair, tokenizer: Any, judged: list[Pair]) -> np.ndarray:
     model.eval()
-    parts = [model(**collate(tokenizer, judged[i : i + 64]))["logits"] for i in range(0, len(judged), 64)]
-    return torch.cat(parts).double().numpy()
+    texts = list(dict.fromkeys(text for pair in judged for text in (pair.first, pair.second)))
+    texts.sort(key=len)
+    parts = [model.embed(**encoded(tokenizer, texts[i : i + 64])) for i in range(0, len(texts), 64)]
+    at = dict(zip(texts, torch.cat(parts).double(), strict=True))
+    return torch.stack([at[pair.first] @ at[pair.second] for pair in judged]).numpy()
 
 
 @torch.no_grad()
-def loss_of(model: SamePair, tokenizer: Any, judged: list[Pair]) -> float:
-    """Mean logistic loss of pairs."""
+def loss_of(model: SamePair, tokenizer: Any, judged: list[Batch]) -> float:
     model.eval()
-    parts = [model(**collate(tokenizer, judged[i : i + 64])) for i in range(0, len(judged), 64)]
-    return float(torch.stack([part["loss"] for part in parts]).mean())
+    return float(np.mean([float(model(**collate(tokenizer, batch))["loss"]) for batch in judged]))
 
 
 def threshold_of(values: np.ndarray, same: np.ndarray) -> float:
@@ -153,31 +181,29 @@ def interval(before: np.ndarray, after: np.ndarray, seed: int = 0) -> tuple[floa
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
-def train_loop(model: SamePair, tokenizer: Any, training: list[Pair], epochs: int, rate: float) -> None:
+def train_loop(model: SamePair, tokenizer: Any, training: list[Batch], rate: float) -> None:
     """One's own loop: attached parameters in torch's AdamW."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=len(training))
     model.train()
-    for epoch in range(epochs):
-        order = np.random.default_rng(epoch).permutation(len(training))
-        for start in range(0, len(order), 32):
-            batch = collate(tokenizer, [training[i] for i in order[start : start + 32]])
-            model(**batch)["loss"].backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    for batch in training:
+        model(**collate(tokenizer, batch))["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
 
 
-def train_trainer(
-    model: SamePair, tokenizer: Any, training: list[Pair], epochs: int, rate: float, folder: Path
-) -> None:
+def train_trainer(model: SamePair, tokenizer: Any, training: list[Batch], rate: float, folder: Path) -> None:
     """The same with transformers' Trainer, which sees an ordinary module."""
     from transformers import Trainer, TrainingArguments
 
     arguments = TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=epochs,
-        per_device_train_batch_size=32,
+        num_train_epochs=1,
+        per_device_train_batch_size=1,
         learning_rate=rate,
-        lr_scheduler_type="constant",
+        lr_scheduler_type="linear",
+        max_grad_norm=0.0,
         report_to=[],
         save_strategy="no",
         remove_unused_columns=False,
@@ -188,7 +214,7 @@ def train_trainer(
         model=model,
         args=arguments,
         train_dataset=training,  # type: ignore[arg-type]
-        data_collator=lambda batch: collate(tokenizer, batch),
+        data_collator=lambda batches: collate(tokenizer, batches[0]),
     )
     trainer.train()
 
@@ -199,36 +225,39 @@ def difference_in_peft(model: SamePair, tokenizer: Any, judged: list[Pair], adap
     from transformers import AutoModel
 
     theirs = SamePair(PeftModel.from_pretrained(AutoModel.from_pretrained(encoder_folder()), str(adapter))).eval()
-    batch = collate(tokenizer, judged[:32])
+    rows = encoded(tokenizer, [pair.first for pair in judged[:32]])
     with torch.no_grad():
-        ours, peft = (each.embed(batch["input_ids"], batch["attention_mask"]) for each in (model.eval(), theirs))
+        ours, peft = (each.embed(**rows) for each in (model.eval(), theirs))
     return float((ours - peft).abs().max())
 
 
-def run(training: int, judged: int, epochs: int, out: Path, by_trainer: bool = False, seed: int = 0) -> dict[str, Any]:
+def run(steps: int, judged: int, out: Path, by_trainer: bool = False, seed: int = 0) -> dict[str, Any]:
     """Train, judge before and after on held-out modules, save the adapter; the figures as a dict."""
     began = time.time()
     torch.manual_seed(seed)
     encoder = lorica.load_base(encoder_folder())
     tokenizer: Any = encoder.tokenizer
     seen, held_out = split(seed)
-    fitted, test = pairs(seen, training, seed), pairs(held_out, judged, seed + 1)
+    training, fitted, test = (
+        batches(seen, steps, seed),
+        pairs(seen, judged // 2, seed),
+        pairs(held_out, judged, seed + 1),
+    )
     model = SamePair(encoder)
-    shown = fitted[:judged]
-    losses = [loss_of(model, tokenizer, shown)]
-    before = correct(model, tokenizer, shown, test)
+    losses = [loss_of(model, tokenizer, training[:4])]
+    before = correct(model, tokenizer, fitted, test)
     attached = lorica.attach(encoder, lorica.LoRA(r=8, alpha=16, target_modules="all-linear"), seed=seed)
     if by_trainer:
-        train_trainer(model, tokenizer, fitted, epochs, 2e-4, out / "trainer")
+        train_trainer(model, tokenizer, training, RATE, out / "trainer")
     else:
-        train_loop(model, tokenizer, fitted, epochs, 2e-4)
-    losses.append(loss_of(model, tokenizer, shown))
-    after = correct(model, tokenizer, shown, test)
+        train_loop(model, tokenizer, training, RATE)
+    losses.append(loss_of(model, tokenizer, training[:4]))
+    after = correct(model, tokenizer, fitted, test)
     attached.save(out / "adapter")
     low, high = interval(before, after, seed)
     return {
         "trained_by": "transformers Trainer" if by_trainer else "plain loop",
-        "training_pairs": training,
+        "steps": steps,
         "held_out_pairs": judged,
         "training_loss": losses,
         "accuracy_before": float(before.mean()),
@@ -246,7 +275,7 @@ def main() -> None:
     parser.add_argument("--trainer", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/docstring-pairs"))
     chosen = parser.parse_args()
-    print(json.dumps(run(3200, 2000, 2, chosen.out, chosen.trainer), indent=2))
+    print(json.dumps(run(STEPS, 2000, chosen.out, chosen.trainer), indent=2))
 
 
 if __name__ == "__main__":
