@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import lorica
 
 SKIPPED = {"test", "tests", "site-packages", "idlelib", "lib2to3", "turtledemo", "ensurepip"}
-STEPS, RATE = 200, 5e-4
+STEPS, RATE = 100, 5e-4
 TEMPERATURE = 20.0
 """Cosines are multiplied by this before the logistic loss, so that a cosine of 0.3 can already be a confident yes."""
 
