@@ -249,16 +249,17 @@ def remove(path: AnyPath) -> None:
         _erase(rubbish)
 
 
-def sweep(parent: AnyPath) -> list[str]:
-    """Settles what crashed writers left in a folder, and says what it did; drafts of the living are left alone."""
+def sweep(parent: AnyPath, name: str | None = None) -> list[str]:
+    """Settles what crashed writers left in a folder, and says what it did; drafts of the living are left alone.
+
+    name: only what was to become, or to replace, the file or folder of this name.
+    """
     parent = Path(parent)
     if not parent.is_dir():
         return []
     with reporting(parent):
-        asides = [path for path in sorted(parent.iterdir()) if ASIDE.fullmatch(path.name)]
-        settled = [note for path in asides if (note := _settle(path))]
-        drafts = [path for path in sorted(parent.iterdir()) if DRAFT.fullmatch(path.name)]
-        return settled + [note for path in drafts if (note := _discard(path))]
+        settled = [note for path in _named(ASIDE, parent, name) if (note := _settle(path))]
+        return settled + [note for path in _named(DRAFT, parent, name) if (note := _discard(path))]
 
 
 class Lock:
@@ -296,7 +297,10 @@ class JsonLines:
         self.path = Path(path)
         _make_folders(self.path.parent)
         with reporting(self.path):
+            new = not self.path.exists()
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            if new:
+                _sync_folder(self.path.parent)
             self._size = self._cut_torn_line()
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -563,6 +567,17 @@ def _replace(target: Path, draft: Path) -> None:
         raise
     _sync_folder(target.parent)
     remove(aside)
+
+
+def _named(kind: re.Pattern[str], parent: Path, name: str | None) -> list[Path]:
+    found = [path for path in sorted(parent.iterdir()) if kind.fullmatch(path.name)]
+    return [path for path in found if name in (None, _meant(path.name))]
+
+
+def _meant(name: str) -> str:
+    """What a draft or an aside was to become; one that was being removed is a draft of its own name."""
+    match = DRAFT.fullmatch(name) or ASIDE.fullmatch(name)
+    return _meant(match.group(1)) if match else name
 
 
 def _settle(aside: Path) -> str | None:

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_run import base, dataset, lora, noisy
+from campaign.tiny_run import base, dataset, lora, noisy
 
 from lorica.adapter import attach
 from lorica.budget import free

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_run import base, dataset, lora, noisy
+from campaign.tiny_run import base, dataset, lora, noisy
 from torch import nn
 
 from lorica.adapter import attach
