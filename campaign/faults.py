@@ -69,7 +69,7 @@ def at_every_call(place: Path, chunk: int, size: int) -> Tally:
 @cache
 def _calls(fault: Fault) -> int:
     """How many calls of a kind a run makes."""
-    strikes = Striking(fault, -1)
+    strikes = Striking(fault, 1 << 30)
     case = workplace().begin(workplace().place / f"counted {fault}")
     system_calls.failing(strikes, fault.code, case / "run", workplace().train(case), case / "said")
     trees.erase(case)

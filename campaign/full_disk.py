@@ -87,7 +87,12 @@ def _used(folder: Path) -> tuple[int, int]:
 def _unavailable(place: Path) -> str | None:
     case = place / "try"
     case.mkdir(exist_ok=True)
-    end = done(lambda: (_leave(), _mount(case, ROOMY, 0)) and None, place / "try.said")
+
+    def mounted() -> None:
+        _leave()
+        _mount(case, ROOMY, 0)
+
+    end = done(mounted, place / "try.said")
     return f"no tmpfs can be mounted here: {end.said.strip().splitlines()[-1]}" if end.status else None
 
 

@@ -85,7 +85,7 @@ def at_random(place: Path, chunk: int, size: int) -> Tally:
 
 
 def _siege(folder: Path, hook: tuple[type, str, int], out: Path, stride: int, staying: Collection[str]) -> Any:
-    """The states in which a run is left that is killed in the n-th call of a method: `{"kills": ..., "states": ...}`."""
+    """The states in which a run is left that is killed in the n-th call of a method."""
     owner, name, turn = hook
     real = getattr(owner, name)
 
@@ -193,7 +193,9 @@ def _cut_back(folder: Path, step: int, lines: int) -> None:
 
 def killed_in_a_save(folder: Path) -> None:
     _cut_back(folder, step=4, lines=7)
-    draft = trees.copy(_whole(keep=8)[0] / "checkpoints/step-00000006", folder / f"checkpoints/.tmp-step-00000006-{SECOND}")
+    draft = trees.copy(
+        _whole(keep=8)[0] / "checkpoints/step-00000006", folder / f"checkpoints/.tmp-step-00000006-{SECOND}"
+    )
     (draft / "MANIFEST.json").unlink()
     os.truncate(draft / "optimizer.safetensors", 100)
 

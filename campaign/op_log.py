@@ -1,4 +1,4 @@
-"""What a piece of work does to a folder, as a log of operations on a model of the disk, and the disks a crash can leave.
+"""What a piece of work does to a folder, as operations on a model of the disk, and the disks that a crash can leave.
 
     write, cut   of a file; on the disk for certain once that file is synced
     names        an entry of a folder made, removed or renamed; on the disk for certain once that folder is synced

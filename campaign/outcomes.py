@@ -28,7 +28,6 @@ def outcome(folder: Path) -> dict[str, Any]:
         "metrics": [_timeless(line) for line in lines],
         "adapter files": {path.name: _sha256(path.read_bytes()) for path in sorted((folder / "adapter").iterdir())},
         "files": sorted(path.name for path in folder.iterdir()),
-        "checkpoints": [path.name for path in checkpoint.folders(folder / "checkpoints")],
         "litter": litter(folder),
     }
 

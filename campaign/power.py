@@ -19,8 +19,8 @@ from torch import Tensor
 from campaign import kills, living_run
 from campaign.children import done
 from campaign.ledger import Tally
+from campaign.op_log import crashes, recording, write_out
 from campaign.outcomes import litter
-from campaign.op_log import Recorder, crashes, recording, write_out
 from campaign.tiny_run import base, lora, noisy
 from lorica import durable
 from lorica.adapter import Attached, attach
@@ -34,7 +34,7 @@ Promise = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class Scenario:
-    """prepare(root) is on the disk; work(root, promise) is recorded; judge(root, promised) says what is wrong, or ""."""
+    """prepare(root) is on the disk, work(root, promise) is recorded, judge(root, promised) says what is wrong or ""."""
 
     prepare: Callable[[Path], object]
     work: Callable[[Path, Promise], object]
@@ -250,7 +250,8 @@ def _judge_metrics(root: Path, promised: int) -> str:
     durable.truncate_after(path, promised)
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     expected = [{"step": step, "loss": 1 / step} for step in range(1, promised + 1)]
-    return "" if found == expected else f"lines {[line['step'] for line in found]}, and 1 to {promised} were on the disk"
+    steps = [line["step"] for line in found]
+    return "" if found == expected else f"lines {steps}, and 1 to {promised} were on the disk"
 
 
 SCENARIOS = {

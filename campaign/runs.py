@@ -1,7 +1,9 @@
 """Runs that are killed, that lose power, whose disk fails or is full: `python -m campaign.runs`.
 
     python -m campaign.runs                    the whole, going on where it was stopped; writes the result
-    python -m campaign.runs --sample kills     a sample of the parts whose name begins so, as JSON on stdout
+    python -m campaign.runs kills              the parts whose name begins so, for the whole to find done
+    python -m campaign.runs --so-far           writes the result of what is done by now
+    python -m campaign.runs --sample kills     a sample of them, as JSON on stdout
 
 Every part has controls: the same on code that is broken in one known way, where failures must be found.  Exit status 1
 when a part finds a failure or a control finds none.
@@ -12,20 +14,21 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.machine import machine
 from campaign import faults, full_disk, kills, power, sabotage
 from campaign.ledger import ROOT, Estimate, Ledger, Part, Tally, bound, say, source_stamp, summary
-from benchmarks.machine import machine
 
 RESULT = ROOT / "benchmarks/results/campaign.json"
-PROGRESS = ROOT / "runs/campaign/progress.json"
-SEVERAL = list(power.SCENARIOS)
+PROGRESS = ROOT / "runs/campaign"
+AT = {name: chunk for chunk, name in enumerate(power.SCENARIOS)}
 
 PARTS = (
     Part(
@@ -71,28 +74,32 @@ PARTS = (
         name="power failures, recovered",
         claim="what was on the disk for certain or what was being written is found, whole, and nothing else",
         work=power.recovered,
-        chunks=len(SEVERAL),
-        size=15_000,
-        sample=dict.fromkeys(range(len(SEVERAL)), 250),
+        chunks=len(AT),
+        size=6_000,
+        sample=dict.fromkeys(range(len(AT)), 250),
         controls={
-            "files are not synced": (sabotage.UNSYNCED_FILES, SEVERAL.index("checkpoints, two kept"), 400),
-            "folders are not synced": (sabotage.UNSYNCED_FOLDERS, SEVERAL.index("checkpoints, one kept"), 400),
-            "a folder has its name before its data": (sabotage.NAMED_FIRST, SEVERAL.index("checkpoints, two kept"), 400),
-            "the manifest is written first": (sabotage.MANIFEST_FIRST, SEVERAL.index("checkpoints, two kept"), 400),
-            "older checkpoints are pruned first": (sabotage.PRUNED_FIRST, SEVERAL.index("checkpoints, one kept"), 400),
-            "nothing is verified, and files are not synced": (
-                sabotage.both(sabotage.UNVERIFIED, sabotage.UNSYNCED_FILES),
-                SEVERAL.index("checkpoints, two kept"),
+            "files are not synced": (sabotage.UNSYNCED_FILES, AT["checkpoints, two kept"], 400),
+            "folders are not synced": (sabotage.UNSYNCED_FOLDERS, AT["checkpoints, one kept"], 400),
+            "a folder has its name before its data": (
+                sabotage.NAMED_FIRST,
+                AT["checkpoints, two kept"],
                 400,
             ),
-            "nothing is verified": (sabotage.UNVERIFIED, SEVERAL.index("a checkpoint over a damaged one"), 200),
+            "the manifest is written first": (sabotage.MANIFEST_FIRST, AT["checkpoints, two kept"], 400),
+            "older checkpoints are pruned first": (sabotage.PRUNED_FIRST, AT["checkpoints, one kept"], 400),
+            "nothing is verified, and files are not synced": (
+                sabotage.both(sabotage.UNVERIFIED, sabotage.UNSYNCED_FILES),
+                AT["checkpoints, two kept"],
+                400,
+            ),
+            "nothing is verified": (sabotage.UNVERIFIED, AT["a checkpoint over a damaged one"], 200),
             "the old folder is removed before the new one is there": (
                 sabotage.OLD_REMOVED_FIRST,
-                SEVERAL.index("adapters"),
+                AT["adapters"],
                 600,
             ),
-            "what crashed writers left is not settled": (sabotage.UNSETTLED, SEVERAL.index("a recovery"), 100),
-            "lines of metrics are not synced": (sabotage.METRICS_UNSYNCED, SEVERAL.index("metrics"), 100),
+            "what crashed writers left is not settled": (sabotage.UNSETTLED, AT["a recovery"], 100),
+            "lines of metrics are not synced": (sabotage.METRICS_UNSYNCED, AT["metrics"], 100),
         },
     ),
     Part(
@@ -109,7 +116,7 @@ PARTS = (
     ),
     Part(
         name="faults at every system call",
-        claim="one line and exit status 1, or no harm at all; what was there stays good; the next run ends as it should",
+        claim="one line and exit status 1, or no harm; what was there stays good; the next run ends as it should",
         work=faults.at_every_call,
         chunks=len(faults.FAULTS) * faults.SLICES,
         size=0,
@@ -134,13 +141,18 @@ PARTS = (
 
 def main(words: list[str]) -> int:
     torch.set_num_threads(1)
-    sampled = words[1] if words[:1] == ["--sample"] else None
+    sampled, so_far = "--sample" in words, "--so-far" in words
+    named = next((word for word in words if not word.startswith("--")), "")
+    parts = [part for part in PARTS if part.name.startswith(named)]
     with _workplace() as place:
-        parts = [part for part in PARTS if part.name.startswith(sampled or "")]
-        _prepare(place, parts)
-        if sampled is not None:
+        if not so_far:
+            _prepare(place, parts)
+        if sampled:
             return _sample(place, parts)
-        return _whole(place, parts)
+        found, seconds = _whole(place, parts, so_far)
+        if len(parts) == len(PARTS):
+            _write(found, seconds, place)
+    return 0 if all(map(_held, found.values())) else 1
 
 
 def _prepare(place: Path, parts: list[Part]) -> None:
@@ -160,33 +172,42 @@ def _sample(place: Path, parts: list[Part]) -> int:
     return 0 if all(map(_held, found.values())) else 1
 
 
-def _whole(place: Path, parts: list[Part]) -> int:
-    ledger = Ledger(PROGRESS, source_stamp())
-    estimate = Estimate(sum(part.chunks + len(part.controls) for part in parts))
-    found, seconds = {}, 0.0
+def _whole(place: Path, parts: list[Part], so_far: bool) -> tuple[dict[str, Any], float]:
+    """What each part came to, and the seconds that it took."""
+    keeper = Keeper(sum(part.chunks + len(part.controls) for part in parts), so_far)
+    found = {}
     for part in parts:
-        tallies = []
-        for chunk in range(part.chunks):
-            tallies.append(_kept(ledger, f"{part.name}/{chunk}", estimate, lambda: _worked(place, part, chunk, part.size)))
-            seconds += ledger.seconds(f"{part.name}/{chunk}")
-        controls = {}
-        for name in part.controls:
-            controls[name] = _kept(ledger, f"{part.name}/{name}", estimate, lambda: _controlled(place, part, name))
-            seconds += ledger.seconds(f"{part.name}/{name}")
+        ledger = Ledger(PROGRESS / f"{part.name.replace(' ', '-')}.json", source_stamp())
+        # Controls first: a campaign that cannot find what is broken need not go on.
+        controls = {
+            name: keeper.kept(ledger, part.name, name, partial(_controlled, place, part, name))
+            for name in part.controls
+        }
+        tallies = [
+            keeper.kept(ledger, part.name, str(chunk), partial(_worked, place, part, chunk, part.size))
+            for chunk in range(part.chunks)
+        ]
         found[part.name] = _entry(part, tallies, controls)
-    _write(found, seconds, place)
-    return 0 if all(map(_held, found.values())) else 1
+    return found, keeper.seconds
 
 
-def _kept(ledger: Ledger, key: str, estimate: Estimate, work: Any) -> Tally:
-    tally = ledger.get(key)
-    worked = tally is None
-    if tally is None:
-        tally, seconds = work()
-        ledger.put(key, tally, seconds)
-    failures = f"{len(tally.failures)} failures" + (f": {tally.failures[0]}" if tally.failures else "")
-    say(f"{key}: {tally.cases:,} cases, {failures} ({estimate.passed(worked)})")
-    return tally
+class Keeper:
+    """Does what no ledger holds yet (or leaves it, with `so_far`), and tells how far the campaign is."""
+
+    def __init__(self, total: int, so_far: bool) -> None:
+        self.estimate, self.seconds, self.so_far = Estimate(total), 0.0, so_far
+
+    def kept(self, ledger: Ledger, part: str, key: str, work: Callable[[], tuple[Tally, float]]) -> Tally | None:
+        known = ledger.get(key)
+        if known is None and self.so_far:
+            return None
+        if known is None:
+            ledger.put(key, *work())
+        tally = known or ledger.get(key) or Tally()
+        self.seconds += ledger.seconds(key)
+        failures = f"{len(tally.failures)} failures" + (f" ({tally.failures[0]})" if tally.failures else "")
+        say(f"{self.estimate.passed(known is None)}  {part}, {key}: {tally.cases:,} cases, {failures}")
+        return tally
 
 
 def _worked(place: Path, part: Part, chunk: int, size: int) -> tuple[Tally, float]:
@@ -202,14 +223,15 @@ def _controlled(place: Path, part: Part, name: str) -> tuple[Tally, float]:
         return _worked(place, part, chunk, size)
 
 
-def _entry(part: Part, tallies: list[Tally], controls: dict[str, Tally]) -> dict[str, Any]:
-    """A control on something that could not be tried here shows nothing, and says so."""
+def _entry(part: Part, tallies: Sequence[Tally | None], controls: Mapping[str, Tally | None]) -> dict[str, Any]:
+    """Of what was done; a control on something that cannot be tried here shows nothing."""
+    done = [tally for tally in tallies if tally is not None]
     shown = {
         name: {"cases": tally.cases, "failures": len(tally.failures), "red": bool(tally.failures)}
         for name, tally in controls.items()
-        if tally.refused is None
+        if tally is not None and tally.refused is None
     }
-    return {**summary(part, tallies), "controls": shown}
+    return {**summary(part, done), "chunks": f"{len(done)} of {len(tallies)}", "controls": shown}
 
 
 def _held(entry: dict[str, Any]) -> bool:

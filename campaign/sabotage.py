@@ -65,7 +65,7 @@ def _remove_then_rename(target: Path, draft: Path) -> None:
     durable._sync_folder(target.parent)
 
 
-_save, _write_all = checkpoint.save, durable._write_all
+_save, _write_all, _truncate_after, _run = checkpoint.save, durable._write_all, durable.truncate_after, entry.run
 
 
 def _prune_then_save(root: str | Path, step: int, *rest: Any, keep: int = 2, **words: Any) -> Path:
@@ -104,15 +104,13 @@ def _run_and_exit_with_0(arguments: Any) -> int:
     return 0
 
 
-def _cut_nothing(path: Any, step: int) -> durable.Cut:
-    return durable.Cut(kept=0, beyond=0, torn=0)
+def _cut_torn_lines_alone(path: Any, step: int) -> durable.Cut:
+    return _truncate_after(path, step + 1_000_000)
 
 
 def _from_the_start(cls: type[Progress], state: Mapping[str, Any], best: Mapping[str, Any]) -> Progress:
     return cls(step=state["step"])
 
-
-_run = entry.run
 
 UNSYNCED_FILES = instead(durable.Writer, "__exit__", _close_without_sync)
 UNSYNCED_FOLDERS = instead(durable, "_sync_folder", nothing)
@@ -121,9 +119,9 @@ OLD_REMOVED_FIRST = instead(durable, "_replace", _remove_then_rename)
 PRUNED_FIRST = instead(checkpoint, "save", _prune_then_save)
 MANIFEST_FIRST = instead(checkpoint, "save", _manifest_then_files)
 UNVERIFIED = instead(checkpoint, "_verified_manifest", _unverified)
-UNSETTLED = instead(durable, "sweep", lambda parent: [])
+UNSETTLED = instead(durable, "sweep", lambda parent, name=None: [])
 METRICS_UNSYNCED = instead(durable.JsonLines, "sync", nothing)
-METRICS_UNCUT = instead(durable, "truncate_after", _cut_nothing)
+METRICS_UNCUT = instead(durable, "truncate_after", _cut_torn_lines_alone)
 FAILURES_EXIT_WITH_0 = instead(entry, "run", _run_and_exit_with_0)
 WRITE_ERRORS_SWALLOWED = instead(durable, "_write_all", _write_some)
 

@@ -111,7 +111,8 @@ def sha256(path: AnyPath) -> str:
 
 def differences(folder: AnyPath, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What in `folder` is not as recorded: one reason a file of `files` = {name: {"bytes": size, "sha256": digest}}."""
-    return [reason for name, record in files.items() if (reason := _difference(Path(folder), name, record))]
+    with reporting(folder):
+        return [reason for name, record in files.items() if (reason := _difference(Path(folder), name, record))]
 
 
 def require_space(folder: AnyPath, needed: int) -> None:
@@ -363,10 +364,11 @@ def reporting(path: AnyPath, needed: int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(_complaint(Path(path), error, needed)) from error
+        raise RunError(complaint(Path(path), error, needed)) from error
 
 
-def _complaint(path: Path, error: OSError, needed: int | None) -> str:
+def complaint(path: Path, error: OSError, needed: int | None = None) -> str:
+    """What the system refused, in one line; `needed` bytes are told when the disk is full."""
     code = errno.errorcode.get(error.errno or 0, str(error.errno))
     told = f"{path}: {error.strerror or error} ({code})"
     if error.errno in FULL:
