@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from campaign.living_run import Wandering
 from lorica import durable
 from lorica.adapter import Attached
 from lorica.cli import entry
@@ -129,6 +130,7 @@ FORGOTTEN = {
     "the optimiser's state": instead(AdamW, "load_state", nothing),
     "the generators": instead(loop, "_restore_generators", nothing),
     "the adapter": instead(Attached, "load_state", nothing),
+    "the state of the method's life": instead(Wandering, "load_state_dict", nothing),
     "the progress": instead(Progress, "of", classmethod(_from_the_start)),
 }
 """What a resume could fail to restore."""
