@@ -2,12 +2,13 @@
 # make test         install, then lint, types, import contract and every test
 # make check        lint, types and import contract alone
 # make format       put the code into its format
+# make campaign     kills, power failures, faults and full disks, far beyond what the tests sample; goes on where it stopped
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: quickstart test check format clean
+.PHONY: quickstart test check format campaign clean
 
 quickstart: .venv/.lorica
 	$(BIN)/lorica quickstart
@@ -25,6 +26,9 @@ check: .venv/.dev
 format: .venv/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+campaign: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m campaign.runs
 
 clean:
 	rm -rf .venv build dist

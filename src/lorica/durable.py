@@ -111,7 +111,8 @@ def sha256(path: AnyPath) -> str:
 
 def differences(folder: AnyPath, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What in `folder` is not as recorded: one reason a file of `files` = {name: {"bytes": size, "sha256": digest}}."""
-    return [reason for name, record in files.items() if (reason := _difference(Path(folder), name, record))]
+    with reporting(folder):
+        return [reason for name, record in files.items() if (reason := _difference(Path(folder), name, record))]
 
 
 def require_space(folder: AnyPath, needed: int) -> None:
@@ -249,16 +250,17 @@ def remove(path: AnyPath) -> None:
         _erase(rubbish)
 
 
-def sweep(parent: AnyPath) -> list[str]:
-    """Settles what crashed writers left in a folder, and says what it did; drafts of the living are left alone."""
+def sweep(parent: AnyPath, name: str | None = None) -> list[str]:
+    """Settles what crashed writers left in a folder, and says what it did; drafts of the living are left alone.
+
+    name: only what was to become, or to replace, the file or folder of this name.
+    """
     parent = Path(parent)
     if not parent.is_dir():
         return []
     with reporting(parent):
-        asides = [path for path in sorted(parent.iterdir()) if ASIDE.fullmatch(path.name)]
-        settled = [note for path in asides if (note := _settle(path))]
-        drafts = [path for path in sorted(parent.iterdir()) if DRAFT.fullmatch(path.name)]
-        return settled + [note for path in drafts if (note := _discard(path))]
+        settled = [note for path in _named(ASIDE, parent, name) if (note := _settle(path))]
+        return settled + [note for path in _named(DRAFT, parent, name) if (note := _discard(path))]
 
 
 class Lock:
@@ -296,7 +298,10 @@ class JsonLines:
         self.path = Path(path)
         _make_folders(self.path.parent)
         with reporting(self.path):
+            new = not self.path.exists()
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            if new:
+                _sync_folder(self.path.parent)
             self._size = self._cut_torn_line()
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -359,10 +364,11 @@ def reporting(path: AnyPath, needed: int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(_complaint(Path(path), error, needed)) from error
+        raise RunError(complaint(Path(path), error, needed)) from error
 
 
-def _complaint(path: Path, error: OSError, needed: int | None) -> str:
+def complaint(path: Path, error: OSError, needed: int | None = None) -> str:
+    """What the system refused, in one line; `needed` bytes are told when the disk is full."""
     code = errno.errorcode.get(error.errno or 0, str(error.errno))
     told = f"{path}: {error.strerror or error} ({code})"
     if error.errno in FULL:
@@ -563,6 +569,17 @@ def _replace(target: Path, draft: Path) -> None:
         raise
     _sync_folder(target.parent)
     remove(aside)
+
+
+def _named(kind: re.Pattern[str], parent: Path, name: str | None) -> list[Path]:
+    found = [path for path in sorted(parent.iterdir()) if kind.fullmatch(path.name)]
+    return [path for path in found if name in (None, _meant(path.name))]
+
+
+def _meant(name: str) -> str:
+    """What a draft or an aside was to become; one that was being removed is a draft of its own name."""
+    match = DRAFT.fullmatch(name) or ASIDE.fullmatch(name)
+    return _meant(match.group(1)) if match else name
 
 
 def _settle(aside: Path) -> str | None:

@@ -49,6 +49,17 @@ def test_what_is_saved_loads_to_the_bit(base, method, tmp_path):
     assert torch.equal(output(base, attached.model), expected)
 
 
+def test_an_adapter_whose_replacement_a_crash_interrupted_is_there_again(tmp_path):
+    expected = saved(tmp_path / "new")
+    (tmp_path / ".old-out-1-0123abcd").mkdir()
+    (tmp_path / "new").rename(tmp_path / ".tmp-out-1-0123abcd")
+    attached = adapter.load(LLAMA.build(torch.float32), tmp_path / "out")
+    assert torch.equal(output(LLAMA, attached.model), expected)
+    (tmp_path / "out").rename(tmp_path / ".old-out-1-0123abcd")
+    attached.save(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_the_folder_holds_float32_tensors_config_manifest_and_card(tmp_path):
     attached = adapter.attach(LLAMA.build(), LoRA(r=3))
     stir(attached.named_parameters())

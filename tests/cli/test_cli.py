@@ -69,6 +69,7 @@ def test_wrong_words_are_one_line_and_exit_2(words: list[str], said: str, capsys
         (DivergedError("step 3: not finite"), 1, ["error: step 3: not finite"]),
         (KeyboardInterrupt(), 130, ["interrupted"]),
         (MemoryError(), 1, ["error: out of memory; lower train.micro_batch_tokens"]),
+        (OSError(5, "Input/output error", "a/b"), 1, ["error: a/b: Input/output error (EIO); check the disk"]),
         (KeyError("shape"), 1, ["error: KeyError: 'shape' (unexpected; LORICA_TRACEBACK=1 shows where)"]),
     ],
 )

@@ -242,6 +242,23 @@ def test_a_sweep_leaves_the_drafts_of_the_living_and_the_files_of_others(tmp_pat
     assert content(tmp_path) == {"out/a": b"text", ".tmp-notes": b"someone else's"}
 
 
+def interrupted(root: Path) -> None:
+    """As a crash leaves a replacement between its two renames."""
+    write_old_folder(root)
+    (root / "out").rename(root / ".old-out-1-0123abcd")
+    (root / ".tmp-out-1-0123abcd").mkdir()
+    (root / ".tmp-out-1-0123abcd" / "a").write_bytes(NEW)
+
+
+def test_a_sweep_of_one_name_settles_that_name_alone(tmp_path):
+    interrupted(tmp_path)
+    (tmp_path / ".tmp-other-1-0123abcd").write_bytes(OLD)
+    (tmp_path / ".tmp-.old-out-1-0123abcd-1-0123abcd").write_bytes(OLD)
+    assert durable.sweep(tmp_path, "other thing") == []
+    assert len(durable.sweep(tmp_path, "out")) == 2
+    assert content(tmp_path) == {"out/a": NEW, ".tmp-other-1-0123abcd": OLD}
+
+
 def test_records_are_the_sizes_and_hashes_of_all_files_whoever_wrote_them(tmp_path):
     with durable.new_folder(tmp_path / "out") as folder:
         folder.write_bytes("a", NEW)
@@ -378,6 +395,17 @@ def test_resume_cuts_metrics_back_to_the_checkpoint_and_drops_torn_lines(tmp_pat
 
 
 @pytest.mark.parametrize("disk", DISKS)
+def test_metrics_lines_that_were_synced_are_there_after_a_crash(tmp_path, disk):
+    def write_and_sync(root: Path) -> None:
+        with durable.JsonLines(root / "metrics.jsonl") as lines:
+            lines.write({"step": 1})
+            lines.sync()
+
+    root = crash_after(tmp_path, lambda root: None, write_and_sync, disk)
+    assert (root / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.parametrize("disk", DISKS)
 def test_metrics_cut_back_are_whole_after_a_crash_at_every_call(tmp_path, disk):
     def prepare(root: Path) -> None:
         write_metrics(root / "metrics.jsonl", 5)
@@ -389,7 +417,7 @@ def test_metrics_cut_back_are_whole_after_a_crash_at_every_call(tmp_path, disk):
 def test_metrics_lines_before_a_crash_are_whole_and_after_a_full_disk_unchanged(tmp_path):
     for k, root in crashes(tmp_path, lambda root: None, lambda root: write_metrics(root / "m", 4), "killed"):
         kept = durable.truncate_after(root / "m", 99).kept
-        assert kept == max(0, k - 3), k  # the file is made and its tail cut (2 calls), then a call a line
+        assert kept == max(0, k - 4), k  # the file is made, its name synced, its tail cut (3 calls), then a call a line
     for _, root, error in faults(
         tmp_path / "full",
         lambda root: write_metrics(root / "m", 2),

@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_run import base, dataset, lora, noisy
 
+from campaign.tiny_run import base, dataset, lora, noisy
 from lorica.adapter import attach
 from lorica.budget import free
 from lorica.errors import CheckpointError, DivergedError, RequestError, RunError

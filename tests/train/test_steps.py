@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from tiny_run import base, dataset, lora, noisy
 from torch import nn
 
+from campaign.tiny_run import base, dataset, lora, noisy
 from lorica.adapter import attach
 from lorica.data import steps as schedule_of
 from lorica.errors import DivergedError, RunError

@@ -2,14 +2,20 @@
 
 from pathlib import Path
 
+from lorica import durable
 from lorica.errors import AdapterError, RequestError
 
 WANTED = ("adapter_model.safetensors", "adapter_config.json", "lorica.json", "README.md")
 
 
 def folder_of(source: str | Path) -> Path:
-    """RequestError where nothing of this name is here, AdapterError where the hub does not give it."""
+    """RequestError where nothing of this name is here, AdapterError where the hub does not give it.
+
+    A folder whose replacement a crash interrupted is there again afterwards.
+    """
     path = Path(source).expanduser()
+    if not path.exists():
+        durable.sweep(path.parent, path.name)
     if path.is_dir():
         return path
     if path.exists():

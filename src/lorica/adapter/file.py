@@ -64,6 +64,7 @@ def write(folder: str | Path, adapter: AdapterFile, model: nn.Module, facts: Map
     """The adapter of a model as a folder, which appears whole or not at all."""
     target = Path(folder)
     assert adapter.plan is not None
+    durable.sweep(target.parent, target.name)
     wide = {key: _as_trained(tensor) for key, tensor in adapter.tensors.items()}
     with durable.new_folder(target, replace=(target / CONFIG).is_file()) as draft:
         draft.write_tensors(TENSORS, wide, metadata={"format": "pt"}, finite=True)

@@ -6,11 +6,13 @@
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
 from lorica.cli.app import app
 from lorica.cli.output import complain, say
+from lorica.durable import complaint
 from lorica.errors import LoricaError, did_you_mean
 
 INTERRUPTED = 130
@@ -42,6 +44,8 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (stays open: Python flushes it when it ends)
         return 1
+    except OSError as error:
+        return _refused(error)
     except Exception as error:
         return _unexpected(error)
 
@@ -58,6 +62,14 @@ def _nearest(message: str, context: object) -> str:
     if "No such command" not in message or "Did you mean" in message:
         return ""
     return did_you_mean(message.split("'")[1], commands)
+
+
+def _refused(error: OSError) -> int:
+    """The system refused something, and no room below knew what it was for."""
+    if error.filename is None or os.environ.get("LORICA_TRACEBACK"):
+        return _unexpected(error)
+    complain(complaint(Path(os.fsdecode(error.filename)), error))
+    return 1
 
 
 def _unexpected(error: Exception) -> int:

@@ -30,6 +30,7 @@ class RunFolder:
     def __enter__(self) -> Self:
         with ExitStack() as held:
             held.enter_context(durable.Lock(self.path))
+            durable.sweep(self.path)
             if self.resume:
                 self._find_start()
             else:

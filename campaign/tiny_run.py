@@ -1,4 +1,4 @@
-"""A tiny decoder, rows of ragged lengths and an adapter on it: what the tests of this room train."""
+"""A tiny decoder, rows of ragged lengths and an adapter on it: what the campaign and the tests of the loop train."""
 
 from collections.abc import Sequence
 from typing import Any
