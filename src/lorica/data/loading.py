@@ -1,5 +1,6 @@
 """Files or rows to a data set: read, split, understand, encode, and account for every row."""
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -75,7 +76,7 @@ def _apart(held: list[SourceFile | HubSource], train: list[SourceFile | HubSourc
 
 
 def _place(file: SourceFile | HubSource) -> object:
-    return file.path.resolve() if isinstance(file, SourceFile) else file
+    return os.path.realpath(file.path) if isinstance(file, SourceFile) else file
 
 
 def _rows(files: Iterable[SourceFile | HubSource], problems: Problems) -> list[Row]:
