@@ -25,7 +25,7 @@ class Letters:
         return [ord(letter) + 4 for letter in text]
 
     def decode(self, ids: object) -> str:
-        return "".join(chr(int(each) - 4) for each in ids)  # type: ignore[attr-defined]
+        return "".join(chr(max(int(each) - 4, 0)) for each in ids)  # type: ignore[attr-defined]
 
 
 Reader = Callable[[Planted], Dataset]
@@ -55,7 +55,7 @@ def _refusal(planted: Planted, text: str) -> str:
     if isinstance(planted.expected, Read):
         return f"FAILED: {planted.expected} refused: {text[:300]}"
     if planted.expected is None:
-        return "refused" if text.startswith(planted.source) else f"FAILED: names no file: {text[:300]}"
+        return "refused" if planted.source in text.splitlines()[0] else f"FAILED: names no file: {text[:300]}"
     begin = f"{planted.expected.name}:{planted.expected.line}: " if planted.expected.line else planted.expected.name
     told = [line for line in text.splitlines() if line.startswith(begin)]
     if any(all(word in line for word in planted.expected.words) for line in told):

@@ -155,7 +155,7 @@ def cut_off(dice: random.Random, folder: Path) -> Planted:
     table = Table.of(dice, folder)
     table.at = len(table.rows) - 1
     good = table.lines()[-1]
-    return table.jsonl(good[: dice.randrange(1, len(good))], ("column",))
+    return table.jsonl(good[: dice.randrange(1, len(good))])
 
 
 def not_utf8(dice: random.Random, folder: Path) -> Planted:
@@ -511,12 +511,14 @@ DEFECTS: Mapping[str, Defect] = {
         (b"{'prompt': 'a'}", ("column 2",)),
         (b'{"text": "a",}', ("column",)),
         (b'{"text" "a"}', ("column",)),
-        (b'{"text": "a"', ("column",)),
         (b'{"text": "a\x01"}', ("column", "control")),
         (b'{"text": "\\x"}', ("column", "escape")),
         (b"nonsense", ("column",)),
     ),
     "two rows a line": lines_only((b'{"text": "a"}{"text": "b"}', ("more follows",))),
+    "not closed": lines_only(
+        (b'{"text": "a"', ("column",)), (b'{"text": "a', ("column",)), (b'{"text": ["a"', ("column",))
+    ),
     "a mark in the middle": lines_only((b'\xef\xbb\xbf{"text": "a"}', ("column 1",))),
     "NUL bytes": lines_only((b"\0" * 40, ("column 1",))),
     "a key twice": raw(

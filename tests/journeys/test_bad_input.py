@@ -134,7 +134,9 @@ def other_weights(home: Path) -> None:
 
     shutil.copytree(home / "base", home / "sibling")
     tensors = load_file(home / "base/model.safetensors")
-    save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, home / "sibling/model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor * 1.01 for name, tensor in tensors.items()}, home / "sibling/model.safetensors", {"format": "pt"}
+    )
 
 
 def adapter(name: str, change: Callable[[Path], None]) -> Prepare:
@@ -180,10 +182,16 @@ CASES: dict[str, Case] = {
     # Recipes
     "no recipe": Case(("train", "recipes.yaml"), WRONG, ("no such recipe", "did you mean 'recipe.yaml'?")),
     "a folder as recipe": Case(("plan", "base"), WRONG, ("base: cannot be read",)),
-    "an empty recipe": Case(("plan", "r.yaml"), WRONG, ("a recipe is a mapping",), file("r.yaml", "")),
-    "a recipe of bytes": Case(("plan", "r.yaml"), WRONG, ("r.yaml: cannot be read",), file("r.yaml", b"\xff\xfe\0")),
-    "a recipe that is no YAML": Case(("plan", "r.yaml"), WRONG, ("r.yaml:2:",), file("r.yaml", "model: x\n  y: [1\n")),
-    "a key twice": Case(("plan", "r.yaml"), WRONG, ("r.yaml:2", "twice"), file("r.yaml", "model: x\nmodel: y\n")),
+    "an empty recipe": Case(("plan", "nil.yaml"), WRONG, ("a recipe is a mapping",), file("nil.yaml", "")),
+    "a recipe of bytes": Case(
+        ("plan", "bytes.yaml"), WRONG, ("bytes.yaml: cannot be read",), file("bytes.yaml", b"\xff\xfe\0")
+    ),
+    "a recipe that is no YAML": Case(
+        ("plan", "broken.yaml"), WRONG, ("broken.yaml:2:",), file("broken.yaml", "model: x\n  y: [1\n")
+    ),
+    "a key twice": Case(
+        ("plan", "twice.yaml"), WRONG, ("twice.yaml:2", "twice"), file("twice.yaml", "model: x\nmodel: y\n")
+    ),
     "an unknown key": Case(plan("metod.r=3"), WRONG, ("metod: unknown key; did you mean 'method'?",)),
     "an unknown key inside": Case(plan("train.learning_rat=3"), WRONG, ("train.learning_rat", "'learning_rate'?")),
     "a name from elsewhere": Case(plan("train.batch_size=8"), WRONG, ("train.batch_size", "'rows_per_step'?")),
@@ -191,7 +199,7 @@ CASES: dict[str, Case] = {
     "an unknown method": Case(plan("method.name=lorra"), WRONG, ("lorra", "did you mean 'lora'?")),
     "an unknown task": Case(plan("task=casual_lm"), WRONG, ("casual_lm", "did you mean 'causal_lm'?")),
     "text for a number": Case(plan("train.epochs=many"), WRONG, ("train.epochs", "'many'")),
-    "a learning rate of NaN": Case(train("train.learning_rate=.nan"), WRONG, ("train.learning_rate", "finite")),
+    "a learning rate of NaN": Case(train("train.learning_rate=.nan"), WRONG, ("train.learning_rate", "not nan")),
     "an infinite learning rate": Case(train("train.learning_rate=.inf"), WRONG, ("train.learning_rate", "finite")),
     "an infinite alpha": Case(train("method.alpha=.inf"), WRONG, ("method.alpha", "finite")),
     "alpha of NaN": Case(plan("method.alpha=.nan"), WRONG, ("method.alpha", "finite")),
@@ -236,9 +244,7 @@ CASES: dict[str, Case] = {
     "a config that says another width": Case(
         train("model=./lies"), WRONG, ("the config says",), base("lies", config(intermediate_size=64)), lines=6
     ),
-    "a base that needs code": Case(
-        train("model=./code"), WRONG, ("auto_map", "never runs"), base("code", remote_code)
-    ),
+    "a base that needs code": Case(train("model=./code"), WRONG, ("auto_map", "never runs"), base("code", remote_code)),
     "an unknown kind of base": Case(
         plan("model=./kind"), WRONG, ("'lama' is unknown", "'llama'"), base("kind", config(model_type="lama"))
     ),
@@ -297,9 +303,7 @@ CASES: dict[str, Case] = {
     "all rows too long": Case(
         train("data.train=l.jsonl"), WRONG, ("l.jsonl", "longer than 128 tokens", "3"), file("l.jsonl", LONG * 3)
     ),
-    "all rows too long for eval": Case(
-        train("data.eval=l.jsonl"), WRONG, ("data.eval", "longer than 128 tokens", "3")
-    ),
+    "all rows too long for eval": Case(train("data.eval=l.jsonl"), WRONG, ("data.eval", "longer than 128 tokens", "3")),
     "all rows too long to score": Case(
         ("eval", "adapter", "--model", "base", "--data", "l.jsonl"), WRONG, ("longer than 128 tokens", "3")
     ),
@@ -340,7 +344,9 @@ CASES: dict[str, Case] = {
         adapter("half", cut("adapter_config.json", 0.5)),
     ),
     "an adapter that is not finite": Case(("inspect", "nan"), FAILED, ("not finite",), adapter("nan", not_finite)),
-    "a manifest of no JSON": Case(("inspect", "man"), FAILED, ("lorica.json: is not valid",), adapter("man", manifest("{"))),
+    "a manifest of no JSON": Case(
+        ("inspect", "man"), FAILED, ("lorica.json: is not valid",), adapter("man", manifest("{"))
+    ),
     "a manifest of another format": Case(
         ("inspect", "later"), FAILED, ("format 9 is not 1", "upgrade"), adapter("later", manifest('{"format": 9}'))
     ),
@@ -353,15 +359,16 @@ CASES: dict[str, Case] = {
     "merged into other weights": Case(
         ("merge", "adapter", "--model", "sibling", "--out", "out/m"), FAILED, ("another base",)
     ),
-    "merged into another width": Case(("merge", "adapter", "--model", "wide", "--out", "out/m"), FAILED, ("another base",)),
+    "merged into another width": Case(
+        ("merge", "adapter", "--model", "wide", "--out", "out/m"), FAILED, ("another base",)
+    ),
     "merged over something": Case(("merge", "adapter", "--model", "base", "--out", "base"), FAILED, ("not empty",)),
     # Prompts
-    "an empty prompt": Case(("generate", "adapter", "--model", "base", "--prompt", ""), WRONG, ("the prompt is empty",)),
+    "an empty prompt": Case(
+        ("generate", "adapter", "--model", "base", "--prompt", ""), WRONG, ("the prompt is empty",)
+    ),
     "a prompt beyond the base": Case(
         ("generate", "adapter", "--model", "base", "--prompt", "a" * 300), WRONG, ("300", "128")
-    ),
-    "more tokens than the base": Case(
-        ("generate", "adapter", "--model", "base", "--prompt", "a", "--max-tokens", "4000"), WRONG, ("4000", "128")
     ),
     # Places to write to
     "output under a file": Case(train("output=rows.jsonl/run"), FAILED, (UNDER_A_FILE,)),

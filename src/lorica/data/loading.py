@@ -34,8 +34,8 @@ def load(
     else:
         held = _rows(_apart(_files([config.eval]), train_files), problems) if config.eval else []
         problems.report()
-    learned = lessons.dataset(train, "data.train")
-    return learned, lessons.dataset(held, "data.eval") if config.eval else None
+    learned = lessons.dataset(train, "data.train", config.train)
+    return learned, lessons.dataset(held, "data.eval", config.eval) if config.eval else None
 
 
 def from_rows(
