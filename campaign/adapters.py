@@ -248,7 +248,9 @@ def _twice(dice: random.Random, entries: Header, payload: bytes) -> bytes:
 
 
 def _metadata(dice: random.Random, entries: Header, payload: bytes) -> bytes:
-    entries["__metadata__"] = dice.choice((*WORDS, {"a": 1}, {"a": {}}, {"format": "pt", "x": "y" * 1000}))
+    entries["__metadata__"] = dice.choice(
+        (*WORDS, {"a": 1}, {"a": {}}, {"a": "\ud800"}, {"\U0001f642": "x"}, {"x": "y" * 999})
+    )
     return closed(_text(entries), payload)
 
 

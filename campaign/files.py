@@ -10,6 +10,8 @@ campaign must notice: a run in which a control stays green fails as much as one 
 import argparse
 import hashlib
 import json
+import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -34,7 +36,7 @@ from lorica.adapter import tensors as stored
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
 PROGRESS = ROOT / "build/campaign"
-SAVE_EVERY = 10.0
+CHUNK = 5000
 GIANT_LIMIT = 20.0
 DATA_FILES = 300
 
@@ -63,23 +65,38 @@ def exhaustive() -> Iterator[Case]:
     yield from swaps()
 
 
-def adapters(seed: int, mutants: int) -> dict[str, Any]:
+def cases(seed: int, start: int, stop: int, exhausted: int) -> Iterator[Case]:
+    """Cases [start, stop): the exhaustive ones come first, then the mutants."""
+    yield from islice(exhaustive(), start, stop)
+    yield from (mutant(seed, number - exhausted) for number in range(max(start, exhausted), stop))
+
+
+def chunk(given: tuple[int, int, int, int]) -> tuple[int, Tally, int]:
+    """One worker's share: where it begins, what happened, and how far memory rose."""
+    judge, tally, memory = Judge(), Tally(), Memory()
+    for case in cases(*given):
+        judge(case, tally)
+    return given[1], tally, memory.grown
+
+
+def adapters(seed: int, mutants: int, workers: int) -> dict[str, Any]:
     """The whole campaign on adapters; the result as it is written down."""
-    judge, progress = Judge(), Progress("adapter_damage", {"seed": seed, "mutants": mutants, "code": code()})
-    total = sum(1 for _ in exhaustive()) + mutants
-    cases = chain(exhaustive(), (mutant(seed, number) for number in range(mutants)))
-    memory = Memory()
-    for case in islice(cases, progress.done, None):
-        judge(case, progress.tally)
-        progress.step(total, memory)
-    grown = max(memory.grown, progress.grown)
-    large = [_giant(judge, giant.what, giant.make(), progress.tally) for giant in giants()]
+    exhausted = sum(1 for _ in exhaustive())
+    total = exhausted + mutants
+    progress = Progress("adapter_damage", {"seed": seed, "mutants": mutants, "code": code()}, total)
+    left = [start for start in range(0, total, CHUNK) if start not in progress.done]
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        shares = [(seed, start, min(start + CHUNK, total), exhausted) for start in left]
+        for start, tally, grown in pool.imap_unordered(chunk, shares):
+            progress.add(start, tally, grown)
+    judge, tally = Judge(), progress.tally
+    large = [_giant(judge, giant.what, giant.make(), tally) for giant in giants()]
     return {
         "promise": PROMISE,
         "seed": seed,
         "adapter_bytes": {file: len(data) for file, data in specimen("lora").items()},
-        **summary(progress.tally),
-        "peak_growth_bytes": grown,
+        **summary(tally),
+        "peak_growth_bytes": progress.grown,
         "giants": large,
         "controls": adapter_controls(judge),
     }
@@ -223,25 +240,25 @@ class Memory:
 
 
 class Progress:
-    """What is done, kept in build/ every few seconds; another seed, size or code begins anew."""
+    """What is done, kept in build/ after every chunk; another seed, size or code begins anew."""
 
-    def __init__(self, name: str, key: Mapping[str, Any]) -> None:
-        self.path, self.key = PROGRESS / f"{name}.json", dict(key)
-        self.done, self.grown, self.tally = 0, 0, Tally()
+    def __init__(self, name: str, key: Mapping[str, Any], total: int) -> None:
+        self.path, self.key, self.total = PROGRESS / f"{name}.json", dict(key), total
+        self.done: list[int] = []
+        self.grown, self.tally, self._begun = 0, Tally(), time.monotonic()
         if self.path.exists() and (kept := durable.read_json(self.path))["key"] == self.key:
             self.done, self.grown, self.tally = kept["done"], kept["grown"], Tally(**kept["tally"])
-        self._saved, self._begun, self._at_start = time.monotonic(), time.monotonic(), self.done
+        self._before = self.tally.total
 
-    def step(self, total: int, memory: Memory) -> None:
-        self.done += 1
-        now = time.monotonic()
-        if now - self._saved < SAVE_EVERY and self.done < total:
-            return
-        self._saved, self.grown = now, max(self.grown, memory.grown)
+    def add(self, start: int, tally: Tally, grown: int) -> None:
+        self.done.append(start)
+        self.tally.join(tally)
+        self.grown = max(self.grown, grown)
         kept = {"key": self.key, "done": self.done, "grown": self.grown, "tally": asdict(self.tally)}
         durable.write_json(self.path, kept)
-        left = (now - self._begun) / (self.done - self._at_start) * (total - self.done)
-        say(f"{self.done:,} of {total:,}, {self.tally.failed} failed, {left / 60:.0f} minutes left")
+        pace = (time.monotonic() - self._begun) / (self.tally.total - self._before)
+        left = pace * (self.total - self.tally.total) / 60
+        say(f"{self.tally.total:,} of {self.total:,}, {self.tally.failed} failed, {left:.0f} minutes left")
 
 
 def code() -> str:
@@ -268,9 +285,10 @@ def main() -> int:
     words.add_argument("--mutants", type=int, default=1_000_000)
     words.add_argument("--seed", type=int, default=0)
     words.add_argument("--only", choices=("adapters", "data"))
+    words.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     given = words.parse_args()
     good = given.only == "adapters" or report("data_damage", data_files(given.seed))
-    good &= given.only == "data" or report("adapter_damage", adapters(given.seed, given.mutants))
+    good &= given.only == "data" or report("adapter_damage", adapters(given.seed, given.mutants, given.workers))
     return 0 if good else 1
 
 

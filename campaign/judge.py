@@ -52,12 +52,18 @@ class Tally:
         if failed and len(self.failures) < NAMED_FAILURES:
             self.failures.append(f"{case.what}: {verdict}")
 
+    def join(self, other: "Tally") -> None:
+        for what, verdicts in other.counts.items():
+            kind = self.counts.setdefault(what, {})
+            for verdict, count in verdicts.items():
+                kind[verdict] = kind.get(verdict, 0) + count
+        self.failures = [*self.failures, *other.failures][:NAMED_FAILURES]
+        self.failed += other.failed
+        self.slowest = max(self.slowest, other.slowest)
+
     @property
     def total(self) -> int:
         return sum(sum(kind.values()) for kind in self.counts.values())
-
-    def count(self, verdict: str) -> int:
-        return sum(kind.get(verdict, 0) for kind in self.counts.values())
 
 
 REFUSED, IDENTICAL, OTHER = "refused", "identical", "other values, well formed"

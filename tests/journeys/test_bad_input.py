@@ -1,9 +1,10 @@
 """Whatever is wrong with what a user gives, the answer is one line, the right exit status, and nothing damaged.
 
 Each row of the table is a claim: these words, on these files, end so and say so.  Every tree is compared before and
-after, so that nothing is half written; `{}` in a recipe stands for the case's own folder.
+after, so that nothing is half written.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -12,11 +13,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 import lorica
 from lorica.cli.entry import run
@@ -66,8 +67,6 @@ class Case:
     said: tuple[str, ...]
     prepare: Prepare | None = None
     lines: int = 1
-    left: tuple[str, ...] = field(default=())
-    """What may be new afterwards: names that begin so."""
 
 
 def file(name: str, content: str | bytes) -> Prepare:
@@ -414,3 +413,104 @@ def test_bad_input_is_one_line_with_its_exit_status_and_nothing_is_damaged(
     for word in case.said:
         assert word in "\n".join(errors)
     assert tree(here) == before
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_rows(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A learning rate of 1e30 makes weights whose products leave float32 at the second step."""
+    status = run(train("train.learning_rate=1e30", "train.clip=null", "output=out/diverged"))
+    err = capsys.readouterr().err
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert status == FAILED
+    assert "step 2: the loss is not finite with rows.jsonl:" in line
+    assert "lower learning_rate" in line
+    left = tree(here / "out/diverged")
+    assert "adapter" not in left, "what diverged is not kept"
+    assert "checkpoints/step-00000001/manifest.json" in left or any(name.startswith("checkpoints/") for name in left)
+    assert not [name for name in left if ".tmp-" in name]
+    shutil.rmtree(here / "out")
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """The system refuses to make any file larger (EFBIG), as a full disk refuses to make it at all."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def full_after(size: int) -> Iterator[None]:
+    """A disk with room for so many bytes more."""
+    left, write = [size], os.write
+
+    def limited(descriptor: int, data: memoryview) -> int:
+        left[0] -= len(data)
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lorica.durable.os.write", limited)
+        yield
+
+
+@pytest.mark.parametrize("size", [1, 600, 4000, 12000])
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
+    size: int, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with full_after(size):
+        status = run(train("output=out/full"))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert status == FAILED
+    assert "ENOSPC" in line
+    assert "bytes needed" in line
+    assert "out/full" in line
+    left = tree(here / "out")
+    shutil.rmtree(here / "out")
+    assert not [name for name in left if ".tmp-" in name]
+    assert "full/adapter" not in left
+
+
+def test_files_that_may_not_grow_are_one_line_and_a_merge_is_whole_or_not_there(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(here)
+    with no_file_above(50_000):
+        status = run(("merge", "adapter", "--model", "base", "--out", "out/merged"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert status == FAILED
+    assert "out/merged/model.safetensors" in line
+    assert "EFBIG" in line
+    shutil.rmtree(here / "out")
+    assert tree(here) == before
+
+
+def process(here: Path, *words: str, **streams: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lorica", *words]
+    return subprocess.run(command, cwd=here, text=True, timeout=300, check=False, stderr=subprocess.PIPE, **streams)  # type: ignore[call-overload]
+
+
+def test_in_a_process_of_its_own_the_answer_is_the_same(here: Path, prepared: Path) -> None:
+    """No warning of a library, no traceback and nothing on stdout beside the lines that the table has."""
+    before = tree(here)
+    done = process(here, *plan("method.rank=3", "train.epohcs=2"), stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (WRONG, "")
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["error", "error"]
+    done = process(here, *train("data.train=b.jsonl"), stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (WRONG, "")
+    assert done.stderr.splitlines()[-1].startswith("error: b.jsonl:2: column 12")
+    assert tree(here) == before
+
+
+def test_a_full_disk_behind_stdout_is_one_line(here: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = process(here, "--help", stdout=full)
+    assert done.returncode == FAILED
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "No space left" in line

@@ -160,7 +160,7 @@ def _json(data: Bytes, path: Path) -> dict[str, Any]:
     if len(data) > LARGEST_JSON:
         raise AdapterError(f"{path}: {len(data)} bytes; the largest it may have is {LARGEST_JSON}")
     try:
-        value = durable.json_value(data, path)
+        value = durable.json_value(bytes(data), path)
     except LoricaError as error:
         raise AdapterError(str(error)) from error
     if not isinstance(value, dict):

@@ -31,7 +31,11 @@ SHOWN = 12
 """Problems that are told one by one; the rest are counted."""
 
 BLANK = r"[ \t\r\n]*+"
-STRING = r'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*+"'
+ESCAPE = (
+    r"\\(?:[\"\\/bfnrt]|u(?![dD][89a-fA-F])[0-9a-fA-F]{4}"
+    r"|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+)
+STRING = rf'"(?:[^"\\\x00-\x1f]|{ESCAPE})*+"'
 NUMBER = r"(?:0|[1-9][0-9]{0,18})"
 NUMBERS = rf"{NUMBER}{BLANK}(?:,{BLANK}{NUMBER}{BLANK})*+"
 
@@ -80,7 +84,7 @@ def header(data: Bytes, where: str) -> tuple[tuple[Entry, ...], int]:
         raise _damaged(where, f"{len(data)} bytes are there, and the header alone says it takes {length}")
     if length > LARGEST_HEADER:
         raise AdapterError(f"{where}: a header of {length} bytes; the largest an adapter may have is {LARGEST_HEADER}")
-    entries = sorted(_entries(bytes(data[8 : 8 + length]), where), key=lambda entry: (entry.start, entry.stop))
+    entries = sorted(_entries(_text(data[8 : 8 + length], where), where), key=lambda entry: (entry.start, entry.stop))
     _require_end_to_end(entries, len(data) - 8 - length, where)
     _refuse(where, [] if entries else ["holds no tensor"])
     empty = [entry.name for entry in entries if entry.start == entry.stop]
@@ -97,6 +101,14 @@ def _tensor(data: Bytes, begin: int, entry: Entry) -> Tensor:
     aligned = start % entry.dtype.itemsize == 0
     raw = memoryview(data)[start:stop] if aligned else bytearray(data[start:stop])
     return torch.frombuffer(raw, dtype=entry.dtype).reshape(entry.shape)
+
+
+def _text(raw: bytes | bytearray, where: str) -> bytes:
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        raise _damaged(where, f"byte {8 + error.start} is not UTF-8") from error
+    return bytes(raw)
 
 
 def _entries(text: bytes, where: str) -> Iterator[Entry]:

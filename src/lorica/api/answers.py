@@ -1,6 +1,6 @@
 """generate and chat: prompts are written to the model as the rows it was taught with were."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
