@@ -1,8 +1,8 @@
 # make quickstart   install, then teach the embedded base text-to-SQL and show it before and after
 # make test         install, then lint, types, import contract and every test
 # make check        lint, types and import contract alone
+# make campaign     kills, power failures, full disks and damaged files at length; goes on where it stopped
 # make format       put the code into its format
-# make campaign     kills, power failures, faults and full disks, far beyond what the tests sample; goes on where it stopped
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,6 +22,9 @@ check: .venv/.dev
 	$(BIN)/ruff check --quiet
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
+
+campaign: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m campaign.files
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -97,10 +98,18 @@ def read_json(path: AnyPath) -> Any:
     """The value of a JSON file; duplicate keys, NaN and infinities are refused as damage, with a `RunError`."""
     with reporting(path):
         data = Path(path).read_bytes()
+    return json_value(data, path)
+
+
+def json_value(data: Bytes, where: AnyPath) -> Any:
+    """The value of the bytes of a JSON file, as strictly."""
     try:
-        return json.loads(data.decode(), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+        text = str(data, "utf-8")
+        return json.loads(
+            text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant, parse_float=_finite
+        )
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{os.fspath(path)}: is not valid JSON: {error}") from error
+        raise RunError(f"{os.fspath(where)}: is not valid JSON: {error}") from error
 
 
 def sha256(path: AnyPath) -> str:
@@ -401,6 +410,13 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(word: str) -> Any:
     raise ValueError(f"{word} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits} is beyond any number")
+    return value
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -15,16 +15,25 @@ LoricaError (ValueError)
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+LONGEST_LINE = 1000
+
 
 class LoricaError(ValueError):
-    """One line a problem: what, where, and the remedy."""
+    """One line a problem: what, where, and the remedy.
+
+    What errors quote comes from files of others: nothing in it can move a terminal's cursor, begin a line, or fill
+    the screen.
+    """
 
     exit_status = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("\n".join(map(_plain, message.split("\n"))))
 
     @classmethod
     def of(cls, problems: Sequence[str]) -> "LoricaError":
         """One error that reports every problem of an input, each on its own line."""
-        return cls("\n".join(problems))
+        return cls("\n".join(problem.replace("\n", "\\n") for problem in problems))
 
 
 class RequestError(LoricaError):
@@ -61,6 +70,12 @@ class DivergedError(RunError):
 
 class CheckpointError(RunError):
     pass
+
+
+def _plain(line: str) -> str:
+    if not line.isprintable():
+        line = "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in line)
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..."
 
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 1) -> str:

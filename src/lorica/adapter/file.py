@@ -4,14 +4,14 @@ Reading executes nothing: tensors come from safetensors alone, patterns are lite
 and all that is wrong is told at once before any of it is used.
 """
 
+import hashlib
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lorica import durable
@@ -20,10 +20,14 @@ from lorica.adapter.card import card
 from lorica.adapter.fetch import folder_of
 from lorica.adapter.peft_format import config_of
 from lorica.adapter.plan import Plan
+from lorica.adapter.tensors import Bytes, refusal
+from lorica.adapter.tensors import tensors as read_tensors
 from lorica.errors import AdapterError, LoricaError, did_you_mean
 from lorica.methods import METHODS, Method
 
 TENSORS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
+LARGEST_JSON = 2 << 20
+"""Bytes of adapter_config.json and of lorica.json: a value of JSON takes up to 25 times its text in memory."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -84,16 +88,34 @@ def read(source: str | Path) -> AdapterFile:
     """The adapter of a folder or hub id, checked against its own manifest.  AdapterError says all that is wrong."""
     folder = folder_of(source)
     _require_safetensors(folder)
-    manifest = _manifest(folder)
-    config = _json(folder / CONFIG)
-    tensors = _tensors(folder / TENSORS)
-    return AdapterFile(
-        where=str(source),
-        config=config,
-        methods=_methods(folder, config, tensors),
-        tensors=tensors,
-        manifest=manifest,
-    )
+    names = (TENSORS, CONFIG, lorica_json.NAME)
+    return parsed(folder, {name: _contents(folder / name) for name in names if (folder / name).is_file()}, str(source))
+
+
+def parsed(folder: Path, contents: Mapping[str, Bytes], where: str) -> AdapterFile:
+    """The adapter whose files hold these bytes; the bytes that are hashed are those that are used.
+
+    With lorica.json, any change of the tensors or of adapter_config.json is an AdapterError.  Without, there is no
+    record to compare with: what is accepted is whole, finite and understood, and may still differ from what was saved.
+    """
+    manifest = None
+    if lorica_json.NAME in contents:
+        manifest = _json(contents[lorica_json.NAME], folder / lorica_json.NAME)
+        _require_as_recorded(manifest, folder, contents)
+    config = _json(contents[CONFIG], folder / CONFIG)
+    tensors = read_tensors(contents[TENSORS], str(folder / TENSORS))
+    methods = _methods(folder, config, tensors)
+    return AdapterFile(where=where, config=config, methods=methods, tensors=tensors, manifest=manifest)
+
+
+def _contents(path: Path) -> Bytes:
+    """Mapped rather than copied, since a fully trained base makes a file of many gigabytes; a change in memory, which
+    torch must be able to make, is not one of the file."""
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if path.stat().st_size else bytearray()
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _require_safetensors(folder: Path) -> None:
@@ -109,46 +131,42 @@ def _require_safetensors(folder: Path) -> None:
     raise AdapterError(f"{folder}: no {TENSORS}, so it is no adapter folder")
 
 
-def _manifest(folder: Path) -> dict[str, Any] | None:
-    if not (folder / lorica_json.NAME).is_file():
-        return None
-    manifest = _json(folder / lorica_json.NAME)
-    found = manifest.get("format")
-    if found != lorica_json.FORMAT:
-        raise AdapterError(f"{folder / lorica_json.NAME}: format {found!r} is not {lorica_json.FORMAT}; upgrade lorica")
-    files = manifest.get("files")
+def _require_as_recorded(manifest: Mapping[str, Any], folder: Path, contents: Mapping[str, Bytes]) -> None:
+    where = folder / lorica_json.NAME
+    if manifest.get("format") != lorica_json.FORMAT:
+        raise AdapterError(f"{where}: format {manifest.get('format')!r} is not {lorica_json.FORMAT}; upgrade lorica")
+    files, base = manifest.get("files"), manifest.get("base", {})
     if not isinstance(files, dict) or not all(isinstance(record, dict) for record in files.values()):
-        raise AdapterError(f"{folder / lorica_json.NAME}: `files` is damaged; fetch the folder again")
+        raise AdapterError(f"{where}: `files` is damaged; fetch the folder again")
+    if not isinstance(base, dict):
+        raise AdapterError(f"{where}: `base` is damaged; fetch the folder again")
     problems = [f"{name} is not in the manifest" for name in (TENSORS, CONFIG) if name not in files]
-    problems += durable.differences(folder, files)
-    if problems:
-        raise AdapterError.of([f"{folder}: {problem}; fetch or copy it again" for problem in problems])
-    return manifest
-
-
-def _json(path: Path) -> dict[str, Any]:
+    problems += [_difference(name, contents[name], files[name]) for name in (TENSORS, CONFIG) if name in files]
     try:
-        value = durable.read_json(path)
+        problems += durable.differences(folder, {name: files[name] for name in files if name not in contents})
+    except LoricaError as error:
+        problems.append(str(error))
+    if any(problems):
+        raise AdapterError.of([f"{folder}: {problem}; fetch or copy it again" for problem in problems if problem])
+
+
+def _difference(name: str, data: Bytes, record: Mapping[str, Any]) -> str:
+    if len(data) != record.get("bytes"):
+        return f"{name} has {len(data)} bytes, not {record.get('bytes')!r}"
+    same = hashlib.sha256(data).hexdigest() == record.get("sha256")
+    return "" if same else f"{name} does not have its recorded SHA-256"
+
+
+def _json(data: Bytes, path: Path) -> dict[str, Any]:
+    if len(data) > LARGEST_JSON:
+        raise AdapterError(f"{path}: {len(data)} bytes; the largest it may have is {LARGEST_JSON}")
+    try:
+        value = durable.json_value(bytes(data), path)
     except LoricaError as error:
         raise AdapterError(str(error)) from error
     if not isinstance(value, dict):
         raise AdapterError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise AdapterError(f"{path}: damaged ({str(error).splitlines()[0]}); fetch or copy it again") from error
-    problems = [] if tensors else [f"{path}: holds no tensor"]
-    problems += [
-        f"{path}: {key} is empty, as sharded training leaves it" for key in tensors if not tensors[key].numel()
-    ]
-    problems += [f"{path}: {key} is {t.dtype}" for key, t in tensors.items() if not t.is_floating_point()]
-    if problems:
-        raise AdapterError.of(problems)
-    return tensors
 
 
 def _methods(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Method, ...]:
@@ -161,19 +179,19 @@ def _methods(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tens
             raise AdapterError("neither peft_type nor methods says what adapter this is")
         return tuple(_own_method(entry, tensors) for entry in listed)
     except LoricaError as error:
-        raise AdapterError.of([f"{where}: {line}" for line in str(error).splitlines()]) from error
+        raise refusal(str(where), str(error).splitlines()) from error
 
 
 def _peft_method(peft_type: Any) -> type[Method]:
     known = {method.peft_type: method for method in METHODS.values() if method.peft_type is not None}
-    if peft_type not in known:
+    if not isinstance(peft_type, str) or peft_type not in known:
         raise AdapterError(f"peft_type {peft_type!r} is not known here; it reads {', '.join(sorted(known))}")
     return known[peft_type]
 
 
 def _own_method(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Method:
     name = entry.get("name")
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise AdapterError(f"method {name!r} is not known here{did_you_mean(str(name), METHODS)}")
     fields = {key: value for key, value in entry.items() if key != "name"}
     try:

@@ -6,19 +6,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lorica.adapter import manifest
+from lorica.adapter import manifest, tensors
 from lorica.adapter.attach import built, installed, require_free
 from lorica.adapter.attached import Attached, Modules
 from lorica.adapter.file import AdapterFile, read
 from lorica.adapter.plan import Plan, plan
+from lorica.adapter.tensors import SHOWN, refusal
 from lorica.errors import AdapterError, LoricaError, did_you_mean
 from lorica.methods import Method
 from lorica.models import parameter_of
 from lorica.models import sites as sites_of
 from lorica.site import Site
-
-SHOWN = 12
-"""Problems that are told one by one; the rest are counted."""
 
 
 def load(
@@ -56,10 +54,10 @@ def plan_on(model: nn.Module, file: AdapterFile) -> Plan:
         planned = plan(*_what_fits(file, found), source=getattr(model, "source", None))
     except LoricaError as error:
         strangers = list(_strangers(file, found)) if file.peft else []
-        raise _refusal(file, strangers or str(error).splitlines()) from error
+        raise refusal(file.where, strangers or str(error).splitlines()) from error
     problems = [*_key_problems(file, planned, found), *_value_problems(file, planned), *_surplus_problems(model, file)]
     if problems:
-        raise _refusal(file, problems)
+        raise refusal(file.where, problems)
     return Plan(methods=planned.methods, edits=planned.edits, base=found, source=planned.source)
 
 
@@ -95,8 +93,9 @@ def _site_names(file: AdapterFile) -> set[str]:
 def _strangers(file: AdapterFile, found: Sequence[Site]) -> Iterator[str]:
     """Sites that tensors name and the base lacks."""
     known = {site.name for site in found}
-    for name in sorted(_site_names(file) - known):
-        yield f"{name}: no such site in this base{did_you_mean(name, known)}"
+    for number, name in enumerate(sorted(_site_names(file) - known)):
+        near = did_you_mean(name, known) if number < SHOWN else ""
+        yield f"{name}: no such site in this base{near}"
 
 
 def _key_problems(file: AdapterFile, planned: Plan, found: Sequence[Site]) -> Iterator[str]:
@@ -119,7 +118,7 @@ def _value_problems(file: AdapterFile, planned: Plan) -> Iterator[str]:
             continue
         if tuple(held.shape) != tensor.shape:
             yield f"{key}: {tuple(held.shape)} in the file, {tensor.shape} by this base and adapter_config.json"
-        elif not held.isfinite().all():
+        elif not tensors.finite(held):
             yield f"{key}: holds values that are not finite"
 
 
@@ -156,8 +155,3 @@ def require_base(file: AdapterFile, model: nn.Module) -> None:
             f"{file.where}: trained on another base ({recorded.get('source') or 'not named'}); load that one, "
             "or say other_base=True to try it on this"
         )
-
-
-def _refusal(file: AdapterFile, problems: Sequence[str]) -> LoricaError:
-    more = [f"{file.where}: and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-    return AdapterError.of([f"{file.where}: {problem}" for problem in problems[:SHOWN]] + more)

@@ -1,6 +1,6 @@
 """generate and chat: prompts are written to the model as the rows it was taught with were."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from torch import nn
 
 from lorica.adapter import Attached
 from lorica.api.lessons import longest, tokenizer_of
-from lorica.api.recorded import loaded, shape
+from lorica.api.recorded import data_config, loaded, shape
 from lorica.data import Renderer, Tokenizer, own_renderer
 from lorica.data.encode import Encoder, Piece, Speech
 from lorica.errors import RequestError
@@ -74,7 +74,7 @@ class Speaker:
         else:
             holder, manifest = loaded(adapter, model, base=base, dtype=dtype)
         tokenizer, own = tokenizer_of(holder)
-        template = _template(manifest)
+        template = data_config(manifest, "rows").template
         written = own_renderer(tokenizer, template) if template else own or own_renderer(tokenizer)
         chats = shape(manifest) in CHATS or (shape(manifest) is None and own is not None)
         # A stated template writes its own begin token; the default one leaves it to the encoder.
@@ -157,9 +157,3 @@ class Stream:
         new, self.text = text[len(self.text) :], text
         if new:
             self.on_text(new)
-
-
-def _template(manifest: Mapping[str, Any]) -> str | None:
-    recipe = manifest.get("recipe")
-    made = recipe.get("data") if isinstance(recipe, Mapping) else None
-    return made.get("template") if isinstance(made, Mapping) else None

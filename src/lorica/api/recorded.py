@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import nn
 
 from lorica.adapter import AdapterFile, load, read
 from lorica.data import DataConfig
-from lorica.errors import LoricaError, RequestError
+from lorica.errors import AdapterError, LoricaError, RequestError
 from lorica.models import load_base
 from lorica.models.folder import is_hub_id
 from lorica.recipe import Recipe
@@ -50,15 +51,20 @@ def loaded(
 
 
 def data_config(manifest: Mapping[str, Any], source: str) -> DataConfig:
-    """How the adapter's own rows were encoded, for rows from another source."""
+    """How the adapter's own rows were encoded, for rows from another source.  AdapterError where that is damaged."""
     recipe = manifest.get("recipe")
     made = recipe.get("data") if isinstance(recipe, Mapping) else None
     if not isinstance(made, Mapping):
         return DataConfig(train=source)
-    return DataConfig.model_validate({**made, "train": source, "eval": None})
+    try:
+        return DataConfig.model_validate({**made, "train": source, "eval": None})
+    except ValidationError as error:
+        told = (f"lorica.json: recipe.data.{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise AdapterError.of([*told]) from error
 
 
 def shape(manifest: Mapping[str, Any]) -> str | None:
     """The shape of the rows it was taught: prompt_completion, messages, text ...; None when nobody wrote it down."""
     made = manifest.get("data")
-    return made.get("shape") if isinstance(made, Mapping) else None
+    found = made.get("shape") if isinstance(made, Mapping) else None
+    return found if isinstance(found, str) else None

@@ -64,8 +64,8 @@ def array_items(text: str) -> Iterator[tuple[int, Any]]:
         position = _after_blank(text, position + 1) if more else position
     if not text.startswith("]", position):
         raise _at(text, position, "the array of rows is not closed: a ',' or ']' is missing")
-    if _after_blank(text, position + 1) != len(text):
-        raise _at(text, position + 1, "more follows after the array of rows")
+    if (end := _after_blank(text, position + 1)) != len(text):
+        raise _at(text, end, "more follows after the array of rows")
 
 
 def _after_blank(text: str, position: int) -> int:

@@ -54,10 +54,10 @@ class Lessons:
         self.begins = renderer is None and config.template is None
         self.renderer = _renderer(config, tokenizer, renderer)
 
-    def dataset(self, rows: Sequence[Row], what: str) -> Dataset:
+    def dataset(self, rows: Sequence[Row], what: str, source: object = "") -> Dataset:
         """Every row used or dropped. Raises `DataError` with every row that cannot be understood."""
         if not rows:
-            raise DataError(f"{what}: there are no rows")
+            raise DataError(f"{what}: there are no rows{f' in {source}' if source else ''}")
         problems, ledger = Problems(), Ledger()
         shape = self.config.shape or first_shape(rows)
         for start in range(0, len(rows), AT_ONCE):

@@ -1,5 +1,6 @@
 """Files or rows to a data set: read, split, understand, encode, and account for every row."""
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -33,8 +34,8 @@ def load(
     else:
         held = _rows(_apart(_files([config.eval]), train_files), problems) if config.eval else []
         problems.report()
-    learned = lessons.dataset(train, "data.train")
-    return learned, lessons.dataset(held, "data.eval") if config.eval else None
+    learned = lessons.dataset(train, "data.train", config.train)
+    return learned, lessons.dataset(held, "data.eval", config.eval) if config.eval else None
 
 
 def from_rows(
@@ -75,7 +76,7 @@ def _apart(held: list[SourceFile | HubSource], train: list[SourceFile | HubSourc
 
 
 def _place(file: SourceFile | HubSource) -> object:
-    return file.path.resolve() if isinstance(file, SourceFile) else file
+    return os.path.realpath(file.path) if isinstance(file, SourceFile) else file
 
 
 def _rows(files: Iterable[SourceFile | HubSource], problems: Problems) -> list[Row]:

@@ -148,6 +148,7 @@ def _parquet(source: SourceFile, problems: Problems) -> Iterator[Row]:
     number = 0
     try:
         with ParquetFile(source.path) as file:
+            _refuse_doubles(file.schema_arrow.names, source, problems)
             for batch in file.iter_batches(batch_size=1024):
                 for fields in batch.to_pylist():
                     number += 1
@@ -156,6 +157,13 @@ def _parquet(source: SourceFile, problems: Problems) -> Iterator[Row]:
         if isinstance(error, DataError):
             raise
         problems.add(f"{source.name}:{number + 1}", f"not readable as Parquet: {first_line(error)}")
+
+
+def _refuse_doubles(names: list[str], source: SourceFile, problems: Problems) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        problems.add(source.name, f"field {twice!r} appears twice")
+        problems.report()
 
 
 def first_line(error: BaseException) -> str:

@@ -89,17 +89,19 @@ def hub_source(spec: str) -> HubSource:
 
 def _on_disk(source: str) -> Iterable[SourceFile]:
     path = Path(source)
+    if not os.path.lexists(path) and not glob.has_magic(source):
+        raise DataError(f"{source}: no such file or folder{_near(path)}")
     if path.is_file():
         return [SourceFile(path, source, path.name, named_alone=True)]
     if path.is_dir():
         return under(path, source.rstrip("/"))
     if glob.has_magic(source):
         return _globbed(source)
-    raise DataError(f"{source}: no such file or folder{_near(path)}")
+    raise DataError(f"{source}: neither a file nor a folder; a link to nothing, or a device or pipe, has no rows")
 
 
 def _near(path: Path) -> str:
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    siblings = os.listdir(path.parent) if os.path.isdir(path.parent) else []
     return did_you_mean(path.name, siblings)
 
 
@@ -111,7 +113,8 @@ def under(root: Path, shown: str, pattern: str = "*", skip: frozenset[str] = fro
         inner[:] = [name for name in inner if not name.startswith(".") and name not in skip]
         found += [Path(folder, name) for name in fnmatch.filter(names, pattern) if not name.startswith(".")]
     for path in sorted(found):
-        if path.is_file():
+        # A link to nothing is read, so that it is told rather than passed over.
+        if path.is_file() or path.is_symlink():
             inside = path.relative_to(root).as_posix()
             yield SourceFile(path, f"{shown}/{inside}", inside)
 

@@ -142,7 +142,9 @@ def own_renderer(tokenizer: Tokenizer, template: str = DEFAULT_TEMPLATE) -> Jinj
         template = _from_file(Path(template))
     elif "{{" not in template and "{%" not in template:
         raise DataError(f"data.template: {template[:40]!r} is neither Jinja text nor a path ending in .jinja")
-    return JinjaRenderer(template, special_text(tokenizer, "bos_token"), special_text(tokenizer, "eos_token"))
+    rendering = JinjaRenderer(template, special_text(tokenizer, "bos_token"), special_text(tokenizer, "eos_token"))
+    _ = rendering.compiled  # What is wrong with it is told even where no row needs it.
+    return rendering
 
 
 def _from_file(path: Path) -> str:

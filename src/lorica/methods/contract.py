@@ -162,7 +162,7 @@ class Life(Protocol):
 class Method(BaseModel):
     """A frozen config that is also the recipe's entry.  Its file holds its mathematics."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: ClassVar[str]
     """The name in recipes and in the METHODS table."""

@@ -18,7 +18,7 @@ from lorica.errors import AdapterError, RecipeError, TargetError, did_you_mean
 from lorica.kernels import LowRank, site_id
 from lorica.methods import peft_config
 from lorica.methods.contract import Around, AroundLinear, Build, Copy, Edit, Flow, Instead, Method, Start
-from lorica.methods.targets import Selection, matches, select, shortest_names
+from lorica.methods.targets import Selection, ends, matches, select, shortest_names
 from lorica.site import Site
 
 T = TypeVar("T")
@@ -101,12 +101,13 @@ class LoRA(Method):
 
     def _pattern_problems(self, adapted: list[Site]) -> list[str]:
         leaves = {site.leaf for site in adapted}
+        names = {end for site in adapted for end in ends(site.name)}
         patterns = {"rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern}
         return [
             f"{field}: {key!r} matches no adapted site{did_you_mean(key, leaves)}"
             for field, pattern in patterns.items()
             for key in pattern
-            if not any(matches(site.name, key) for site in adapted)
+            if key not in names
         ]
 
     def _rank_problems(self, adapted: list[Site]) -> list[str]:
@@ -202,6 +203,8 @@ class LoRA(Method):
         adapted = sorted({cls.site_name(key) for key in keys if FILE_NAME_END.search(key)})
         copied = {key.removeprefix(PREFIX).rpartition(".")[0] for key in keys if not FILE_NAME_END.search(key)}
         saved, problems = peft_config.names(config.get("modules_to_save"), "modules_to_save")
+        if len(saved) * len(copied) > MOST_LOOKED_FOR:
+            raise RecipeError(f"modules_to_save: {len(saved)} names for {len(copied)} modules, which no adapter has")
         problems += peft_config.problems(config, UNDERSTOOD)
         if str(config.get("init_lora_weights")).partition("_niter_")[0] in MOVES_THE_BASE:
             remedy = "convert it in PEFT with path_initial_model_for_weight_conversion"
@@ -233,17 +236,21 @@ UNDERSTOOD = frozenset(
     {*TRANSLATED, *peft_config.WHERE_TO_ADAPT, "rank_pattern", "alpha_pattern", "modules_to_save", "init_lora_weights"}
 )
 STARTS = {"True": "kaiming", "None": "kaiming", "gaussian": "gaussian"}
+MOST_LOOKED_FOR = 1_000_000
+"""Names times modules: a file that asks for more only wants the time."""
 MOVES_THE_BASE = frozenset({"pissa", "olora", "corda", "loftq", "lora_ga"})
 
 
 def _held(saved: Collection[str], modules: Collection[str]) -> tuple[str, ...]:
     """The modules that a file saves whole: their paths end as PEFT matches them, without a dot before the name."""
-    paths = {".".join(module.split(".")[:end]) for module in modules for end in range(1, module.count(".") + 2)}
-    return tuple(sorted(path for path in paths if any(path.endswith(name) for name in saved)))
+    parts = (module.split(".") for module in modules if saved)
+    paths = (".".join(words[:end]) for words in parts for end in range(1, len(words) + 1))
+    return tuple(sorted({path for path in paths if path.endswith(tuple(saved))}))
 
 
 def _needed(pattern: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
-    return {key: value for key, value in pattern.items() if any(matches(name, key) for name in names)}
+    used = {end for name in names for end in ends(name) if end in pattern}
+    return {key: value for key, value in pattern.items() if key in used}
 
 
 def _number(value: float) -> float | int:
@@ -264,7 +271,8 @@ def _peft_targets(adapted: list[Site], sites: tuple[Site, ...]) -> list[str] | s
 
 def _from_pattern(pattern: Mapping[str, T], name: str, default: T) -> T:
     """The first entry that matches, as PEFT takes it."""
-    return next((value for key, value in pattern.items() if matches(name, key)), default)
+    found = {end for end in ends(name) if end in pattern}
+    return next((value for key, value in pattern.items() if key in found), default) if found else default
 
 
 class LoRALinear(AroundLinear):

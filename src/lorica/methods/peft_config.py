@@ -61,7 +61,7 @@ def literal_pattern(config: Mapping[str, Any], field: str) -> tuple[dict[str, An
     if not isinstance(pattern, Mapping):
         return {}, [f"{field}: expected names and numbers, found {pattern!r}"]
     strange = [key for key in pattern if not LITERAL.fullmatch(str(key))]
-    kept = {key: value for key, value in pattern.items() if key not in strange}
+    kept = {key: value for key, value in pattern.items() if LITERAL.fullmatch(str(key))}
     return kept, [f"{field}: {key!r} is a pattern; only names of modules are taken" for key in strange]
 
 
@@ -69,7 +69,7 @@ def names(value: Any, field: str) -> tuple[tuple[str, ...], list[str]]:
     """A list of names that PEFT may hold as list, set or None."""
     if value is None:
         return (), []
-    if isinstance(value, str) or not all(isinstance(name, str) for name in value):
+    if not isinstance(value, list | tuple | set | frozenset) or not all(isinstance(name, str) for name in value):
         return (), [f"{field}: expected a list of names, found {value!r}"]
     return tuple(value if isinstance(value, list | tuple) else sorted(value)), []
 
