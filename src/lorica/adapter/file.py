@@ -4,7 +4,7 @@ Reading executes nothing: tensors come from safetensors alone, patterns are lite
 and all that is wrong is told at once before any of it is used.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from lorica.adapter.card import card
 from lorica.adapter.fetch import folder_of
 from lorica.adapter.peft_format import config_of
 from lorica.adapter.plan import Plan
+from lorica.adapter.proof import Record, recorded
 from lorica.errors import AdapterError, LoricaError, did_you_mean
 from lorica.methods import METHODS, Method
 
@@ -35,6 +36,7 @@ class AdapterFile:
     methods    what `config` describes
     tensors    by file key, on the CPU when read from a folder
     manifest   lorica.json; None for folders that others wrote
+    digest     SHA-256 of the tensors' file; None in memory
     """
 
     where: str
@@ -42,6 +44,7 @@ class AdapterFile:
     methods: tuple[Method, ...]
     tensors: Mapping[str, Tensor]
     manifest: Mapping[str, Any] | None = None
+    digest: str | None = None
     plan: Plan | None = None
 
     @classmethod
@@ -60,8 +63,14 @@ class AdapterFile:
         return named if isinstance(named, str) else None
 
 
-def write(folder: str | Path, adapter: AdapterFile, model: nn.Module, facts: Mapping[str, Any]) -> Path:
-    """The adapter of a model as a folder, which appears whole or not at all."""
+def write(
+    folder: str | Path,
+    adapter: AdapterFile,
+    model: nn.Module,
+    facts: Callable[[str], Mapping[str, Any]],
+    proof: Callable[[str], Record],
+) -> Path:
+    """The adapter of a model as a folder, whole or not at all; facts and proof are asked for by digest."""
     target = Path(folder)
     assert adapter.plan is not None
     wide = {key: _as_trained(tensor) for key, tensor in adapter.tensors.items()}
@@ -69,8 +78,11 @@ def write(folder: str | Path, adapter: AdapterFile, model: nn.Module, facts: Map
         draft.write_tensors(TENSORS, wide, metadata={"format": "pt"}, finite=True)
         draft.write_json(CONFIG, dict(adapter.config), sort_keys=True)
         records = {name: record for name, record in draft.records().items() if name in (TENSORS, CONFIG)}
-        draft.write_json(lorica_json.NAME, lorica_json.manifest(model, adapter.methods, records, facts))
-        draft.write_text(CARD, card(adapter.plan, adapter.base, facts, adapter.peft))
+        digest = records[TENSORS]["sha256"]
+        told = facts(digest)
+        manifest = lorica_json.manifest(model, adapter.methods, records, proof(digest), told)
+        draft.write_json(lorica_json.NAME, manifest)
+        draft.write_text(CARD, card(adapter.plan, adapter.base, told, adapter.peft))
     return target
 
 
@@ -83,7 +95,8 @@ def read(source: str | Path) -> AdapterFile:
     """The adapter of a folder or hub id, checked against its own manifest.  AdapterError says all that is wrong."""
     folder = folder_of(source)
     _require_safetensors(folder)
-    manifest = _manifest(folder)
+    manifest = manifest_of(folder)
+    recorded(manifest)
     config = _json(folder / CONFIG)
     tensors = _tensors(folder / TENSORS)
     return AdapterFile(
@@ -92,6 +105,7 @@ def read(source: str | Path) -> AdapterFile:
         methods=_methods(folder, config, tensors),
         tensors=tensors,
         manifest=manifest,
+        digest=durable.sha256(folder / TENSORS) if manifest is None else manifest["files"][TENSORS]["sha256"],
     )
 
 
@@ -108,7 +122,8 @@ def _require_safetensors(folder: Path) -> None:
     raise AdapterError(f"{folder}: no {TENSORS}, so it is no adapter folder")
 
 
-def _manifest(folder: Path) -> dict[str, Any] | None:
+def manifest_of(folder: Path) -> dict[str, Any] | None:
+    """lorica.json, None without one.  AdapterError names every file that is not as it was written."""
     if not (folder / lorica_json.NAME).is_file():
         return None
     manifest = _json(folder / lorica_json.NAME)
