@@ -92,10 +92,11 @@ class Inspection:
 
     def __str__(self) -> str:
         checked = "hashes agree with lorica.json" if self.manifest is not None else UNVERIFIED
+        moved = "" if self.effect is None else f", outputs moved {self.effect:.2%}"
         lines = [
             f"{self.folder}: {' + '.join(self.methods)}, {len(self.sites)} sites, "
             f"{self.trained_parameters:,} parameters, {self.bytes / 1e6:.2f} MB ({checked})",
-            f"  base {self.base or 'not named'}" + ("" if self.effect is None else f", outputs moved {self.effect:.2%}"),
+            f"  base {self.base or 'not named'}{moved}",
         ]
         tree = ["  made from", *(f"  {line}" for line in self.lineage.lines())] if self.lineage.parents else []
         return "\n".join([*lines, *_table(self.sites), *_metrics(self.manifest), *tree])

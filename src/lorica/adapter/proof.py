@@ -121,7 +121,7 @@ class Comparison:
             f"{self.deviation:.1e} apart ({self.allowed:.1e} is rounding), {self.share:.1%} of the effect, "
             f"which is {self.effect:.2%} of the outputs"
         )
-        return f"{found}; {'; '.join(self.drift)}" if self.drift else f"not equal to the bit: {found}"
+        return f"{found}; {'; '.join(self.drift)}" if self.drift else found
 
 
 def compared(proof: Proof, bare: Reading, adapted: Reading, now: Numerics, allowed: float) -> Comparison:

@@ -7,6 +7,7 @@ unverified however well it loads.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -83,10 +84,8 @@ def verify(
     The base is given back as it was.  RequestError where there is no such folder, ModelError where there is no base.
     """
     checks = _Checks(str(source))
-    try:
+    with suppress(_Failed):
         _files(checks, source, base, untrained, whole)
-    except _Failed:
-        pass
     return checks.result()
 
 
@@ -240,7 +239,8 @@ def _proof(checks: _Checks, record: Record, attached: Attached, bare: Reading | 
     adapted = checks.tried("proof", lambda: _answers(attached))
     allowed = rounding(attached.model, record.numerics, now)
     found = checks.tried("proof", lambda: compared(record, bare, adapted, now, allowed))
-    checks.note("proof", found.ok, str(found))
+    broken = not found.drift and not found.equal
+    checks.note("proof", found.ok, f"not equal to the bit under the same numerics: {found}" if broken else str(found))
 
 
 def _answers(attached: Attached) -> Reading:
