@@ -67,17 +67,18 @@ def test_a_parent_that_is_not_here_is_named_and_another_in_its_place_is_not_take
     made(tmp_path / "a" / "again", first).replace(tmp_path / "a" / "kept")
     shutil.rmtree(first)
     (tmp_path / "a" / "kept").rename(first)
-    (parent,) = adapter.lineage(second).parents
+    (parent,) = adapter.Lineage.of(second).parents
     assert (parent.name, parent.found) == (str(first), False)
 
 
 def test_adapters_that_say_they_are_each_others_parents_end_the_tree(tmp_path):
-    first, second = made(tmp_path / "first"), made(tmp_path / "second")
+    first = made(tmp_path / "first")
+    second = made(tmp_path / "second", first)
     for one, other in ((first, second), (second, first)):
         told = json.loads((one / "lorica.json").read_text())
         told["parents"] = [{"digest": durable.sha256(other / TENSORS), "source": str(other)}]
         (one / "lorica.json").write_text(json.dumps(told))
-    drawn = str(adapter.lineage(first)).splitlines()
+    drawn = str(adapter.Lineage.of(first)).splitlines()
     assert len(drawn) == 3
     assert drawn[2].endswith("not found here")
 
@@ -86,7 +87,7 @@ def test_several_parents_are_recorded_through_one_face(tmp_path):
     folders = [made(tmp_path / name) for name in ("one", "two")]
     parents = [Parent(durable.sha256(folder / TENSORS), str(folder)) for folder in folders]
     both = made(tmp_path / "both", **lines.facts("combined", parents))
-    drawn = str(adapter.lineage(both)).splitlines()
+    drawn = str(adapter.Lineage.of(both)).splitlines()
     assert drawn[0].endswith("combined")
     assert drawn[1].startswith("├─ ")
     assert drawn[2].startswith("└─ ")
@@ -97,4 +98,4 @@ def test_a_neighbour_with_a_broken_record_is_passed_over(tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "lorica.json").write_text("{")
     (tmp_path / "first").rename(tmp_path / "moved")
-    assert adapter.lineage(second).parents[0].found
+    assert adapter.Lineage.of(second).parents[0].found

@@ -5,7 +5,7 @@ from lorica.adapter.attached import Attached
 from lorica.adapter.bank import Bank
 from lorica.adapter.file import AdapterFile, read, write
 from lorica.adapter.inspect import Inspection, inspect
-from lorica.adapter.lineage import Lineage, lineage
+from lorica.adapter.lineage import Lineage
 from lorica.adapter.load import load
 from lorica.adapter.merge_checkpoint import Merged, merge_checkpoint
 from lorica.adapter.plan import Plan, plan
@@ -23,7 +23,6 @@ __all__ = [
     "Verification",
     "attach",
     "inspect",
-    "lineage",
     "load",
     "merge_checkpoint",
     "plan",

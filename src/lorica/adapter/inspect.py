@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lorica.adapter.fetch import folder_of
 from lorica.adapter.file import TENSORS, AdapterFile, read
-from lorica.adapter.lineage import Lineage, lineage
+from lorica.adapter.lineage import Lineage
 from lorica.adapter.proof import Proof, recorded
 from lorica.errors import AdapterError
 from lorica.kernels import FrozenWeight, LowRank
@@ -112,7 +112,7 @@ def inspect(source: str | Path) -> Inspection:
         sites=tuple(_sites(file)),
         bytes=(folder / TENSORS).stat().st_size,
         base=file.base,
-        lineage=lineage(folder, str(source)),
+        lineage=Lineage.of(folder, str(source)),
         manifest=file.manifest,
     )
 

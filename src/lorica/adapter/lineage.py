@@ -54,6 +54,11 @@ class Lineage:
     found: bool
     parents: tuple["Lineage", ...] = ()
 
+    @classmethod
+    def of(cls, folder: Path, name: str | None = None) -> "Lineage":
+        """The tree above the adapter in `folder`, from the lorica.json of each that is found."""
+        return _followed(folder, name or str(folder), _manifest(folder), seen=frozenset())
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "name": self.name,
@@ -85,11 +90,6 @@ class Lineage:
             return "not found here"
         on = f" on {self.base}" if self.base and not self.parents else ""
         return f"{self.made or ('made from others' if self.parents else 'trained')}{on}"
-
-
-def lineage(folder: Path, name: str | None = None) -> Lineage:
-    """The tree above the adapter in `folder`, from the lorica.json of each that is found."""
-    return _followed(folder, name or str(folder), _manifest(folder), seen=frozenset())
 
 
 def digest_of(manifest: Mapping[str, Any]) -> str | None:

@@ -1,10 +1,10 @@
 """Numerics: everything beside weights and inputs that decides the bits of a forward pass, and how far roundings carry.
 
-    bound = 2 sqrt(n) max(u, u_s sqrt(d))     relative to the largest value
+    bound = 4 sqrt(n) max(u, u_s sqrt(d))     relative to the largest value
 
 n linears stand one after another at most; each rounds its result to the type of the activations (unit u) and sums d
 products in at least float32 (unit u_s), whose errors are independent and grow with the square root of their number
-(Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 2.8).  2: what norms and softmax amplify.
+(Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 2.8).  4: what norms and softmax amplify.
 """
 
 import math
@@ -24,7 +24,7 @@ from lorica.models.walking import base_tensors, sites
 
 Numerics = Mapping[str, Any]
 LIBRARIES = ("lorica", "torch", "transformers")
-AMPLIFIED = 2.0
+AMPLIFIED = 4.0
 TENSOR_FLOAT_32 = 2.0**-10
 MOST_THREADS = 256
 
