@@ -2,6 +2,7 @@
 
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    from lorica.models import fingerprint
-
+    fingerprint = import_module("lorica.models.fingerprint")
     kinds: list[str] = []
     for name in ("_sampled", "_whole"):
         work = getattr(fingerprint, name)

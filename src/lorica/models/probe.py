@@ -90,11 +90,17 @@ def _inputs(model: nn.Module, config: Any) -> Iterator[tuple[str, Tensor]]:
         yield main, _wave(SAMPLES)
     if main not in ("input_ids", "pixel_values", "input_features", "input_values"):
         raise ModelError(f"what {type(model).__name__} takes as {main} is not known here")
-    if getattr(config, "is_encoder_decoder", False) and isinstance(
-        getattr(config, "decoder_start_token_id", None), int
-    ):
+    start = _decoder_start(model, config)
+    if start is not None:
         words = getattr(config, "decoder", None) or config
-        yield "decoder_input_ids", _tokens(words, TOKENS // 2, first=config.decoder_start_token_id)
+        yield "decoder_input_ids", _tokens(words, TOKENS // 2, first=start)
+
+
+def _decoder_start(model: nn.Module, config: Any) -> int | None:
+    """The first id that a decoder behind an encoder is given, where it is given any."""
+    start = getattr(config, "decoder_start_token_id", None)
+    given = getattr(config, "is_encoder_decoder", False) and not type(model).__name__.endswith(SHIFTING)
+    return start if given and isinstance(start, int) else None
 
 
 def _tokens(config: Any, count: int, first: int | None = None) -> Tensor:
