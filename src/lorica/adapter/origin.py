@@ -45,15 +45,14 @@ def base_facts(model: nn.Module) -> dict[str, Any]:
 def judged(manifest: Mapping[str, Any] | None, model: nn.Module) -> Verdict:
     """Whether `model`, bare, is the base that a lorica.json records."""
     facts = (manifest or {}).get("base")
-    recorded_print = facts.get("fingerprint") if isinstance(facts, Mapping) else None
-    if not isinstance(facts, Mapping) or not isinstance(recorded_print, str):
+    then = facts.get("fingerprint") if isinstance(facts, Mapping) else None
+    if not isinstance(facts, Mapping) or not isinstance(then, str):
         return Verdict(None, "no fingerprint of the base was recorded")
     loaded, meta = getattr(model, "base_fingerprint", None), next(model.parameters()).is_meta
-    here = [found for found in (loaded, None if meta else fingerprint_in_memory(model)) if found is not None]
-    if recorded_print in here:
-        return Verdict(True, f"fingerprint {recorded_print[:12]}")
+    if then == loaded or (not meta and then == fingerprint_in_memory(model)):
+        return Verdict(True, f"fingerprint {then[:12]}")
     if _comparable(facts.get("hashed"), loaded, model):
-        return Verdict(False, f"fingerprint {here[0][:12]}, and {recorded_print[:12]} was recorded")
+        return Verdict(False, f"fingerprint {fingerprint(model)[:12]}, and {then[:12]} was recorded")
     return Verdict(None, "its fingerprint is of other things") if meta else _by_answers(manifest, model)
 
 

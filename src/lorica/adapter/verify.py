@@ -145,7 +145,8 @@ def _files(
     model = base(file)
     if whole is not None:
         _every_byte(checks, file, whole(file))
-    with threads_of(_record(file).numerics if isinstance(_record(file), Proof) else {}):  # type: ignore[union-attr]
+    record = _record(file)
+    with threads_of(record.numerics if isinstance(record, Proof) else {}):
         _on_base(checks, file, model, untrained)
 
 
