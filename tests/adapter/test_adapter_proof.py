@@ -182,6 +182,13 @@ def test_an_in_place_merge_reports_how_far_the_outputs_moved(base):
     assert attached.merged.effect > 0.1
 
 
+def test_an_in_place_merge_without_a_probe_gives_the_same_weights():
+    one, other = saved_in_memory(LLAMA), saved_in_memory(LLAMA)
+    merged, unprobed = one.merge(), other.merge(probed=False)
+    assert other.merged is None
+    assert all(torch.equal(a, b) for a, b in zip(merged.parameters(), unprobed.parameters(), strict=True))
+
+
 def saved_in_memory(base, dtype=torch.float32, std=0.2):
     attached = adapter.attach(base.build(dtype), LoRA(r=3, alpha=7))
     stir(attached.named_parameters(), std)

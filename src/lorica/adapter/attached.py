@@ -207,12 +207,14 @@ class Attached:
         assert self.model is not None
         return self._prover.taken()
 
-    def merge(self, *, untrained: bool = False) -> nn.Module:
+    def merge(self, *, untrained: bool = False, probed: bool = True) -> nn.Module:
         """Writes the adapter into the weights and returns the plain model.
 
         Sums are made in float32 or better and rounded once, to the weight's own type; the base's tensors themselves are
-        not written, new ones take their place.  A weight that is tied and adapted in one place alone is untied.  On a
-        base that can be probed, `merged` then says how far the outputs moved.
+        not written, new ones take their place.  A weight that is tied and adapted in one place alone is untied.
+
+        On a base that can be probed, `merged` then says how far the outputs moved; until it does, the weights that are
+        replaced are kept beside the new ones.  `probed=False` leaves that out and lets go of each weight at once.
 
         AdapterError, and nothing changed, for edits that no weight can hold (bottlenecks, prefixes, prompts), an
         adapter without effect unless `untrained`, outputs that move by more than rounding, and an effect of which the
@@ -222,8 +224,12 @@ class Attached:
         merge.require_mergeable(self.plan, self.modules)
         if not untrained and self._inert():
             raise AdapterError(without_effect("merge"))
-        self.merged, swaps = merge.proven(self._edits, self._prover.taken(stored=False))
-        self._finish("merged")
+        if probed:
+            self.merged, swaps = merge.proven(self._edits, self._prover.taken(stored=False))
+            self._finish("merged")
+        else:
+            self._finish("merged")
+            swaps = merge.unproven(self._edits)
         swaps.settle()
         return model
 

@@ -34,16 +34,21 @@ def _has_merged(planned: PlannedEdit, module: nn.Module) -> bool:
 
 @dataclass(eq=False)
 class Swaps:
-    """Parameters that stand in the place of a base's own, until they are settled or taken back."""
+    """Parameters that stand in the place of a base's own, until they are settled or taken back.
+
+    Without `kept`, each of the base's own is let go of at once, and cannot be taken back.
+    """
 
     model: nn.Module
+    kept: bool = True
     pairs: list[tuple[nn.Parameter, nn.Parameter]] = field(default_factory=list)
     undos: list[Undo] = field(default_factory=list)
 
     def put(self, holder: nn.Module, name: str, before: nn.Parameter, after: nn.Parameter) -> None:
-        self.pairs.append((before, after))
-        self.undos.append(lambda: setattr(holder, name, before))
         setattr(holder, name, after)
+        if self.kept:
+            self.pairs.append((before, after))
+            self.undos.append(lambda: setattr(holder, name, before))
 
     def take_back(self) -> None:
         undone(self.undos)
@@ -67,6 +72,13 @@ def proven(edits: Installed, proof: Record) -> tuple[Comparison | None, Swaps]:
         edits.put()
         raise
     return comparison, swaps
+
+
+def unproven(edits: Installed) -> Swaps:
+    """Merged weights in a model from which the edits were taken off, one weight more than the model in memory."""
+    swaps = Swaps(edits.model, kept=False)
+    _swap(swaps, edits.plan, edits.modules)
+    return swaps
 
 
 def checked(merged: nn.Module, proof: Record) -> Comparison | None:
