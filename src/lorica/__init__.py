@@ -9,8 +9,21 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorica.adapter import Attached, Bank, Plan
-    from lorica.api import attach, data_report, evaluate, fit, generate, inspect, load, load_base, merge, plan, train
+    from lorica.adapter import Attached, Bank, Plan, Verification
+    from lorica.api import (
+        attach,
+        data_report,
+        evaluate,
+        fit,
+        generate,
+        inspect,
+        load,
+        load_base,
+        merge,
+        plan,
+        train,
+        verify,
+    )
     from lorica.data import DataConfig, HoldOut
     from lorica.errors import (
         AdapterError,
@@ -54,6 +67,7 @@ __all__ = [
     "RunError",
     "TargetError",
     "TrainConfig",
+    "Verification",
     "attach",
     "data_report",
     "evaluate",
@@ -65,10 +79,11 @@ __all__ = [
     "merge",
     "plan",
     "train",
+    "verify",
 ]
 
 ROOMS = {
-    "adapter": ("Attached", "Bank", "Plan"),
+    "adapter": ("Attached", "Bank", "Plan", "Verification"),
     "data": ("DataConfig", "HoldOut"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "methods": ("METHODS", "Full", "LoRA", "Method"),

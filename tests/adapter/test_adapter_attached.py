@@ -143,6 +143,7 @@ def test_what_no_weight_can_hold_is_not_merged_and_stays_attached():
 @pytest.mark.parametrize("end", ["merge", "detach"])
 def test_a_finished_handle_says_so_in_one_line(end):
     attached = adapter.attach(LLAMA.build(), LoRA(r=2))
+    stir(attached.named_parameters(), 0.02)
     getattr(attached, end)()
     for use in (attached.state, attached.detach, attached.merge, lambda: attached(input_ids=None)):
         with pytest.raises(AdapterError, match="attach or load it again"):

@@ -12,7 +12,7 @@ from lorica.cli.entry import run
 from lorica.errors import DivergedError, RecipeError
 from lorica.train.records import EvalRecord, StepRecord
 
-ISSUED = ("quickstart", "plan", "train", "eval", "generate", "chat", "inspect", "merge", "data")
+ISSUED = ("quickstart", "plan", "train", "eval", "generate", "chat", "inspect", "verify", "merge", "data")
 
 
 def test_the_commands_are_there_and_help_lists_them_in_the_order_one_needs_them(

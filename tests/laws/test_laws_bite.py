@@ -132,7 +132,7 @@ LAWS: list[tuple[Callable[..., None], type[nn.Module], str]] = [
     (laws.everything_declared_moves_and_nothing_else, FrozenTensor, "these do not move"),
     (laws.everything_declared_moves_and_nothing_else, WritesTheBase, "the base was written"),
     (laws.detaching_gives_back_the_base, WritesTheBase, "differ after detach"),
-    (laws.merging_leaves_a_plain_model_of_the_same_outputs, OtherScaleInMerged, "merging moves the output"),
+    (laws.merging_leaves_a_plain_model_of_the_same_outputs, OtherScaleInMerged, "the outputs move by"),
     (laws.merging_leaves_a_plain_model_of_the_same_outputs, MergesInPlace, "merging wrote"),
     (laws.gradients_are_slopes, WrongGradient, "gradient .* slope"),
     (laws.recomputation_changes_nothing, CountsItsCalls, "computed again"),

@@ -5,22 +5,28 @@ from lorica.adapter.attached import Attached
 from lorica.adapter.bank import Bank
 from lorica.adapter.file import AdapterFile, read, write
 from lorica.adapter.inspect import Inspection, inspect
+from lorica.adapter.lineage import Lineage
 from lorica.adapter.load import load
 from lorica.adapter.merge_checkpoint import Merged, merge_checkpoint
 from lorica.adapter.plan import Plan, plan
+from lorica.adapter.verify import Check, Verification, verify
 
 __all__ = [
     "AdapterFile",
     "Attached",
     "Bank",
+    "Check",
     "Inspection",
+    "Lineage",
     "Merged",
     "Plan",
+    "Verification",
     "attach",
     "inspect",
     "load",
     "merge_checkpoint",
     "plan",
     "read",
+    "verify",
     "write",
 ]

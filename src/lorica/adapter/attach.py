@@ -7,13 +7,14 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from lorica.adapter.attached import Attached, Modules, Undo, undone
+from lorica.adapter.attached import Attached
+from lorica.adapter.installed import Installed, Modules, Undo, undone
 from lorica.adapter.plan import Plan, PlannedEdit
 from lorica.adapter.plan import plan as plan_of
 from lorica.errors import AdapterError, TargetError
 from lorica.methods import Method
 from lorica.methods.contract import Start
-from lorica.models import enter, install, parameter_of, weight_of
+from lorica.models import enter, parameter_of, weight_of
 from lorica.models.ambient import Clock
 
 _OCCUPIED: WeakSet[nn.Module] = WeakSet()
@@ -43,14 +44,14 @@ def installed(model: nn.Module, plan: Plan, modules: Modules, seed: int = 0) -> 
     undos: list[Undo] = [occupy(model)]
     try:
         undos.append(frozen(model))
-        for planned in plan.edits:
-            undos.append(install(model, planned.edit.place, planned.site, modules[planned.key]))
+        edits = Installed(model, plan, modules)
+        undos.append(edits.take)
         clock = Clock(seed)
         undos.append(enter(model, clock))
     except BaseException:
         undone(undos)
         raise
-    return Attached(model, plan, modules, clock, undos)
+    return Attached(edits, clock, undos)
 
 
 def occupy(model: nn.Module) -> Undo:

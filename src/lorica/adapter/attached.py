@@ -5,7 +5,8 @@ attach / load  ->  Attached  --save-->    an adapter folder
                              --merge-->   a plain model whose weights include the adapter
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorica.adapter import merge
+from lorica.adapter import lineage, merge
+from lorica.adapter.effect import inert, without_effect
 from lorica.adapter.file import AdapterFile, write
+from lorica.adapter.installed import Installed, Modules, Undo, undone
+from lorica.adapter.lineage import Parent
+from lorica.adapter.origin import base_facts
 from lorica.adapter.plan import Plan
+from lorica.adapter.proof import Comparison, Proof, Prover, Unprobed, recorded
 from lorica.errors import AdapterError, did_you_mean
 from lorica.methods.contract import Life
 from lorica.models import checkpoint
 from lorica.models.ambient import Clock
-
-Undo = Callable[[], None]
-Modules = dict[tuple[str, str], nn.Module]
-"""The modules of the edits by (name of the site, place)."""
-
-
-def undone(undos: Sequence[Undo]) -> None:
-    """What was installed last goes first."""
-    for undo in reversed(undos):
-        undo()
 
 
 class Attached:
@@ -41,14 +37,19 @@ class Attached:
     attached.detach(), attached.merge()      the end of the handle: later use is an AdapterError
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, modules: Modules, clock: Clock, undos: Sequence[Undo]) -> None:
-        self.plan = plan
-        self.modules = modules
+    def __init__(self, edits: Installed, clock: Clock, undos: Sequence[Undo]) -> None:
+        self.plan: Plan = edits.plan
+        self.modules: Modules = edits.modules
         self.clock = clock
-        self._model: nn.Module | None = model
+        self.merged: Comparison | None = None
+        """How far the merged model answers from the adapted one, after `merge` on a base that can be probed."""
+        self._model: nn.Module | None = edits.model
+        self._edits = edits
         self._undos = list(undos)
         self._end = ""
-        self._life = _lives(plan, modules)
+        self._life = _lives(self.plan, self.modules)
+        self._prover = Prover(edits)
+        self._origin: AdapterFile | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -163,10 +164,30 @@ class Attached:
         """Writes the adapter folder, whole or not at all, and returns its path.
 
         facts: what the folder's `lorica.json` says of where the adapter comes from, as JSON values: `recipe`, `data`
-        (a fingerprint or more), `metrics`, `parents`.  An adapter folder of that name is replaced; any other folder
-        that is not empty is refused.  RunError when a value is not finite or the disk refuses.
+        (a fingerprint or more), `metrics`, `parents`.  The proof is taken once for the same weights: two forward passes
+        of 16 tokens.  An adapter folder of that name is replaced; any other folder that is not empty is refused.
+        RunError when a value is not finite or the disk refuses.
         """
-        return write(folder, AdapterFile.of(self.model, self.plan, self.state()), self.model, facts)
+        file = AdapterFile.of(self.model, self.plan, self.state())
+        return write(folder, file, self.model, lambda digest: {**self._lineage(digest), **facts}, self._prover.proof)
+
+    def came_from(self, file: AdapterFile) -> None:
+        """Notes the file these weights were loaded from: the parent of what they are trained into."""
+        self._origin = file
+        facts, here = (file.manifest or {}).get("base"), base_facts(self.model)
+        same = isinstance(facts, Mapping) and all(facts.get(key) == here[key] for key in ("fingerprint", "hashed"))
+        if file.digest and same:
+            self._prover.know(file.digest, recorded(file.manifest))
+
+    def _lineage(self, digest: str) -> dict[str, Any]:
+        """Unchanged weights are the same adapter, with the parents it had."""
+        origin = self._origin
+        if origin is None:
+            return lineage.facts("trained", ())
+        if origin.digest == digest:
+            kept = origin.manifest or {}
+            return {name: kept[name] for name in ("made", "parents") if name in kept}
+        return lineage.facts("continued", (Parent(origin.digest, origin.where),))
 
     def detach(self) -> nn.Module:
         """Takes the adapter off and returns the base, as it was before `attach`."""
@@ -174,18 +195,47 @@ class Attached:
         self._finish("detached")
         return model
 
-    def merge(self) -> nn.Module:
+    @contextmanager
+    def off(self) -> Iterator[nn.Module]:
+        """The bare base for a while, the adapter back in its places afterwards."""
+        model = self.model
+        with self._edits.off():
+            yield model
+
+    def proof(self) -> Proof | Unprobed:
+        """What base and adapter answer to the probe now: two forward passes of 16 tokens."""
+        assert self.model is not None
+        return self._prover.taken()
+
+    def merge(self, *, untrained: bool = False, probed: bool = True) -> nn.Module:
         """Writes the adapter into the weights and returns the plain model.
 
         Sums are made in float32 or better and rounded once, to the weight's own type; the base's tensors themselves are
         not written, new ones take their place.  A weight that is tied and adapted in one place alone is untied.
-        AdapterError for edits that no weight can hold (bottlenecks, prefixes, prompts).
+
+        On a base that can be probed, `merged` then says how far the outputs moved; until it does, the weights that are
+        replaced are kept beside the new ones.  `probed=False` leaves that out and lets go of each weight at once.
+
+        AdapterError, and nothing changed, for edits that no weight can hold (bottlenecks, prefixes, prompts), an
+        adapter without effect unless `untrained`, outputs that move by more than rounding, and an effect of which the
+        rounding of the weights leaves less than half.
         """
         model = self.model
         merge.require_mergeable(self.plan, self.modules)
-        self._finish("merged")
-        merge.into(model, self.plan, self.modules)
+        if not untrained and self._inert():
+            raise AdapterError(without_effect("merge"))
+        if probed:
+            self.merged, swaps = merge.proven(self._edits, self._prover.taken(stored=False))
+            self._finish("merged")
+        else:
+            self._finish("merged")
+            swaps = merge.unproven(self._edits)
+        swaps.settle()
         return model
+
+    def _inert(self) -> bool:
+        with self.off() as model:
+            return inert(model, self.plan, self.modules)
 
     def _finish(self, end: str) -> None:
         undone(self._undos)

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from lorica.adapter.attach import frozen, occupy
-from lorica.adapter.attached import Attached, Undo, undone
+from lorica.adapter.attached import Attached
 from lorica.adapter.file import AdapterFile, read
-from lorica.adapter.load import filled, plan_on
+from lorica.adapter.installed import Undo, undone
+from lorica.adapter.load import filled, plan_on, require_base
 from lorica.adapter.plan import Plan
 from lorica.errors import AdapterError, did_you_mean
 from lorica.kernels import LowRank, Noise
@@ -80,16 +81,19 @@ class Bank:
         *,
         trainable: bool = False,
         untrained: bool = False,
+        other_base: bool = False,
     ) -> None:
         """Adds the adapter of a folder, a hub id, or a copy of one attached to another model of this base.
 
-        AdapterError when the name is taken, or the adapter does not fit, or it changes more than rows can choose
+        AdapterError as `load` gives it, and when the name is taken, or the adapter changes more than rows can choose
         (biases and modules saved whole).  The others are not disturbed.
         """
         if name in self.adapters:
             raise AdapterError(f"bank: {name!r} is taken; remove it first, or choose another name")
         file = adapter.file() if isinstance(adapter, Attached) else adapter
         file = file if isinstance(file, AdapterFile) else read(file)
+        if not other_base:
+            require_base(file, self.model)
         planned = plan_on(self.model, file)
         _require_batchable(name, planned)
         modules = filled(self.model, planned, file, untrained=untrained)

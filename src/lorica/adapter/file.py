@@ -6,7 +6,7 @@ and all that is wrong is told at once before any of it is used.
 
 import hashlib
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from lorica.adapter.card import card
 from lorica.adapter.fetch import folder_of
 from lorica.adapter.peft_format import config_of
 from lorica.adapter.plan import Plan
+from lorica.adapter.proof import Record, recorded
 from lorica.adapter.tensors import Bytes, refusal
 from lorica.adapter.tensors import tensors as read_tensors
 from lorica.errors import AdapterError, LoricaError, did_you_mean
@@ -39,6 +40,7 @@ class AdapterFile:
     methods    what `config` describes
     tensors    by file key, on the CPU when read from a folder
     manifest   lorica.json; None for folders that others wrote
+    digest     SHA-256 of the tensors' file; None in memory
     """
 
     where: str
@@ -46,6 +48,7 @@ class AdapterFile:
     methods: tuple[Method, ...]
     tensors: Mapping[str, Tensor]
     manifest: Mapping[str, Any] | None = None
+    digest: str | None = None
     plan: Plan | None = None
 
     @classmethod
@@ -64,8 +67,14 @@ class AdapterFile:
         return named if isinstance(named, str) else None
 
 
-def write(folder: str | Path, adapter: AdapterFile, model: nn.Module, facts: Mapping[str, Any]) -> Path:
-    """The adapter of a model as a folder, which appears whole or not at all."""
+def write(
+    folder: str | Path,
+    adapter: AdapterFile,
+    model: nn.Module,
+    facts: Callable[[str], Mapping[str, Any]],
+    proof: Callable[[str], Record],
+) -> Path:
+    """The adapter of a model as a folder, whole or not at all; facts and proof are asked for by digest."""
     target = Path(folder)
     assert adapter.plan is not None
     durable.sweep(target.parent, target.name)
@@ -74,8 +83,11 @@ def write(folder: str | Path, adapter: AdapterFile, model: nn.Module, facts: Map
         draft.write_tensors(TENSORS, wide, metadata={"format": "pt"}, finite=True)
         draft.write_json(CONFIG, dict(adapter.config), sort_keys=True)
         records = {name: record for name, record in draft.records().items() if name in (TENSORS, CONFIG)}
-        draft.write_json(lorica_json.NAME, lorica_json.manifest(model, adapter.methods, records, facts))
-        draft.write_text(CARD, card(adapter.plan, adapter.base, facts, adapter.peft))
+        digest = records[TENSORS]["sha256"]
+        told = facts(digest)
+        manifest = lorica_json.manifest(model, adapter.methods, records, proof(digest), told)
+        draft.write_json(lorica_json.NAME, manifest)
+        draft.write_text(CARD, card(adapter.plan, adapter.base, told, adapter.peft))
     return target
 
 
@@ -88,8 +100,7 @@ def read(source: str | Path) -> AdapterFile:
     """The adapter of a folder or hub id, checked against its own manifest.  AdapterError says all that is wrong."""
     folder = folder_of(source)
     _require_safetensors(folder)
-    names = (TENSORS, CONFIG, lorica_json.NAME)
-    return parsed(folder, {name: _contents(folder / name) for name in names if (folder / name).is_file()}, str(source))
+    return parsed(folder, _files(folder), str(source))
 
 
 def parsed(folder: Path, contents: Mapping[str, Bytes], where: str) -> AdapterFile:
@@ -98,14 +109,29 @@ def parsed(folder: Path, contents: Mapping[str, Bytes], where: str) -> AdapterFi
     With lorica.json, any change of the tensors or of adapter_config.json is an AdapterError.  Without, there is no
     record to compare with: what is accepted is whole, finite and understood, and may still differ from what was saved.
     """
-    manifest = None
-    if lorica_json.NAME in contents:
-        manifest = _json(contents[lorica_json.NAME], folder / lorica_json.NAME)
-        _require_as_recorded(manifest, folder, contents)
+    manifest = _manifest(folder, contents)
+    recorded(manifest)
     config = _json(contents[CONFIG], folder / CONFIG)
     tensors = read_tensors(contents[TENSORS], str(folder / TENSORS))
-    methods = _methods(folder, config, tensors)
-    return AdapterFile(where=where, config=config, methods=methods, tensors=tensors, manifest=manifest)
+    return AdapterFile(
+        where=where,
+        config=config,
+        methods=_methods(folder, config, tensors),
+        tensors=tensors,
+        manifest=manifest,
+        digest=_sha256(contents[TENSORS]) if manifest is None else manifest["files"][TENSORS]["sha256"],
+    )
+
+
+def manifest_of(folder: Path) -> dict[str, Any] | None:
+    """lorica.json, None without one.  AdapterError names every file that is not as it was written."""
+    _require_safetensors(folder)
+    return _manifest(folder, _files(folder))
+
+
+def _files(folder: Path) -> dict[str, Bytes]:
+    names = (TENSORS, CONFIG, lorica_json.NAME)
+    return {name: _contents(folder / name) for name in names if (folder / name).is_file()}
 
 
 def _contents(path: Path) -> Bytes:
@@ -116,6 +142,10 @@ def _contents(path: Path) -> Bytes:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if path.stat().st_size else bytearray()
     except (OSError, ValueError) as error:
         raise AdapterError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _sha256(data: Bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _require_safetensors(folder: Path) -> None:
@@ -129,6 +159,14 @@ def _require_safetensors(folder: Path) -> None:
             "PeftModel.from_pretrained(base, folder).save_pretrained(new_folder) of PEFT writes safetensors"
         )
     raise AdapterError(f"{folder}: no {TENSORS}, so it is no adapter folder")
+
+
+def _manifest(folder: Path, contents: Mapping[str, Bytes]) -> dict[str, Any] | None:
+    if lorica_json.NAME not in contents:
+        return None
+    manifest = _json(contents[lorica_json.NAME], folder / lorica_json.NAME)
+    _require_as_recorded(manifest, folder, contents)
+    return manifest
 
 
 def _require_as_recorded(manifest: Mapping[str, Any], folder: Path, contents: Mapping[str, Bytes]) -> None:
@@ -153,7 +191,7 @@ def _require_as_recorded(manifest: Mapping[str, Any], folder: Path, contents: Ma
 def _difference(name: str, data: Bytes, record: Mapping[str, Any]) -> str:
     if len(data) != record.get("bytes"):
         return f"{name} has {len(data)} bytes, not {record.get('bytes')!r}"
-    same = hashlib.sha256(data).hexdigest() == record.get("sha256")
+    same = _sha256(data) == record.get("sha256")
     return "" if same else f"{name} does not have its recorded SHA-256"
 
 

@@ -14,11 +14,15 @@ from torch import Tensor, nn
 
 from lorica.adapter.fetch import folder_of
 from lorica.adapter.file import TENSORS, AdapterFile, read
+from lorica.adapter.lineage import Lineage
+from lorica.adapter.proof import Proof, recorded
 from lorica.errors import AdapterError
 from lorica.kernels import FrozenWeight, LowRank
 from lorica.methods import Method
 from lorica.methods.contract import Edit, Start
 from lorica.site import Site
+
+UNVERIFIED = "unverified: no lorica.json, written by others"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +59,7 @@ class Inspection:
     sites: tuple[SiteUpdate, ...]
     bytes: int
     base: str | None
-    parents: tuple[str, ...]
+    lineage: Lineage
     manifest: Mapping[str, Any] | None
 
     @property
@@ -70,35 +74,45 @@ class Inspection:
             "trained_parameters": self.trained_parameters,
             "bytes": self.bytes,
             "base": manifest.get("base") or {"source": self.base},
-            "parents": list(self.parents),
+            "parents": list(manifest.get("parents") or ()),
+            "lineage": self.lineage.to_dict(),
             "verified": self.manifest is not None,
+            "effect": self.effect,
             "metrics": manifest.get("metrics"),
             "data": manifest.get("data"),
             "versions": manifest.get("versions"),
             "sites": [site.to_dict() for site in self.sites],
         }
 
+    @property
+    def effect(self) -> float | None:
+        """How far the recorded outputs moved, relative to the largest; None where none were recorded."""
+        proof = recorded(self.manifest)
+        return proof.effect if isinstance(proof, Proof) else None
+
     def __str__(self) -> str:
-        checked = "hashes agree with lorica.json" if self.manifest is not None else "no lorica.json: written by others"
+        checked = "hashes agree with lorica.json" if self.manifest is not None else UNVERIFIED
+        moved = "" if self.effect is None else f", outputs moved {self.effect:.2%}"
         lines = [
             f"{self.folder}: {' + '.join(self.methods)}, {len(self.sites)} sites, "
             f"{self.trained_parameters:,} parameters, {self.bytes / 1e6:.2f} MB ({checked})",
-            f"  base {self.base or 'not named'}" + (f", made from {', '.join(self.parents)}" if self.parents else ""),
+            f"  base {self.base or 'not named'}{moved}",
         ]
-        return "\n".join([*lines, *_table(self.sites), *_metrics(self.manifest)])
+        tree = ["  made from", *(f"  {line}" for line in self.lineage.lines())] if self.lineage.parents else []
+        return "\n".join([*lines, *_table(self.sites), *_metrics(self.manifest), *tree])
 
 
 def inspect(source: str | Path) -> Inspection:
     """Reads and checks an adapter folder or hub id.  AdapterError as `load` gives it, base aside."""
     file = read(source)
-    manifest = file.manifest or {}
+    folder = folder_of(source)
     return Inspection(
         folder=str(source),
         methods=tuple(method.kind for method in file.methods),
         sites=tuple(_sites(file)),
-        bytes=(folder_of(source) / TENSORS).stat().st_size,
+        bytes=(folder / TENSORS).stat().st_size,
         base=file.base,
-        parents=tuple(manifest.get("parents") or ()),
+        lineage=Lineage.of(folder, str(source)),
         manifest=file.manifest,
     )
 

@@ -6,15 +6,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lorica.adapter import manifest, tensors
+from lorica.adapter import tensors
 from lorica.adapter.attach import built, installed, require_free
-from lorica.adapter.attached import Attached, Modules
+from lorica.adapter.attached import Attached
+from lorica.adapter.effect import inert, without_effect
 from lorica.adapter.file import AdapterFile, read
+from lorica.adapter.installed import Modules
+from lorica.adapter.origin import judged
 from lorica.adapter.plan import Plan, plan
 from lorica.adapter.tensors import SHOWN, refusal
 from lorica.errors import AdapterError, LoricaError, did_you_mean
 from lorica.methods import Method
-from lorica.models import parameter_of
 from lorica.models import sites as sites_of
 from lorica.site import Site
 
@@ -44,7 +46,9 @@ def load(
     if not trainable:
         for module in modules.values():
             module.requires_grad_(False)
-    return installed(model, planned, modules)
+    attached = installed(model, planned, modules)
+    attached.came_from(file)
+    return attached
 
 
 def plan_on(model: nn.Module, file: AdapterFile) -> Plan:
@@ -68,8 +72,8 @@ def filled(model: nn.Module, planned: Plan, file: AdapterFile, *, untrained: boo
         for edit in planned.edits:
             for key, tensor in edit.tensors.items():
                 modules[edit.key].get_parameter(tensor.name).copy_(file.tensors[key])
-    if not untrained and all(_inert(model, edit.site, modules[edit.key]) for edit in planned.edits):
-        raise AdapterError(f"{file.where}: this adapter changes nothing; train it, or say untrained=True")
+    if not untrained and inert(model, planned, modules):
+        raise AdapterError(without_effect(file.where))
     return modules
 
 
@@ -140,18 +144,12 @@ def _same(stored: Tensor, parameter: Tensor) -> bool:
     return torch.equal(stored.to(narrow), parameter.detach().to("cpu", narrow))
 
 
-def _inert(model: nn.Module, site: Site, module: nn.Module) -> bool:
-    """Whether the module leaves the base as it is."""
-    if site.kind == "parameter":
-        return torch.equal(module(), parameter_of(model, site).to(module().dtype))
-    factors = module.factors() if hasattr(module, "factors") else None  # type: ignore[operator]
-    return factors is not None and not (factors.A.any() and factors.B.any())
-
-
 def require_base(file: AdapterFile, model: nn.Module) -> None:
-    recorded: Mapping[str, object] = (file.manifest or {}).get("base") or {}
-    if manifest.other_base(recorded, model):
+    """AdapterError where the adapter was certainly trained on another base than this bare one."""
+    verdict = judged(file.manifest, model)
+    if verdict.same is False:
+        recorded: Mapping[str, object] = (file.manifest or {}).get("base") or {}
         raise AdapterError(
-            f"{file.where}: trained on another base ({recorded.get('source') or 'not named'}); load that one, "
-            "or say other_base=True to try it on this"
+            f"{file.where}: trained on another base ({recorded.get('source') or 'not named'}): {verdict.reason}; "
+            "load that one, or say other_base=True (--other-base) to try it on this"
         )

@@ -4,6 +4,8 @@ format    version of this file
 files     bytes and SHA-256 of every file the loader reads
 base      where the base came from, its fingerprint, and what was hashed: the stored checkpoint or tensors in memory
 tokenizer hashes of the tokenizer and its chat template, where the base has one
+proof     what the base answers to a probe, bare and adapted (`proof.py`), or why nothing was asked
+made      how it was made, and `parents`, the adapters it was made from (`lineage.py`)
 methods   the methods with all their fields; versions, of the libraries; the caller's facts: recipe, data, metrics
 """
 
@@ -15,19 +17,25 @@ from typing import Any
 
 from torch import nn
 
-from lorica.adapter.peft_format import base_name
+from lorica.adapter.lineage import NAME
+from lorica.adapter.origin import base_facts
+from lorica.adapter.proof import Record
 from lorica.errors import RequestError
 from lorica.methods import Method
-from lorica.models import fingerprint
 
-NAME = "lorica.json"
+__all__ = ["FORMAT", "NAME", "manifest", "tokenizer_facts", "versions"]
+
 FORMAT = 1
 LIBRARIES = ("lorica", "torch", "transformers", "safetensors", "tokenizers")
-OWN = ("format", "files", "base", "tokenizer", "methods", "versions", "parameters")
+OWN = ("format", "files", "base", "tokenizer", "proof", "methods", "versions", "parameters")
 
 
 def manifest(
-    model: nn.Module, methods: tuple[Method, ...], files: Mapping[str, Any], facts: Mapping[str, Any]
+    model: nn.Module,
+    methods: tuple[Method, ...],
+    files: Mapping[str, Any],
+    proof: Record,
+    facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     taken = sorted(set(OWN) & facts.keys())
     if taken:
@@ -37,38 +45,27 @@ def manifest(
         "files": dict(files),
         "base": base_facts(model),
         "tokenizer": tokenizer_facts(getattr(model, "tokenizer", None)),
+        "proof": proof.to_dict(),
         "methods": [{"name": method.kind, **method.model_dump(mode="json")} for method in methods],
         "versions": versions(),
         **facts,
     }
 
 
-def base_facts(model: nn.Module) -> dict[str, Any]:
-    """Two fingerprints can be compared when they are of the same thing: `hashed` says of what."""
-    stored = isinstance(getattr(model, "base_fingerprint", None), str)
-    dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
-    return {
-        "source": base_name(model),
-        "fingerprint": fingerprint(model),
-        "hashed": "checkpoint" if stored else f"memory {' '.join(dtypes)}",
-    }
-
-
-def other_base(recorded: Mapping[str, Any], model: nn.Module) -> bool:
-    """Whether an adapter was certainly trained on another base than this one."""
-    here = base_facts(model)
-    same_kind = recorded.get("hashed") == here["hashed"]
-    return same_kind and recorded.get("fingerprint") != here["fingerprint"]
-
-
 def tokenizer_facts(tokenizer: Any) -> dict[str, str] | None:
     if tokenizer is None:
         return None
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    words = tokenizer.get_vocab() if backend is None else _without_habits(json.loads(backend.to_str()))
+    text = json.dumps(words, sort_keys=True)
     template = getattr(tokenizer, "chat_template", None)
     facts = {"sha256": _sha256(text)}
     return facts if template is None else facts | {"chat_template": _sha256(json.dumps(template, sort_keys=True))}
+
+
+def _without_habits(words: dict[str, Any]) -> dict[str, Any]:
+    """Padding and truncation are set by each call, and say nothing of the words."""
+    return {name: value for name, value in words.items() if name not in ("padding", "truncation")}
 
 
 def versions() -> dict[str, str]:

@@ -1,19 +1,24 @@
 """Merging: the adapter becomes part of the weights, W' = merged(W), and the model is plain again.
 
 In place on a model, or shard by shard from one checkpoint folder to another, where no more than one tensor and the
-shard being written are in memory.
+shard being written are in memory.  Either way the merged model answers the probe that the adapted one answered.
 """
 
-from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lorica.adapter.installed import Installed, Modules, Undo, undone
 from lorica.adapter.plan import Plan, PlannedEdit
-from lorica.errors import AdapterError
-from lorica.models import parameter_of, weight_of
+from lorica.adapter.proof import Comparison, Proof, Record, compared
+from lorica.errors import AdapterError, ModelError
+from lorica.models import Probe, numerics, parameter_of, weight_of
+from lorica.models.numerics import rounding
 
-Modules = Mapping[tuple[str, str], nn.Module]
+LEFT = 0.5
+"""The least share of the adapter's effect that may be left once the weights are rounded to their type."""
 
 
 def require_mergeable(plan: Plan, modules: Modules) -> None:
@@ -27,14 +32,100 @@ def _has_merged(planned: PlannedEdit, module: nn.Module) -> bool:
     return planned.edit.place == "instead" or (planned.edit.place == "around" and hasattr(module, "merged"))
 
 
-def into(model: nn.Module, plan: Plan, modules: Modules) -> None:
-    """Puts the merged weights into a model from which the adapter has been taken off."""
+@dataclass(eq=False)
+class Swaps:
+    """Parameters that stand in the place of a base's own, until they are settled or taken back.
+
+    Without `kept`, each of the base's own is let go of at once, and cannot be taken back.
+    """
+
+    model: nn.Module
+    kept: bool = True
+    pairs: list[tuple[nn.Parameter, nn.Parameter]] = field(default_factory=list)
+    undos: list[Undo] = field(default_factory=list)
+
+    def put(self, holder: nn.Module, name: str, before: nn.Parameter, after: nn.Parameter) -> None:
+        setattr(holder, name, after)
+        if self.kept:
+            self.pairs.append((before, after))
+            self.undos.append(lambda: setattr(holder, name, before))
+
+    def take_back(self) -> None:
+        undone(self.undos)
+
+    def settle(self) -> None:
+        """The model is another base from now on: no name or fingerprint of the old one stays."""
+        for before, after in self.pairs:
+            after.requires_grad_(before.requires_grad)
+        forget_origin(self.model)
+
+
+def proven(edits: Installed, proof: Record) -> tuple[Comparison | None, Swaps]:
+    """Merged weights in place of the base's, the edits taken off; after an AdapterError all is as it was."""
+    edits.take()
+    swaps = Swaps(edits.model)
+    try:
+        _swap(swaps, edits.plan, edits.modules)
+        comparison = checked(edits.model, proof)
+    except BaseException:
+        swaps.take_back()
+        edits.put()
+        raise
+    return comparison, swaps
+
+
+def unproven(edits: Installed) -> Swaps:
+    """Merged weights in a model from which the edits were taken off, one weight more than the model in memory."""
+    swaps = Swaps(edits.model, kept=False)
+    _swap(swaps, edits.plan, edits.modules)
+    return swaps
+
+
+def checked(merged: nn.Module, proof: Record) -> Comparison | None:
+    """The merged model's answers beside the adapted one's; AdapterError where rounding does not explain the distance.
+
+    None where there is nothing to compare with.
+    """
+    if not isinstance(proof, Proof):
+        return None
+    now = numerics(merged)
+    try:
+        answers = Probe.of(merged).read(merged)
+    except ModelError as error:
+        raise AdapterError(f"merge: {error}") from error
+    found = compared(proof, proof.bare, answers, now, rounding(merged, proof.numerics, now))
+    if not found.within_rounding:
+        raise AdapterError(
+            f"merge: the outputs move by {found.deviation:.1e} of the largest, and rounding to {now['dtype']} explains "
+            f"{found.allowed:.1e}; keep the adapter as it is"
+        )
+    if found.share < LEFT:
+        raise AdapterError(
+            f"merge: weights rounded to {now['dtype']} keep {found.share:.0%} of the adapter's effect; keep the "
+            "adapter as it is, or merge it into the base loaded in float32"
+        )
+    return found
+
+
+def forget_origin(model: Any) -> None:
+    for name in ("base_fingerprint", "base_digest"):
+        if hasattr(model, name):
+            delattr(model, name)
+    if hasattr(model, "source"):
+        model.source = None
+    for holder in (model, getattr(model, "config", None)):
+        for name in ("name_or_path", "_name_or_path"):
+            if getattr(holder, name, None):
+                setattr(holder, name, "")
+
+
+def _swap(swaps: Swaps, plan: Plan, modules: Modules) -> None:
     with torch.no_grad():
         for planned in plan.edits:
             if planned.edit.place == "instead":
-                _put_copy(model, planned, modules[planned.key])
+                _put_copy(swaps, planned, modules[planned.key])
             else:
-                _put_merged(model, planned, modules[planned.key])
+                _put_merged(swaps, planned, modules[planned.key])
 
 
 def merged_weight(module: nn.Module, weight: Tensor, transposed: bool = False) -> Tensor:
@@ -44,28 +135,30 @@ def merged_weight(module: nn.Module, weight: Tensor, transposed: bool = False) -
     return (merged.T if transposed else merged).to(weight.dtype).contiguous()
 
 
-def _put_merged(model: nn.Module, planned: PlannedEdit, module: nn.Module) -> None:
+def _put_merged(swaps: Swaps, planned: PlannedEdit, module: nn.Module) -> None:
+    model = swaps.model
     stored = weight_of(model, planned.site)
     holder = model.get_submodule(planned.site.name)
     before = holder.get_parameter("weight")
-    holder.weight = nn.Parameter(
-        merged_weight(module, before.detach(), stored.transposed), requires_grad=before.requires_grad
-    )
+    value = merged_weight(module, before.detach(), stored.transposed)
+    swaps.put(holder, "weight", before, nn.Parameter(value, requires_grad=before.requires_grad))
     if any(parameter is before for parameter in model.parameters()):
-        _untie(model)
+        _untie(swaps)
 
 
-def _put_copy(model: nn.Module, planned: PlannedEdit, module: nn.Module) -> None:
-    before = parameter_of(model, planned.site)
-    after = nn.Parameter(module().detach().to(before.dtype), requires_grad=before.requires_grad)
-    for holder in model.modules():
-        for name, held in holder._parameters.items():
-            if held is before:
-                holder._parameters[name] = after
+def _put_copy(swaps: Swaps, planned: PlannedEdit, module: nn.Module) -> None:
+    before = parameter_of(swaps.model, planned.site)
+    value = module().detach().to(before.dtype)
+    held = [(m, name) for m in swaps.model.modules() for name, p in m._parameters.items() if p is before]
+    after = nn.Parameter(value, requires_grad=before.requires_grad)
+    for holder, name in held:
+        swaps.put(holder, name, before, after)  # type: ignore[arg-type]
 
 
-def _untie(model: nn.Module) -> None:
+def _untie(swaps: Swaps) -> None:
     """Another place still holds the weight as it was: it must not be tied again when the model is saved and loaded."""
-    config = getattr(model, "config", None)
+    config = getattr(swaps.model, "config", None)
     if config is not None and hasattr(config, "tie_word_embeddings"):
+        before = config.tie_word_embeddings
+        swaps.undos.append(lambda: setattr(config, "tie_word_embeddings", before))
         config.tie_word_embeddings = False

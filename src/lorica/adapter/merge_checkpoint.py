@@ -4,6 +4,7 @@ Shard by shard: a shard of the base is mapped, its adapted weights are merged in
 the type they are stored in, and it is written under its own name.  In memory at a time: merged weights of one shard.
 """
 
+import gc
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,14 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from lorica import durable
+from lorica.adapter import lineage
+from lorica.adapter.effect import inert_at, without_effect
 from lorica.adapter.file import AdapterFile, read
-from lorica.adapter.load import plan_on, require_base
-from lorica.adapter.merge import merged_weight, require_mergeable
+from lorica.adapter.lineage import Parent
+from lorica.adapter.load import load, plan_on, require_base
+from lorica.adapter.manifest import FORMAT, NAME, versions
+from lorica.adapter.merge import checked, merged_weight, require_mergeable
 from lorica.adapter.plan import Plan, PlannedEdit
+from lorica.adapter.proof import Comparison, Proof, Record, Unprobed
 from lorica.errors import AdapterError
 from lorica.kernels import FrozenWeight
 from lorica.methods.contract import Start
-from lorica.models import shapes_only
+from lorica.models import load_base, shapes_only
 from lorica.models.fingerprint import fingerprint_of_folder
 from lorica.models.folder import folder_of
 from lorica.models.stored import INDEX, Stored
@@ -32,7 +38,10 @@ DESCRIPTIONS = ("*.json", "*.model", "*.txt", "*.jinja")
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """A merged checkpoint: its folder, how many weights changed and by how much at most, and the bytes of its files."""
+    """A merged checkpoint: its folder, how many weights changed and by how much at most, and the bytes of its files.
+
+    outputs: how far it answers a probe from base and adapter together; where none was made, `unprobed` says why.
+    """
 
     folder: str
     base: str
@@ -41,23 +50,38 @@ class Merged:
     largest_change: float
     changed_most: str
     bytes: int
+    outputs: Comparison | None = None
+    unprobed: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(self.__dict__)
+        outputs = None if self.outputs is None else self.outputs.to_dict()
+        largest = None if self.outputs is None else self.outputs.deviation
+        return {**self.__dict__, "outputs": outputs, "largest_difference": largest}
 
     def __str__(self) -> str:
         return (
             f"{self.folder}: {self.weights} weights of {self.base} merged with {self.adapter}, "
-            f"{self.bytes / 1e9:.3f} GB; largest change of a weight {self.largest_change:.4g} ({self.changed_most})"
+            f"{self.bytes / 1e9:.3f} GB; largest change of a weight {self.largest_change:.4g} ({self.changed_most})\n"
+            f"outputs: {self.outputs or f'not compared, {self.unprobed}'}"
         )
 
 
 def merge_checkpoint(
-    base: str | Path, adapter: str | Path | AdapterFile, out: str | Path, *, other_base: bool = False
+    base: str | Path,
+    adapter: str | Path | AdapterFile,
+    out: str | Path,
+    *,
+    untrained: bool = False,
+    other_base: bool = False,
+    unprobed: str | None = None,
 ) -> Merged:
     """Writes the checkpoint of `base` with `adapter` in its weights to the new folder `out`.
 
-    AdapterError where the adapter does not fit or cannot be merged; RunError where `out` holds something already.
+    untrained, other_base   as in `load`
+    unprobed                why the outputs are not to be compared, which takes one whole model in memory at a time
+
+    AdapterError, and nothing written, where the adapter does not fit, changes nothing or cannot be merged, and where
+    the merged outputs are further from the adapted ones than rounding explains.  RunError where `out` holds something.
     """
     source = folder_of(base)
     file = adapter if isinstance(adapter, AdapterFile) else read(adapter)
@@ -67,8 +91,13 @@ def merge_checkpoint(
         require_base(file, shapes)
     merge = _Merge(shapes, file, Stored(source))
     with durable.new_folder(out) as folder:
+        before = Unprobed(unprobed) if unprobed else _adapted(source, file, merge.stored, other_base)
         merge.write_shards(folder)
+        if not merge.effective and not untrained:
+            raise AdapterError(without_effect(file.where))
         _copy_descriptions(source, folder, untied=bool(merge.untied))
+        outputs = _outputs(folder.path, merge.stored, before)
+        folder.write_json(NAME, _record(base, shapes.base_fingerprint, file, outputs))
         size = sum(record["bytes"] for record in folder.records().values())
     name, change = max(merge.changes.items(), key=lambda item: item[1])
     return Merged(
@@ -79,7 +108,33 @@ def merge_checkpoint(
         largest_change=change,
         changed_most=name,
         bytes=size,
+        outputs=outputs,
+        unprobed=before.reason if isinstance(before, Unprobed) else None,
     )
+
+
+def _adapted(source: Path, file: AdapterFile, stored: Stored, other_base: bool) -> Record:
+    """What base and adapter answer together, in the type the base is stored in."""
+    model = load_base(source, dtype=stored.dtype, device="cpu")
+    return load(model, file, trainable=False, untrained=True, other_base=other_base).proof()
+
+
+def _outputs(merged: Path, stored: Stored, before: Record) -> Comparison | None:
+    if not isinstance(before, Proof):
+        return None
+    gc.collect()  # the base is gone before the merged model is loaded: never two of them in memory
+    return checked(load_base(merged, dtype=stored.dtype, device="cpu"), before)
+
+
+def _record(base: str | Path, fingerprint: str, file: AdapterFile, outputs: Comparison | None) -> dict[str, Any]:
+    """lorica.json of a merged checkpoint: its lineage, and how far its outputs moved."""
+    return {
+        "format": FORMAT,
+        "base": {"source": str(base), "fingerprint": fingerprint, "hashed": "checkpoint"},
+        "outputs": None if outputs is None else outputs.to_dict(),
+        "versions": versions(),
+        **lineage.facts("merged", (Parent(file.digest, file.where),)),
+    }
 
 
 @dataclass(eq=False)
@@ -90,6 +145,8 @@ class _Merge:
     file: AdapterFile
     stored: Stored
     changes: dict[str, float] = field(default_factory=dict)
+    effective: bool = False
+    """Whether some edit that was merged changes what the base computes."""
 
     def __post_init__(self) -> None:
         self.plan: Plan = plan_on(self.model, self.file)
@@ -153,6 +210,7 @@ class _Merge:
             module = self._module(planned, tensor)
             require_mergeable(self.plan, {planned.key: module})
             whole = planned.edit.place == "instead"
+            self.effective = self.effective or not inert_at(tensor if whole else None, module)
             merged = (
                 module().detach().to(tensor.dtype) if whole else merged_weight(module, tensor, planned.site.transposed)
             )
@@ -180,7 +238,7 @@ def _ties(model: nn.Module) -> dict[str, tuple[str, ...]]:
 def _copy_descriptions(source: Path, folder: durable.Folder, *, untied: bool) -> None:
     files = sorted({path for pattern in DESCRIPTIONS for path in source.glob(pattern)})
     for path in files:
-        if path.name == INDEX:
+        if path.name in (INDEX, NAME):
             continue
         if path.name == "config.json" and untied:
             config = json.loads(path.read_text(encoding="utf-8"))

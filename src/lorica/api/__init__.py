@@ -5,8 +5,10 @@ from lorica.api.answers import Answer, Speaker, generate
 from lorica.api.looking import Machinery, MethodTable, data_report, doctor, method_table
 from lorica.api.merging import merge
 from lorica.api.planning import plan
+from lorica.api.recorded import unverified
 from lorica.api.scoring import Score, evaluate
 from lorica.api.training import fit, next_steps, train
+from lorica.api.verifying import verify
 from lorica.models import load_base
 
 __all__ = [
@@ -30,4 +32,6 @@ __all__ = [
     "next_steps",
     "plan",
     "train",
+    "unverified",
+    "verify",
 ]

@@ -44,9 +44,12 @@ def generate(
     seed: int = 0,
     base: bool = False,
     dtype: str | None = None,
+    untrained: bool = False,
+    other_base: bool = False,
 ) -> Answer:
     """The answer to one prompt; greedy unless a temperature is given."""
-    speaker = Speaker.of(adapter, model=model, base=base, dtype=dtype)
+    options = {"untrained": untrained, "other_base": other_base}
+    speaker = Speaker.of(adapter, model=model, base=base, dtype=dtype, **options)
     return speaker.answer(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
 
 
@@ -68,11 +71,14 @@ class Speaker:
         model: str | nn.Module | None = None,
         base: bool = False,
         dtype: str | None = None,
+        untrained: bool = False,
+        other_base: bool = False,
     ) -> "Speaker":
         if isinstance(adapter, Attached):
             holder, manifest = adapter.eval().model, {}
         else:
-            holder, manifest = loaded(adapter, model, base=base, dtype=dtype)
+            options = {"untrained": untrained, "other_base": other_base}
+            holder, manifest = loaded(adapter, model, base=base, dtype=dtype, **options)
         tokenizer, own = tokenizer_of(holder)
         template = data_config(manifest, "rows").template
         written = own_renderer(tokenizer, template) if template else own or own_renderer(tokenizer)

@@ -8,6 +8,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from lorica.adapter import AdapterFile, load, read
+from lorica.adapter.fetch import folder_of as adapter_folder
+from lorica.adapter.manifest import NAME
 from lorica.data import DataConfig
 from lorica.errors import AdapterError, LoricaError, RequestError
 from lorica.models import load_base
@@ -39,15 +41,26 @@ def _own_run(adapter: Path, base: str) -> bool:
 
 
 def loaded(
-    adapter: Place, model: str | nn.Module | None = None, *, base: bool = False, dtype: str | None = None
+    adapter: Place,
+    model: str | nn.Module | None = None,
+    *,
+    base: bool = False,
+    dtype: str | None = None,
+    untrained: bool = False,
+    other_base: bool = False,
 ) -> tuple[nn.Module, Mapping[str, Any]]:
     """The model with the adapter in place (without, where `base`), for evaluation, and what the adapter records."""
     file = read(adapter)
     source = model if model is not None else base_of(adapter, file)
     held = load_base(source, dtype=dtype) if isinstance(source, str) else source
     if not base:
-        load(held, file, trainable=False)
+        load(held, file, trainable=False, untrained=untrained, other_base=other_base)
     return held.eval(), file.manifest or {}
+
+
+def unverified(adapter: Place) -> bool:
+    """Whether others wrote the folder, so that nothing in it says what it was and what it did."""
+    return not (adapter_folder(adapter) / NAME).is_file()
 
 
 def data_config(manifest: Mapping[str, Any], source: str) -> DataConfig:

@@ -44,27 +44,35 @@ def evaluate(
     base: bool = False,
     dtype: str | None = None,
     task: str = "causal_lm",
+    untrained: bool = False,
+    other_base: bool = False,
 ) -> Score:
     """Loss and metrics on `data`: a file or other source, rows in memory, or a data set.
 
     adapter   a folder, a hub id, or one in place; None scores `model` itself
     base      scores the bare base of the adapter
+    untrained, other_base   as in `load`: an adapter without effect, or one for another base, is accepted
     """
-    holder, manifest = _holder(adapter, model, base, dtype)
+    accepted = {"untrained": untrained, "other_base": other_base}
+    holder, manifest = _holder(adapter, model, base, dtype, accepted)
     source = str(data) if isinstance(data, Path) else data
     rows = from_anything(holder, source, data_config(manifest, source if isinstance(source, str) else "rows"))
     return Score(TASKS[task].evaluate(holder, rows, micro_batch_tokens=MICRO_BATCH_TOKENS))
 
 
 def _holder(
-    adapter: str | Path | Attached | None, model: str | nn.Module | None, base: bool, dtype: str | None
+    adapter: str | Path | Attached | None,
+    model: str | nn.Module | None,
+    base: bool,
+    dtype: str | None,
+    accepted: Mapping[str, bool],
 ) -> tuple[nn.Module, Mapping[str, Any]]:
     if isinstance(adapter, Attached):
         if base or model is not None:
             raise RequestError("evaluate: an adapter in place is scored on its own model; detach it to score the base")
         return adapter.eval().model, {}
     if adapter is not None:
-        return loaded(adapter, model, base=base, dtype=dtype)
+        return loaded(adapter, model, base=base, dtype=dtype, **accepted)
     if model is None:
         raise RequestError("eval: name an adapter, or a base with --model")
     return (load_base(model, dtype=dtype) if isinstance(model, str) else model).eval(), {}

@@ -31,6 +31,7 @@ COMMANDS = {
     "generate": use.generate,
     "chat": use.chat,
     "inspect": use.inspect,
+    "verify": use.verify,
     "merge": use.merge,
     "data": look.data,
     "methods": look.methods,

@@ -5,11 +5,13 @@ import sys
 from lorica.cli.output import say
 
 
-def talk(adapter: str, *, model: str | None, max_tokens: int, temperature: float, dtype: str | None) -> None:
+def talk(
+    adapter: str, *, model: str | None, max_tokens: int, temperature: float, dtype: str | None, **accepted: bool
+) -> None:
     """Reads lines until an empty one or the end of input; Ctrl-C stops an answer, and between answers the loop."""
     from lorica import api
 
-    speaker = api.Speaker.of(adapter, model=model, dtype=dtype)
+    speaker = api.Speaker.of(adapter, model=model, dtype=dtype, **accepted)
     say(f"{speaker}\nan empty line ends")
     while line := _line():
         try:

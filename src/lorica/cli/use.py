@@ -1,4 +1,4 @@
-"""The commands that use an adapter: eval, generate, chat, inspect, merge."""
+"""The commands that use an adapter: eval, generate, chat, inspect, verify, merge."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lorica.cli.output import say, show
-from lorica.cli.words import AdapterPath, AsJson, Dtype, ModelSource
+from lorica.cli.words import AdapterPath, AsJson, Dtype, ModelSource, OtherBase, Untrained
 
 
 def evaluate(
@@ -18,12 +18,16 @@ def evaluate(
     model: ModelSource = None,
     base: Annotated[bool, typer.Option("--base", help="Score the bare base instead.")] = False,
     dtype: Dtype = None,
+    untrained: Untrained = False,
+    other_base: OtherBase = False,
     as_json: AsJson = False,
 ) -> None:
     """Score an adapter, or its bare base, on a data file. Loss, perplexity and the task's metrics."""
     from lorica import api
 
-    show(api.evaluate(adapter, data, model=model, base=base, dtype=dtype), as_json)
+    accepted = {"untrained": untrained, "other_base": other_base}
+    show(api.evaluate(adapter, data, model=model, base=base, dtype=dtype, **accepted), as_json)
+    note_unverified(adapter)
 
 
 def generate(
@@ -39,6 +43,8 @@ def generate(
     ] = 0,
     base: Annotated[bool, typer.Option("--base", help="Let the bare base answer instead.")] = False,
     dtype: Dtype = None,
+    untrained: Untrained = False,
+    other_base: OtherBase = False,
     as_json: AsJson = False,
 ) -> None:
     """Answer one prompt. It is written to the model as the rows it was taught with."""
@@ -53,8 +59,11 @@ def generate(
         seed=seed,
         base=base,
         dtype=dtype,
+        untrained=untrained,
+        other_base=other_base,
     )
     show(said, as_json)
+    note_unverified(adapter)
 
 
 def chat(
@@ -63,11 +72,14 @@ def chat(
     max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", min=1, help="Of each answer.")] = 512,
     temperature: Annotated[float, typer.Option("--temperature", metavar="T", min=0.0, help="0 is greedy.")] = 0.0,
     dtype: Dtype = None,
+    untrained: Untrained = False,
+    other_base: OtherBase = False,
 ) -> None:
     """Talk with an adapter. Answers appear as they are written; an empty line ends."""
     from lorica.cli.talk import talk
 
-    talk(adapter, model=model, max_tokens=max_tokens, temperature=temperature, dtype=dtype)
+    accepted = {"untrained": untrained, "other_base": other_base}
+    talk(adapter, model=model, max_tokens=max_tokens, temperature=temperature, dtype=dtype, **accepted)
 
 
 def inspect(adapter: AdapterPath, as_json: AsJson = False) -> None:
@@ -77,16 +89,48 @@ def inspect(adapter: AdapterPath, as_json: AsJson = False) -> None:
     show(api.inspect(adapter), as_json)
 
 
+def verify(
+    adapter: AdapterPath,
+    model: ModelSource = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Hash every byte of the base, not blocks of each tensor.")
+    ] = False,
+    untrained: Untrained = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="TYPE", help="Compute in this type. Default: the one that was recorded."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that an adapter is whole, fits its base, and answers as it did when it was saved."""
+    from lorica import api
+
+    found = api.verify(adapter, model=model, dtype=dtype, untrained=untrained, full=full)
+    show(found, as_json)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def note_unverified(adapter: str | None) -> None:
+    from lorica import api
+
+    if adapter is not None and api.unverified(adapter):
+        say(f"{adapter}: unverified, since others wrote it: no lorica.json says what it is and what it did")
+
+
 def merge(
     adapter: AdapterPath,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder for the merged checkpoint.")],
     model: ModelSource = None,
+    untrained: Untrained = False,
+    other_base: OtherBase = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint with the adapter folded in. transformers loads it as any other."""
     from lorica import api
 
-    merged = api.merge(adapter, out, model=model)
+    merged = api.merge(adapter, out, model=model, untrained=untrained, other_base=other_base)
     show(merged, as_json)
+    note_unverified(adapter)
     if not as_json:
         say(f"load it with: AutoModelForCausalLM.from_pretrained({str(out)!r})")

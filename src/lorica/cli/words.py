@@ -31,6 +31,12 @@ ModelSource = Annotated[
         show_default=False,
     ),
 ]
+Untrained = Annotated[
+    bool, typer.Option("--untrained", help="Accept an adapter without effect, whose every update is still zero.")
+]
+OtherBase = Annotated[
+    bool, typer.Option("--other-base", help="Accept a base with another fingerprint than the recorded one.")
+]
 Dtype = Annotated[
     str | None,
     typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16. Default: as the base is stored."),

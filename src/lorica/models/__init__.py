@@ -7,9 +7,14 @@ from lorica.models.entry import enter
 from lorica.models.fingerprint import fingerprint
 from lorica.models.generate import generate
 from lorica.models.loading import load_base, load_tokenizer, shapes_only
+from lorica.models.numerics import Numerics, numerics
+from lorica.models.probe import Probe, Reading
 from lorica.models.walking import context_limit, sites
 
 __all__ = [
+    "Numerics",
+    "Probe",
+    "Reading",
     "Undo",
     "checkpoint",
     "context_limit",
@@ -19,6 +24,7 @@ __all__ = [
     "install",
     "load_base",
     "load_tokenizer",
+    "numerics",
     "parameter_of",
     "renderer",
     "shapes_only",

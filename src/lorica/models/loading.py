@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from lorica.errors import ModelError, did_you_mean
 from lorica.models.causal_lm import CausalLM
 from lorica.models.config import FAMILIES
-from lorica.models.fingerprint import fingerprint_of_folder
+from lorica.models.fingerprint import fingerprint_of_folder, whole_digest
 from lorica.models.folder import folder_of
 from lorica.models.foreign import load_foreign, model_class, read_config, read_generation_config, read_tokenizer
 from lorica.models.quiet import quiet
 from lorica.models.stored import DTYPES, Stored
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+WHOLE_AT_MOST = 256_000_000
+"""Bytes of a checkpoint that are all hashed when it is first loaded: a quarter of a second."""
 ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 NAMES_OF_DTYPES = {
     "float64": torch.float64,
@@ -39,6 +41,8 @@ def load_base(
     device: str | torch.device | None = None,
 ) -> nn.Module:
     """A frozen base in evaluation mode, with `.tokenizer` (None without one), `.source` and `.base_fingerprint`.
+
+    `.base_digest` is of every byte of its tensors; None for a large base where nobody asked for it yet.
 
     source   "embedded", a folder, or a hub id
     dtype    "bfloat16", torch.float32 ...; None: the one the checkpoint states
@@ -185,4 +189,5 @@ def _finished(model: Any, source: str | Path, folder: Path) -> nn.Module:
     model.tokenizer = read_tokenizer(folder)
     model.source = str(source)
     model.base_fingerprint = fingerprint_of_folder(folder)
+    model.base_digest = whole_digest(folder, at_most=WHOLE_AT_MOST)
     return model

@@ -1,0 +1,51 @@
+"""verify: an adapter folder on the base it records, in the numerics it records, as far as this machine has them."""
+
+from pathlib import Path
+
+from torch import nn
+
+from lorica import adapter as rooms
+from lorica.adapter import AdapterFile, Verification
+from lorica.adapter.proof import Proof, recorded
+from lorica.api.recorded import base_of
+from lorica.errors import RequestError
+from lorica.models import load_base
+from lorica.models.fingerprint import whole_digest
+from lorica.models.folder import folder_of
+from lorica.models.numerics import dtype_of
+
+
+def verify(
+    adapter: str | Path,
+    *,
+    model: str | nn.Module | None = None,
+    dtype: str | None = None,
+    untrained: bool = False,
+    full: bool = False,
+) -> Verification:
+    """Whether an adapter is whole, fits its base, and makes it answer as it did when it was saved.
+
+    model       the base, where the one that the adapter records is not to be used
+    dtype       the type to compute in; None: the recorded one, in which the answers are equal to the bit
+    untrained   an adapter without effect is accepted
+    full        every byte of the base is hashed as well, instead of blocks of each tensor
+
+    `.ok` and `.checks`, each with name, ok and detail.  RequestError where there is no such folder or no base.
+    """
+
+    def base(file: AdapterFile) -> nn.Module:
+        if isinstance(model, nn.Module):
+            return model
+        return load_base(model or base_of(adapter, file), dtype=dtype or _recorded_dtype(file))
+
+    def whole(file: AdapterFile) -> str | None:
+        if isinstance(model, nn.Module):
+            raise RequestError("verify: full reads the files of the base; give its folder or hub id as model")
+        return whole_digest(folder_of(model or base_of(adapter, file)))
+
+    return rooms.verify(adapter, base, untrained=untrained, whole=whole if full else None)
+
+
+def _recorded_dtype(file: AdapterFile) -> str | None:
+    proof = recorded(file.manifest)
+    return dtype_of(proof.numerics) if isinstance(proof, Proof) else None
