@@ -6,10 +6,10 @@
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from campaign.interop.families import FAMILIES, Family
+from campaign.interop.families import FAMILIES, WIDTH, Family
 
 MIXES = 4
 """Cases of every family that draw several options at once."""
@@ -60,6 +60,21 @@ def cases(seed: int = 0) -> Iterator[Case]:
                     yield Case(family, option, number, setting)
 
 
+def sample(seed: int = 0) -> list[Case]:
+    """Every option once, families in turn, and every family at least once."""
+    waiting = list(FAMILIES)
+    random.Random(seed).shuffle(waiting)
+    table = {(case.family.name, case.option): case for case in cases(seed) if case.seed == 0}
+    chosen = []
+    for option in OPTIONS:
+        family = next(name for name in waiting if (name, option) in table)
+        waiting.remove(family)
+        waiting.append(family)
+        chosen.append(table[family, option])
+    seen = {case.family.name for case in chosen}
+    return chosen + [table[name, "attention"] for name in FAMILIES if name not in seen]
+
+
 def _low_rank(family: Family, draw: Draw, **more: Any) -> dict[str, Any]:
     """Ranks and alphas differ, and no scale is one."""
     r = draw.randint(2, 5)
@@ -77,27 +92,27 @@ def _refused(words: str, **more: Any) -> Option:
 
 
 def _stored(way: str) -> Option:
-    return lambda family, draw: Setting(config=_low_rank(family, draw), stored=way)
+    return lambda family, draw: Setting(config=_low_rank(family, draw, modules_to_save=[family.norm]), stored=way)
 
 
 def _mlp(family: Family, draw: Draw) -> Setting:
     return Setting(config=_low_rank(family, draw, target_modules=list(family.mlp)))
 
 
-def _patterns(family: Family, draw: Draw) -> Setting:
-    """A long name before the short one that matches it too: the first that matches counts."""
-    short, other = family.attention
-    ranks = {family.path: 6, short: 3}
-    alphas = {other: 7, family.mlp[0]: 5}
+def _patterns(family: Family, draw: Draw, **more: Any) -> Setting:
+    ranks = {family.path: 6, family.mlp[1]: 3}
+    alphas = {family.attention[0]: 17, family.mlp[0]: 5}
     targets = [*family.attention, *family.mlp]
-    return Setting(config=_low_rank(family, draw, target_modules=targets, rank_pattern=ranks, alpha_pattern=alphas))
+    config = _low_rank(family, draw, target_modules=targets, rank_pattern=ranks, alpha_pattern=alphas, **more)
+    return Setting(config=config)
 
 
-def _patterns_rslora(family: Family, draw: Draw) -> Setting:
-    ranks = {family.attention[0]: 6, family.path: 3}
-    return Setting(
-        config=_low_rank(family, draw, use_rslora=True, rank_pattern=ranks, alpha_pattern={family.attention[1]: 4})
-    )
+def _overlapping_patterns(family: Family, draw: Draw) -> Setting:
+    """The first that matches counts, and PEFT sorts the keys when it saves: its file may not say what it held."""
+    names = sorted([family.path, family.path.rpartition(".")[2]], reverse=True)
+    ranks = {name: rank for name, rank in zip(names, (6, 3), strict=True)}
+    config = _low_rank(family, draw, target_modules=[*family.attention, *family.mlp], rank_pattern=ranks)
+    return Setting(config=config, refused="by this base and adapter_config.json")
 
 
 def _regex_pattern(family: Family, draw: Draw) -> Setting:
@@ -138,35 +153,60 @@ def _full_path(family: Family, draw: Draw) -> Setting:
     return Setting(config=_low_rank(family, draw, target_modules=[family.path, family.mlp[1]]))
 
 
-def _all_linear(family: Family, draw: Draw) -> Setting:
+def _all_linear(family: Family, draw: Draw) -> Setting | None:
+    """PEFT itself stops where a task's head is both saved whole and a linear, unless the task is SEQ_CLS."""
+    if family.task == "TOKEN_CLS":
+        return None
     return Setting(config=_low_rank(family, draw, target_modules="all-linear"))
 
 
-def _embedding(family: Family, draw: Draw, tied: bool = False, **more: Any) -> Setting | None:
+def _embedding(family: Family, draw: Draw, tied: bool = False) -> Setting | None:
     if family.embed is None or (tied and not family.tieable):
         return None
-    return Setting(config=_low_rank(family, draw, target_modules=[family.embed, *family.attention], **more), tied=tied)
+    return Setting(config=_low_rank(family, draw, target_modules=[family.embed, *family.attention]), tied=tied)
 
 
-def _head(family: Family, draw: Draw, tied: bool = False, **more: Any) -> Setting | None:
+def _head(family: Family, draw: Draw, tied: bool = False) -> Setting | None:
     """LoRA on the head itself; a task would have PEFT train the heads of classifiers whole."""
     if family.head is None or (tied and not family.tieable):
         return None
     task = family.task if family.tieable else None
-    config = _low_rank(family, draw, target_modules=[family.head, *family.attention], task_type=task, **more)
-    return Setting(config=config, tied=tied)
+    targets = [family.low_rank_head or family.head, *family.attention]
+    config = _low_rank(family, draw, target_modules=targets, task_type=task)
+    return Setting(config={**config, "r": 2}, tied=tied)  # classifiers have three outputs
 
 
-def _head_saved(family: Family, draw: Draw, tied: bool = False, **more: Any) -> Setting | None:
+def _beyond(family: Family, draw: Draw) -> Setting:
+    config = _low_rank(family, draw, rank_pattern={family.path: WIDTH + 8})
+    return Setting(config=config, refused="beyond")
+
+
+def _positions(family: Family, draw: Draw) -> Setting | None:
+    if family.positions is None:
+        return None
+    config = _low_rank(family, draw, target_modules=[family.positions, *family.attention])
+    return Setting(config=config, refused=family.positions if family.own_positions else None)
+
+
+def _head_saved(family: Family, draw: Draw, tied: bool = False) -> Setting | None:
     if family.head is None or (tied and not family.tieable):
         return None
-    return Setting(config=_low_rank(family, draw, modules_to_save=[family.head], **more), tied=tied)
+    config = _low_rank(family, draw, modules_to_save=[family.head])
+    return Setting(config=config, tied=tied, refused="tied" if tied else None)
 
 
-def _embedding_saved(family: Family, draw: Draw, tied: bool = False, **more: Any) -> Setting | None:
+def _embedding_saved(family: Family, draw: Draw, tied: bool = False) -> Setting | None:
     if family.embed is None or (tied and not family.tieable):
         return None
-    return Setting(config=_low_rank(family, draw, modules_to_save=[family.embed], **more), tied=tied)
+    config = _low_rank(family, draw, modules_to_save=[family.embed])
+    return Setting(config=config, tied=tied, refused="tied" if tied or family.shared else None)
+
+
+def _kept_tied(setting: Setting | None) -> Setting | None:
+    if setting is None:
+        return None
+    config = {**setting.config, "ensure_weight_tying": True}
+    return replace(setting, config=config, config_refused="ensure_weight_tying")
 
 
 def _norm_saved(family: Family, draw: Draw) -> Setting:
@@ -217,7 +257,8 @@ OPTIONS: dict[str, Option] = {
     "all-linear": _all_linear,
     "rslora": _with(use_rslora=True),
     "patterns": _patterns,
-    "patterns with rslora": _patterns_rslora,
+    "patterns with rslora": lambda family, draw: _patterns(family, draw, use_rslora=True),
+    "patterns that overlap": _overlapping_patterns,
     "patterns that are no names": _regex_pattern,
     "bias all": _bias_all,
     "bias of adapted layers": _bias_of_adapted,
@@ -229,18 +270,18 @@ OPTIONS: dict[str, Option] = {
     "dropout": _with(lora_dropout=0.2, init_lora_weights="gaussian"),
     "embedding": _embedding,
     "embedding, tied": lambda family, draw: _embedding(family, draw, tied=True),
-    "embedding, kept tied": lambda family, draw: _embedding(family, draw, tied=True, ensure_weight_tying=True),
+    "embedding, kept tied": lambda family, draw: _kept_tied(_embedding(family, draw, tied=True)),
     "head": _head,
     "head, tied": lambda family, draw: _head(family, draw, tied=True),
-    "head, kept tied": lambda family, draw: _head(family, draw, tied=True, ensure_weight_tying=True),
+    "head, kept tied": lambda family, draw: _kept_tied(_head(family, draw, tied=True)),
+    "rank beyond the layer": _beyond,
+    "positions": _positions,
     "head saved": _head_saved,
     "head saved, tied": lambda family, draw: _head_saved(family, draw, tied=True),
-    "head saved, kept tied": lambda family, draw: _head_saved(family, draw, tied=True, ensure_weight_tying=True),
+    "head saved, kept tied": lambda family, draw: _kept_tied(_head_saved(family, draw, tied=True)),
     "embedding saved": _embedding_saved,
     "embedding saved, tied": lambda family, draw: _embedding_saved(family, draw, tied=True),
-    "embedding saved, kept tied": lambda family, draw: _embedding_saved(
-        family, draw, tied=True, ensure_weight_tying=True
-    ),
+    "embedding saved, kept tied": lambda family, draw: _kept_tied(_embedding_saved(family, draw, tied=True)),
     "norm saved": _norm_saved,
     "trainable tokens": _tokens,
     "convolution": _convolution,

@@ -60,6 +60,9 @@ class Family:
     path             a longer name of one projection in layer 1
     embed, head      names of token embeddings and head; a head that can be tied says so
     norm             name of a norm, for modules_to_save
+    positions        name of a table of positions; own_positions: it is no plain lookup
+    shared           encoder and decoder share their embeddings in any case
+    low_rank_head    the head's linear, where the head is more than one
     task             PEFT's task type
     """
 
@@ -76,6 +79,10 @@ class Family:
     biases: bool = True
     transposed: bool = False
     convolution: str | None = None
+    positions: str | None = None
+    own_positions: bool = False
+    shared: bool = False
+    low_rank_head: str | None = None
     reads: Callable[[Any], Tensor] = field(default=lambda out: out.logits)
 
     def model(self, tied: bool) -> nn.Module:
@@ -191,6 +198,7 @@ BERT_LIKE: dict[str, Any] = {
     "head": "classifier",
     "norm": "attention.output.LayerNorm",
     "task": "SEQ_CLS",
+    "positions": "position_embeddings",
 }
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -253,6 +261,7 @@ FAMILIES: dict[str, Family] = {
             mlp=("c_fc", "mlp.c_proj"),
             path="h.1.attn.c_attn",
             embed="wte",
+            positions="wpe",
             head="lm_head",
             norm="ln_2",
             tieable=True,
@@ -305,12 +314,12 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             name="roberta",
-            make=lambda tied: hf.RobertaForTokenClassification(hf.RobertaConfig(**READER)),
-            **BERT_LIKE | {"task": "TOKEN_CLS"},
+            make=lambda tied: hf.RobertaForSequenceClassification(hf.RobertaConfig(**READER)),
+            **BERT_LIKE | {"low_rank_head": "classifier.dense"},
         ),
         Family(
             name="deberta-v2",
-            make=lambda tied: hf.DebertaV2ForSequenceClassification(
+            make=lambda tied: hf.DebertaV2ForTokenClassification(
                 hf.DebertaV2Config(
                     **READER | {"pad_token_id": 0},
                     relative_attention=True,
@@ -319,7 +328,12 @@ FAMILIES: dict[str, Family] = {
                 )
             ),
             **BERT_LIKE
-            | {"attention": ("query_proj", "value_proj"), "path": "layer.1.attention.self.value_proj"},
+            | {
+                "attention": ("query_proj", "value_proj"),
+                "path": "layer.1.attention.self.value_proj",
+                "positions": None,
+                "task": "TOKEN_CLS",
+            },
         ),
         Family(
             name="t5",
@@ -338,7 +352,8 @@ FAMILIES: dict[str, Family] = {
             attention=("q", "v"),
             mlp=("wi", "wo"),
             path="block.1.layer.0.SelfAttention.v",
-            embed="shared",
+            embed="embed_tokens",
+            shared=True,
             head="lm_head",
             norm="final_layer_norm",
             tieable=True,
@@ -348,12 +363,17 @@ FAMILIES: dict[str, Family] = {
         Family(
             name="bart",
             make=lambda tied: hf.BartForConditionalGeneration(
-                hf.BartConfig(**SPEAKER, max_position_embeddings=POSITIONS, tie_word_embeddings=tied)
+                hf.BartConfig(
+                    **SPEAKER, max_position_embeddings=POSITIONS, scale_embedding=True, tie_word_embeddings=tied
+                )
             ),
             attention=("q_proj", "v_proj"),
             mlp=("fc1", "fc2"),
             path="layers.1.self_attn.v_proj",
-            embed="shared",
+            embed="embed_tokens",
+            shared=True,
+            positions="embed_positions",
+            own_positions=True,
             head="lm_head",
             norm="final_layer_norm",
             tieable=True,
@@ -401,6 +421,8 @@ FAMILIES: dict[str, Family] = {
             path="layers.1.self_attn.v_proj",
             embed="embed_tokens",
             head="proj_out",
+            positions="embed_positions",
+            own_positions=True,
             norm="final_layer_norm",
             tieable=True,
             convolution="conv2",

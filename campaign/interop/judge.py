@@ -32,7 +32,8 @@ NOISE = 0.3
 HARMLESS = (
     "Setting `save_embedding_layers` to `True`",
     "Could not find a config file",
-    "Model with `tie_word_embeddings=True` and",
+    "Model has `tie_word_embeddings=True` and a tied layer is part of the adapter",
+    "fan_in_fan_out is set to True but the target module is",
 )
 
 
@@ -79,7 +80,7 @@ def _here(case: Case, theirs: Any, folder: Path, bases: Path) -> Verdict:
     try:
         attached = adapter.load(base, folder)
     except LoricaError as error:
-        return _refusal(case, "theirs -> here", error, case.setting.refused)
+        return _refusal(case, "theirs -> here", str(error).replace(str(folder), "adapter"), case.setting.refused)
     verdict = _compared(case, "theirs -> here", base, before, expected, _outputs(case, attached))
     left = _outputs(case, attached.detach())
     more = () if torch.equal(left, untouched) else ("detach does not give back the base",)
@@ -93,7 +94,7 @@ def _there(case: Case, folder: Path, bases: Path, ours: Path) -> Verdict:
     try:
         attached = _made_here(case, base)
     except LoricaError as error:
-        refusal = _refusal(case, "here -> theirs", error, case.setting.config_refused or case.setting.refused)
+        refusal = _refusal(case, "here -> theirs", str(error), case.setting.config_refused or case.setting.refused)
         if refusal.faults or case.setting.config_refused is None:
             return refusal
         attached = adapter.load(base, folder)
@@ -120,9 +121,8 @@ def _compared(case: Case, way: Any, base: nn.Module, before: Tensor, expected: T
     return Verdict(case=case, way=way, moved=moved, error=error, bound=bound, faults=tuple(faults))
 
 
-def _refusal(case: Case, way: Any, error: LoricaError, words: str | None) -> Verdict:
-    """A refusal is right where the case allows one and the error names what it is about, in one line."""
-    told = str(error)
+def _refusal(case: Case, way: Any, told: str, words: str | None) -> Verdict:
+    """A refusal is right where the case allows one and the error names what it is about, in one line a problem."""
     faults = []
     if words is None:
         faults.append(f"refused: {told}")
@@ -142,6 +142,7 @@ def _config(case: Case) -> peft.LoraConfig:
 def _with_peft(case: Case) -> Any:
     """PEFT's adapters on the base, noise in every trained tensor; the last one is active."""
     first, *others = case.setting.adapters
+    torch.manual_seed(case.seed)  # PEFT draws its starting values from the global generator
     model: Any = peft.get_peft_model(case.family.model(case.setting.tied), _config(case), adapter_name=first)
     for name in others:
         model.add_adapter(name, _config(case))
@@ -154,7 +155,7 @@ def _with_peft(case: Case) -> Any:
 def _saved_by_peft(case: Case, model: Any, folder: Path) -> Path:
     """The folder of the adapter that is meant: PEFT gives those not called `default` folders of their own."""
     name = case.setting.adapters[-1]
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, selected_adapters=[name])
     place = folder if name == "default" else folder / name
     rewritten(place, case.setting.stored)
     return place

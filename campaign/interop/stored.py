@@ -1,6 +1,6 @@
 """How the file of an adapter may be written, beyond what today's PEFT does."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,15 +24,14 @@ def _as_type(dtype: torch.dtype) -> Callable[[Tensors], Tensors]:
 
 def _named(tensors: Tensors) -> Tensors:
     """As `model.state_dict()` gives them, before PEFT takes the adapter's name out."""
-    ends = {".lora_A.weight": ".lora_A.default.weight", ".lora_B.weight": ".lora_B.default.weight"}
-    return _renamed(tensors, ends)
+    return {_with_name(key): tensor for key, tensor in tensors.items()}
 
 
-def _renamed(tensors: Tensors, ends: Mapping[str, str]) -> Tensors:
-    return {
-        next((key.removesuffix(end) + new for end, new in ends.items() if key.endswith(end)), key): tensor
-        for key, tensor in tensors.items()
-    }
+def _with_name(key: str) -> str:
+    path, _, leaf = key.rpartition(".")
+    if path.endswith((".lora_A", ".lora_B")):
+        return f"{path}.default.{leaf}"
+    return f"{key}.default" if leaf.startswith("lora_embedding_") else f"{path}.modules_to_save.default.{leaf}"
 
 
 def _bare(tensors: Tensors) -> Tensors:

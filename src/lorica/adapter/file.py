@@ -85,7 +85,7 @@ def read(source: str | Path) -> AdapterFile:
     _require_safetensors(folder)
     manifest = _manifest(folder)
     config = _json(folder / CONFIG)
-    tensors = _tensors(folder / TENSORS)
+    tensors = _plainly_named(folder, config, _tensors(folder / TENSORS))
     return AdapterFile(
         where=str(source),
         config=config,
@@ -105,6 +105,9 @@ def _require_safetensors(folder: Path) -> None:
             f"{folder}: only pickled tensors, which can run code when read; convert them once where you trust them: "
             "PeftModel.from_pretrained(base, folder).save_pretrained(new_folder) of PEFT writes safetensors"
         )
+    within = sorted(place.parent.name for place in folder.glob(f"*/{TENSORS}"))
+    if within:
+        raise AdapterError(f"{folder}: holds {', '.join(within)} in folders of their own; name one, {folder / within[0]}")
     raise AdapterError(f"{folder}: no {TENSORS}, so it is no adapter folder")
 
 
@@ -148,6 +151,17 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     if problems:
         raise AdapterError.of(problems)
     return tensors
+
+
+def _plainly_named(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A PEFT file's tensors under the keys that PEFT itself writes."""
+    method = next((m for m in METHODS.values() if m.peft_type and m.peft_type == config.get("peft_type")), None)
+    if method is None:
+        return tensors
+    try:
+        return {key: tensors[spelled] for spelled, key in method.plain_keys(tensors).items()}
+    except AdapterError as error:
+        raise AdapterError.of([f"{folder / TENSORS}: {line}" for line in str(error).splitlines()]) from error
 
 
 def _methods(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Method, ...]:

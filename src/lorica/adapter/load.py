@@ -17,6 +17,7 @@ from lorica.models import parameter_of
 from lorica.models import sites as sites_of
 from lorica.site import Site
 
+TIED = "a copy of its own, but tied with {} in this base; load it on one saved with tie_word_embeddings=False"
 SHOWN = 12
 """Problems that are told one by one; the rest are counted."""
 
@@ -52,6 +53,9 @@ def load(
 def plan_on(model: nn.Module, file: AdapterFile) -> Plan:
     """The plan that puts each tensor of the file in its place on this base.  AdapterError unless all fit."""
     found = sites_of(model)
+    tied = _tied(model) if file.peft else []
+    if problems := [f"{name}: {TIED.format(first)}" for name, first in tied if name in _site_names(file)]:
+        raise _refusal(file, problems)
     try:
         planned = plan(*_what_fits(file, found), source=getattr(model, "source", None))
     except LoricaError as error:
@@ -61,6 +65,15 @@ def plan_on(model: nn.Module, file: AdapterFile) -> Plan:
     if problems:
         raise _refusal(file, problems)
     return Plan(methods=planned.methods, edits=planned.edits, base=found, source=planned.source)
+
+
+def _tied(model: nn.Module) -> list[tuple[str, str]]:
+    """Each further name of a parameter, and the first."""
+    first: dict[int, str] = {}
+    every = model.named_parameters(remove_duplicate=False)
+    pairs = [(name, first.setdefault(id(parameter), name)) for name, parameter in every]
+    further = [(name, original) for name, original in pairs if name != original]
+    return further + [(original, name) for name, original in further]
 
 
 def filled(model: nn.Module, planned: Plan, file: AdapterFile, *, untrained: bool) -> Modules:

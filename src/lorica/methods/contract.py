@@ -209,6 +209,11 @@ class Method(BaseModel):
         return key
 
     @classmethod
+    def plain_keys(cls, keys: Collection[str]) -> Mapping[str, str]:
+        """Each key of a file as `file_name` spells it, where other programs have spellings of their own."""
+        return {key: key for key in keys}
+
+    @classmethod
     def site_of_file(cls, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
         """The site that the tensors of `shapes` (file key to shape) sit on, as far as they tell without its base."""
         (shape,) = shapes.values()

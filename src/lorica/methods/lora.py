@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from lorica.errors import AdapterError, RecipeError, TargetError, did_you_mean
 from lorica.kernels import LowRank, site_id
-from lorica.methods import peft_config
+from lorica.methods import peft_config, peft_keys
 from lorica.methods.contract import Around, AroundLinear, Build, Copy, Edit, Flow, Instead, Method, Start
+from lorica.methods.peft_keys import FILE_NAME_END, PREFIX
 from lorica.methods.targets import Selection, matches, select, shortest_names
 from lorica.site import Site
 
@@ -177,6 +178,10 @@ class LoRA(Method):
         raise AdapterError(f"{name}: half of a low-rank pair is missing from the file")
 
     @classmethod
+    def plain_keys(cls, keys: Collection[str]) -> dict[str, str]:
+        return peft_keys.plain(keys)
+
+    @classmethod
     def surplus(cls, key: str) -> bool:
         return key.endswith(".base_layer.weight") or ".original_module." in key or ".modules_to_save." in key
 
@@ -189,10 +194,11 @@ class LoRA(Method):
             raise RecipeError(f"target_modules: PEFT reads {targets!r} as a regular expression; give a list or a glob")
         listed = targets if isinstance(targets, str) else tuple(sorted(targets or ())) or "minimal"
         saved, problems = peft_config.names(given.get("modules_to_save"), "modules_to_save")
-        problems += peft_config.problems(given, UNDERSTOOD - {"exclude_modules", "layers_to_transform"})
+        problems += peft_config.problems(given, UNDERSTOOD - {"exclude_modules", "layers_to_transform"}, cls.peft_names)
         init = STARTS.get(str(given.get("init_lora_weights", True)))
         if init is None:
-            problems.append(f"init_lora_weights: {given['init_lora_weights']!r} has no counterpart here")
+            remedy = "start from kaiming or gaussian"
+            problems.append(f"init_lora_weights: {given['init_lora_weights']!r} has no counterpart here; {remedy}")
         return cls._translated(given, problems, target_modules=listed, modules_to_save=saved, init=init)
 
     @classmethod
@@ -202,7 +208,7 @@ class LoRA(Method):
         adapted = sorted({cls.site_name(key) for key in keys if FILE_NAME_END.search(key)})
         copied = {key.removeprefix(PREFIX).rpartition(".")[0] for key in keys if not FILE_NAME_END.search(key)}
         saved, problems = peft_config.names(config.get("modules_to_save"), "modules_to_save")
-        problems += peft_config.problems(config, UNDERSTOOD)
+        problems += peft_config.problems(config, UNDERSTOOD | {"ensure_weight_tying"})
         if str(config.get("init_lora_weights")).partition("_niter_")[0] in MOVES_THE_BASE:
             remedy = "convert it in PEFT with path_initial_model_for_weight_conversion"
             problems.append(f"init_lora_weights: {config['init_lora_weights']!r} changed the base itself; {remedy}")
@@ -225,9 +231,6 @@ class LoRA(Method):
             raise RecipeError.of(told) from None
 
 
-PREFIX = "base_model.model."
-"""What PEFT puts before the path of every module in its files."""
-FILE_NAME_END = re.compile(r"\.lora_(?:[AB]\.weight|embedding_[AB])$")
 TRANSLATED = {"r": "r", "lora_alpha": "alpha", "lora_dropout": "dropout", "bias": "bias", "use_rslora": "rslora"}
 UNDERSTOOD = frozenset(
     {*TRANSLATED, *peft_config.WHERE_TO_ADAPT, "rank_pattern", "alpha_pattern", "modules_to_save", "init_lora_weights"}
@@ -303,6 +306,7 @@ class LoRAEmbedding(nn.Module):
         return W + self.scale * (self.B.to(W.dtype) @ self.A.to(W.dtype)).T
 
     def forward(self, ids: Tensor, base: nn.Module, flow: Flow) -> Tensor:
+        """Some families' embeddings multiply what they look up; what is added to the rows is multiplied with them."""
         y = base(ids)
         rows = nn.functional.embedding(ids, self.A.T.to(y.dtype))
-        return y + self.scale * (rows @ self.B.T.to(y.dtype))
+        return y + self.scale * getattr(base, "embed_scale", 1.0) * (rows @ self.B.T.to(y.dtype))
