@@ -95,7 +95,7 @@ def _there(case: Case, folder: Path, bases: Path, ours: Path) -> Verdict:
         attached = _made_here(case, base)
     except LoricaError as error:
         refusal = _refusal(case, "here -> theirs", str(error), case.setting.config_refused or case.setting.refused)
-        if refusal.faults or case.setting.config_refused is None:
+        if refusal.faults or case.setting.config_refused is None or case.setting.refused is not None:
             return refusal
         attached = adapter.load(base, folder)
     expected = _outputs(case, attached)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.adapter import manifest
-from lorica.adapter.attach import built, installed, require_free
+from lorica.adapter.attach import built, installed, require_free, tied_names
 from lorica.adapter.attached import Attached, Modules
 from lorica.adapter.file import AdapterFile, read
 from lorica.adapter.plan import Plan, plan
@@ -17,7 +17,7 @@ from lorica.models import parameter_of
 from lorica.models import sites as sites_of
 from lorica.site import Site
 
-TIED = "a copy of its own, but tied with {} in this base; load it on one saved with tie_word_embeddings=False"
+UNTIE = "load it on a base saved with tie_word_embeddings=False"
 SHOWN = 12
 """Problems that are told one by one; the rest are counted."""
 
@@ -53,27 +53,30 @@ def load(
 def plan_on(model: nn.Module, file: AdapterFile) -> Plan:
     """The plan that puts each tensor of the file in its place on this base.  AdapterError unless all fit."""
     found = sites_of(model)
-    tied = _tied(model) if file.peft else []
-    if problems := [f"{name}: {TIED.format(first)}" for name, first in tied if name in _site_names(file)]:
+    if problems := list(_tied_problems(model, file)):
         raise _refusal(file, problems)
     try:
         planned = plan(*_what_fits(file, found), source=getattr(model, "source", None))
     except LoricaError as error:
         strangers = list(_strangers(file, found)) if file.peft else []
         raise _refusal(file, strangers or str(error).splitlines()) from error
-    problems = [*_key_problems(file, planned, found), *_value_problems(file, planned), *_surplus_problems(model, file)]
+    own = _own_keys(model, file) - planned.tensors.keys()
+    problems = [*_key_problems(file, planned, found, own), *_value_problems(file, planned)]
+    problems += _surplus_problems(file, own)
     if problems:
         raise _refusal(file, problems)
     return Plan(methods=planned.methods, edits=planned.edits, base=found, source=planned.source)
 
 
-def _tied(model: nn.Module) -> list[tuple[str, str]]:
-    """Each further name of a parameter, and the first."""
-    first: dict[int, str] = {}
-    every = model.named_parameters(remove_duplicate=False)
-    pairs = [(name, first.setdefault(id(parameter), name)) for name, parameter in every]
-    further = [(name, original) for name, original in pairs if name != original]
-    return further + [(original, name) for name, original in further]
+def _tied_problems(model: nn.Module, file: AdapterFile) -> Iterator[str]:
+    """PEFT gives each of two tied modules a copy of its own; a copy here would stand in both places."""
+    if not file.peft:
+        return
+    (method,) = file.methods
+    copied = {method.site_name(key) for key in file.tensors if not method.surplus(key)}
+    for name, others in tied_names(model).items():
+        if name in copied:
+            yield f"{name}: saved whole, but tied with {', '.join(others)}, which PEFT would leave behind; {UNTIE}"
 
 
 def filled(model: nn.Module, planned: Plan, file: AdapterFile, *, untrained: bool) -> Modules:
@@ -112,9 +115,9 @@ def _strangers(file: AdapterFile, found: Sequence[Site]) -> Iterator[str]:
         yield f"{name}: no such site in this base{did_you_mean(name, known)}"
 
 
-def _key_problems(file: AdapterFile, planned: Plan, found: Sequence[Site]) -> Iterator[str]:
+def _key_problems(file: AdapterFile, planned: Plan, found: Sequence[Site], own: set[str]) -> Iterator[str]:
     expected = planned.tensors
-    used = set(expected) | {key for key in file.tensors if any(method.surplus(key) for method in file.methods)}
+    used = own.union(expected, (key for key in file.tensors if any(method.surplus(key) for method in file.methods)))
     unused = [key for key in file.tensors if key not in used]
     if file.peft:
         known = {site.name for site in found}
@@ -136,14 +139,23 @@ def _value_problems(file: AdapterFile, planned: Plan) -> Iterator[str]:
             yield f"{key}: holds values that are not finite"
 
 
-def _surplus_problems(model: nn.Module, file: AdapterFile) -> Iterator[str]:
-    """Frozen tensors that PEFT writes beside an adapter on embeddings must be this base's own."""
+def _own_keys(model: nn.Module, file: AdapterFile) -> set[str]:
+    """Keys whose tensors are this base's own, unchanged: PEFT writes embeddings beside an adapter on them, and every
+    module whose path holds `lora_`."""
+    if not file.peft:
+        return set()
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    named = {key: parameters.get(file.methods[0].parameter_name(key)) for key in file.tensors}
+    return {key for key, parameter in named.items() if parameter is not None and _same(file.tensors[key], parameter)}
+
+
+def _surplus_problems(file: AdapterFile, own: set[str]) -> Iterator[str]:
+    """Frozen tensors that PEFT writes beside an adapter on embeddings must be this base's own."""
     for key in file.tensors:
         if not any(method.surplus(key) for method in file.methods) or not key.endswith(".base_layer.weight"):
             continue
-        name = file.methods[0].site_name(key)
-        if name not in parameters or not _same(file.tensors[key], parameters[name]):
+        if key not in own:
+            name = file.methods[0].site_name(key)
             yield f"{key}: the file brings its own {name}, which is not this base's; resize or choose the base it names"
 
 

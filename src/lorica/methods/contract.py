@@ -209,6 +209,11 @@ class Method(BaseModel):
         return key
 
     @classmethod
+    def parameter_name(cls, key: str) -> str:
+        """The parameter of the base that a key names, taken by the letter, if it names one."""
+        return key
+
+    @classmethod
     def plain_keys(cls, keys: Collection[str]) -> Mapping[str, str]:
         """Each key of a file as `file_name` spells it, where other programs have spellings of their own."""
         return {key: key for key in keys}

@@ -120,7 +120,7 @@ class LoRA(Method):
     def _save_problems(self, sites: tuple[Site, ...]) -> list[str]:
         modules = {site.name.rpartition(".")[0] for site in sites if site.kind == "parameter"}
         missing = [
-            f"modules_to_save: {name!r} matches no module{did_you_mean(name, {m.rpartition('.')[2] for m in modules})}"
+            _missing(name, sites, {module.rpartition(".")[2] for module in modules})
             for name in self.modules_to_save
             if not any(matches(module, name) or f".{name}." in f".{module}." for module in modules)
         ]
@@ -144,7 +144,7 @@ class LoRA(Method):
 
     @classmethod
     def site_name(cls, key: str) -> str:
-        return FILE_NAME_END.sub("", key.removeprefix(PREFIX)).replace(".base_layer.", ".")
+        return FILE_NAME_END.sub("", cls.parameter_name(key))
 
     def peft_config(self, edits: tuple[Edit, ...], sites: tuple[Site, ...]) -> dict[str, Any]:
         adapted = [edit.site for edit in edits if edit.place == "around"]
@@ -176,6 +176,10 @@ class LoRA(Method):
         if set(ends) == {"embedding_A", "embedding_B"}:
             return Site(name=name, kind="embedding", shape=(ends["embedding_A"][-1], ends["embedding_B"][0]))
         raise AdapterError(f"{name}: half of a low-rank pair is missing from the file")
+
+    @classmethod
+    def parameter_name(cls, key: str) -> str:
+        return key.removeprefix(PREFIX).replace(".base_layer.", ".")
 
     @classmethod
     def plain_keys(cls, keys: Collection[str]) -> dict[str, str]:
@@ -243,6 +247,14 @@ def _held(saved: Collection[str], modules: Collection[str]) -> tuple[str, ...]:
     """The modules that a file saves whole: their paths end as PEFT matches them, without a dot before the name."""
     paths = {".".join(module.split(".")[:end]) for module in modules for end in range(1, module.count(".") + 2)}
     return tuple(sorted(path for path in paths if any(path.endswith(name) for name in saved)))
+
+
+def _missing(name: str, sites: tuple[Site, ...], near: Collection[str]) -> str:
+    """A tied parameter is listed under its first name alone."""
+    if any(matches(site.name, name) for site in sites if site.kind in ("linear", "embedding")):
+        untie = "leave it out, or give a base saved with tie_word_embeddings=False"
+        return f"modules_to_save: {name!r} is tied with another module, which a saved copy would leave behind; {untie}"
+    return f"modules_to_save: {name!r} matches no module{did_you_mean(name, near)}"
 
 
 def _needed(pattern: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
