@@ -1,13 +1,14 @@
 # make quickstart   install, then teach the embedded base text-to-SQL and show it before and after
 # make test         install, then lint, types, import contract and every test
 # make check        lint, types and import contract alone
+# make interop      adapters of 20 families between PEFT and Lorica, both ways, and what must turn them red
 # make format       put the code into its format
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: quickstart test check format clean
+.PHONY: quickstart test check interop format clean
 
 quickstart: .venv/.lorica
 	$(BIN)/lorica quickstart
@@ -21,6 +22,9 @@ check: .venv/.dev
 	$(BIN)/ruff check --quiet
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
+
+interop: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m campaign.interop
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix

@@ -1,0 +1,1 @@
+"""Campaigns: what is too long for the test command, run by `make` targets that leave a result behind."""

@@ -28,7 +28,8 @@ from lorica.methods import LoRA
 
 MOVED = 0.1
 """What an adapter must change of the largest output at least: one that does nothing cannot pass."""
-NOISE = 0.3
+NOISE = 0.15
+"""Standard deviation: s B A is then about as large as the weights of a base, so that no softmax saturates."""
 HARMLESS = (
     "Setting `save_embedding_layers` to `True`",
     "Could not find a config file",

@@ -1,6 +1,6 @@
 """load: an adapter file onto a base, strictly: every tensor is used and every target found, or nothing is installed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,8 +15,10 @@ from lorica.errors import AdapterError, LoricaError, did_you_mean
 from lorica.methods import Method
 from lorica.models import parameter_of
 from lorica.models import sites as sites_of
+from lorica.models.walking import base_modules
 from lorica.site import Site
 
+MERGE = "merge it into its base with PEFT's merge_and_unload"
 UNTIE = "load it on a base saved with tie_word_embeddings=False"
 SHOWN = 12
 """Problems that are told one by one; the rest are counted."""
@@ -58,10 +60,10 @@ def plan_on(model: nn.Module, file: AdapterFile) -> Plan:
     try:
         planned = plan(*_what_fits(file, found), source=getattr(model, "source", None))
     except LoricaError as error:
-        strangers = list(_strangers(file, found)) if file.peft else []
+        strangers = list(_strangers(model, file, found)) if file.peft else []
         raise _refusal(file, strangers or str(error).splitlines()) from error
     own = _own_keys(model, file) - planned.tensors.keys()
-    problems = [*_key_problems(file, planned, found, own), *_value_problems(file, planned)]
+    problems = [*_key_problems(model, file, planned, own), *_value_problems(file, planned)]
     problems += _surplus_problems(file, own)
     if problems:
         raise _refusal(file, problems)
@@ -108,21 +110,29 @@ def _site_names(file: AdapterFile) -> set[str]:
     return {method.site_name(key) for key in file.tensors}
 
 
-def _strangers(file: AdapterFile, found: Sequence[Site]) -> Iterator[str]:
+def _strangers(model: nn.Module, file: AdapterFile, found: Sequence[Site]) -> Iterator[str]:
     """Sites that tensors name and the base lacks."""
     known = {site.name for site in found}
-    for name in sorted(_site_names(file) - known):
-        yield f"{name}: no such site in this base{did_you_mean(name, known)}"
+    yield from _strange(model, sorted(_site_names(file) - known), known)
 
 
-def _key_problems(file: AdapterFile, planned: Plan, found: Sequence[Site], own: set[str]) -> Iterator[str]:
+def _strange(model: nn.Module, names: Sequence[str], known: Collection[str]) -> Iterator[str]:
+    kinds = {name: type(module).__name__ for name, module in base_modules(model)}
+    for name in names:
+        if name in kinds:
+            yield f"{name}: a {kinds[name]}, on which no adapter of PEFT is read; {MERGE}"
+        else:
+            yield f"{name}: no such site in this base{did_you_mean(name, known)}"
+
+
+def _key_problems(model: nn.Module, file: AdapterFile, planned: Plan, own: set[str]) -> Iterator[str]:
     expected = planned.tensors
     used = own.union(expected, (key for key in file.tensors if any(method.surplus(key) for method in file.methods)))
     unused = [key for key in file.tensors if key not in used]
     if file.peft:
-        known = {site.name for site in found}
+        known = {site.name for site in sites_of(model)}
         named = {key: file.methods[0].site_name(key) for key in unused}
-        yield from _strangers(file, found) if any(name not in known for name in named.values()) else ()
+        yield from _strange(model, sorted({name for name in named.values() if name not in known}), known)
         unused = [key for key in unused if named[key] in known]
     yield from (f"{key}: in the file, and nothing in adapter_config.json asks for it" for key in unused)
     yield from (f"{key}: missing from the file" for key in expected if key not in file.tensors)
