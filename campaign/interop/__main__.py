@@ -71,12 +71,15 @@ def summary(chosen: Sequence[Case], verdicts: Sequence[Verdict]) -> dict[str, An
         "families": {name: table(verdicts, name, None) for name in {v.case.family.name: 0 for v in verdicts}},
         "options": {name: table(verdicts, None, name) for name in {v.case.option: 0 for v in verdicts}},
         "refusals": refusals(verdicts),
+        "not_in_peft": {v.case.name: v.unmade for v in verdicts if v.unmade},
         "wrong": {f"{v.case.name}, {v.way}": v.faults for v in verdicts if v.faults},
     }
 
 
 def table(verdicts: Sequence[Verdict], family: str | None, option: str | None) -> dict[str, int]:
-    return counted(v.outcome for v in verdicts if family in (None, v.case.family.name) and option in (None, v.case.option))
+    return counted(
+        v.outcome for v in verdicts if family in (None, v.case.family.name) and option in (None, v.case.option)
+    )
 
 
 def counted(names: Iterable[str]) -> dict[str, int]:
@@ -90,7 +93,9 @@ def refusals(verdicts: Sequence[Verdict]) -> dict[str, dict[str, str]]:
         if verdict.refusal is not None:
             lines = verdict.refusal.splitlines()
             more = f" (and {len(lines) - 1} more lines)" if len(lines) > 1 else ""
-            found.setdefault(verdict.case.option, {}).setdefault(verdict.way, f"{verdict.case.family.name}: {lines[0]}{more}")
+            found.setdefault(verdict.case.option, {}).setdefault(
+                verdict.way, f"{verdict.case.family.name}: {lines[0]}{more}"
+            )
     return found
 
 

@@ -1,7 +1,7 @@
 """The matrix as a value: which adapter on which base, and how its file is written.
 
-    cases() -> Case(family, option, seed)      an option turns a family into a config of PEFT, or None where it has no
-                                               such part
+cases() -> Case(family, option, seed)      an option turns a family into a config of PEFT, or None where it has no
+                                           such part
 """
 
 import random
@@ -110,7 +110,7 @@ def _patterns(family: Family, draw: Draw, **more: Any) -> Setting:
 def _overlapping_patterns(family: Family, draw: Draw) -> Setting:
     """The first that matches counts, and PEFT sorts the keys when it saves: its file may not say what it held."""
     names = sorted([family.path, family.path.rpartition(".")[2]], reverse=True)
-    ranks = {name: rank for name, rank in zip(names, (6, 3), strict=True)}
+    ranks = dict(zip(names, (6, 3), strict=True))
     config = _low_rank(family, draw, target_modules=[*family.attention, *family.mlp], rank_pattern=ranks)
     return Setting(config=config, refused="by this base and adapter_config.json")
 
@@ -153,11 +153,10 @@ def _full_path(family: Family, draw: Draw) -> Setting:
     return Setting(config=_low_rank(family, draw, target_modules=[family.path, family.mlp[1]]))
 
 
-def _all_linear(family: Family, draw: Draw) -> Setting | None:
-    """PEFT itself stops where a task's head is both saved whole and a linear, unless the task is SEQ_CLS."""
-    if family.task == "TOKEN_CLS":
-        return None
-    return Setting(config=_low_rank(family, draw, target_modules="all-linear"))
+def _all_linear(family: Family, draw: Draw) -> Setting:
+    """PEFT's rank on a classifier of three outputs may be beyond it where it does not know of the task."""
+    config = _low_rank(family, draw, target_modules="all-linear")
+    return Setting(config=config, config_refused="beyond" if family.task is None else None)
 
 
 def _embedding(family: Family, draw: Draw, tied: bool = False) -> Setting | None:
@@ -178,7 +177,7 @@ def _head(family: Family, draw: Draw, tied: bool = False) -> Setting | None:
 
 def _beyond(family: Family, draw: Draw) -> Setting:
     config = _low_rank(family, draw, rank_pattern={family.path: WIDTH + 8})
-    return Setting(config=config, refused="beyond")
+    return Setting(config=config, config_refused="beyond")
 
 
 def _positions(family: Family, draw: Draw) -> Setting | None:
@@ -192,7 +191,7 @@ def _head_saved(family: Family, draw: Draw, tied: bool = False) -> Setting | Non
     if family.head is None or (tied and not family.tieable):
         return None
     config = _low_rank(family, draw, modules_to_save=[family.head])
-    return Setting(config=config, tied=tied, refused="tied" if tied else None)
+    return Setting(config=config, tied=tied, refused="tied" if tied or family.always_tied else None)
 
 
 def _embedding_saved(family: Family, draw: Draw, tied: bool = False) -> Setting | None:

@@ -62,6 +62,7 @@ class Family:
     norm             name of a norm, for modules_to_save
     positions        name of a table of positions; own_positions: it is no plain lookup
     shared           encoder and decoder share their embeddings in any case
+    always_tied      its head is tied to them whatever the config says
     low_rank_head    the head's linear, where the head is more than one
     task             PEFT's task type
     """
@@ -82,6 +83,7 @@ class Family:
     positions: str | None = None
     own_positions: bool = False
     shared: bool = False
+    always_tied: bool = False
     low_rank_head: str | None = None
     reads: Callable[[Any], Tensor] = field(default=lambda out: out.logits)
 
@@ -354,6 +356,7 @@ FAMILIES: dict[str, Family] = {
             path="block.1.layer.0.SelfAttention.v",
             embed="embed_tokens",
             shared=True,
+            always_tied=True,
             head="lm_head",
             norm="final_layer_norm",
             tieable=True,

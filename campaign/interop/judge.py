@@ -1,7 +1,7 @@
 """One case judged by outputs, in both directions.
 
-    theirs -> here   PEFT's adapter, saved; loaded by `lorica`: PEFT's outputs
-    here -> theirs   an adapter made here, saved; loaded by PEFT with no key missing or left over: our outputs
+theirs -> here   PEFT's adapter, saved; loaded by `lorica`: PEFT's outputs
+here -> theirs   an adapter made here, saved; loaded by PEFT with no key missing or left over: our outputs
 """
 
 import logging
@@ -46,6 +46,7 @@ class Verdict:
     error      distance of both sides' outputs, of the largest
     bound      what rounding explains
     refusal    the error by which our side said no
+    unmade     the error by which PEFT itself could not build or run the adapter
     """
 
     case: Case
@@ -54,28 +55,40 @@ class Verdict:
     error: float | None = None
     bound: float | None = None
     refusal: str | None = None
+    unmade: str | None = None
     faults: tuple[str, ...] = ()
 
     @property
-    def outcome(self) -> Literal["equal", "refused", "wrong"]:
+    def outcome(self) -> Literal["equal", "refused", "wrong", "not in PEFT"]:
         if self.faults:
             return "wrong"
+        if self.unmade is not None:
+            return "not in PEFT"
         return "equal" if self.refusal is None else "refused"
 
 
 def judged(case: Case, bases: Path, work: Path) -> tuple[Verdict, ...]:
     """`bases` keeps the checkpoints of bases; `work` is an empty folder for the adapters of this case."""
     with _only_ours():
-        theirs = _with_peft(case)
-        folder = _saved_by_peft(case, theirs, work / "theirs")
-        return _here(case, theirs, folder, bases), _there(case, folder, bases, work / "ours")
+        try:
+            folder, expected = _made_by_peft(case, work / "theirs")
+        except (RuntimeError, TypeError, ValueError) as error:
+            told = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            return (Verdict(case=case, way="theirs -> here", unmade=told),)
+        return _here(case, folder, expected, bases), _there(case, folder, bases, work / "ours")
 
 
-def _here(case: Case, theirs: Any, folder: Path, bases: Path) -> Verdict:
-    before = _outputs(case, case.family.model(case.setting.tied))
-    expected = _outputs(case, theirs)
+def _made_by_peft(case: Case, work: Path) -> tuple[Path, Tensor]:
+    """The folder of PEFT's adapter, and its outputs."""
+    model = _with_peft(case)
+    folder = _saved_by_peft(case, model, work)
     if case.setting.stored in ("float16", "bfloat16"):
-        expected = _outputs(case, _read_by_peft(case, folder)[0])
+        model, _ = _read_by_peft(case, folder)
+    return folder, _outputs(case, model)
+
+
+def _here(case: Case, folder: Path, expected: Tensor, bases: Path) -> Verdict:
+    before = _outputs(case, case.family.model(case.setting.tied))
     base = case.family.loaded(bases, case.setting.tied)
     untouched = _outputs(case, base)
     try:

@@ -1,6 +1,7 @@
 """A sample of the matrix (`make interop` runs the whole): PEFT's adapters and ours, both ways, by outputs."""
 
 import pytest
+
 from campaign.interop.cases import OPTIONS, cases, sample
 from campaign.interop.controls import CONTROLS
 from campaign.interop.families import FAMILIES
@@ -15,7 +16,7 @@ def bases(tmp_path_factory):
 @pytest.mark.parametrize("case", sample(), ids=lambda case: case.name)
 def test_an_adapter_computes_the_same_here_and_in_peft_or_is_refused_by_name(case, bases, tmp_path):
     for verdict in judged(case, bases, tmp_path):
-        assert verdict.outcome in ("equal", "refused"), (verdict.way, verdict.faults)
+        assert verdict.outcome != "wrong", (verdict.way, verdict.faults)
 
 
 @pytest.mark.parametrize("control", CONTROLS, ids=repr)

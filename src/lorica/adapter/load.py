@@ -58,7 +58,7 @@ def plan_on(model: nn.Module, file: AdapterFile) -> Plan:
     if problems := list(_tied_problems(model, file)):
         raise _refusal(file, problems)
     try:
-        planned = plan(*_what_fits(file, found), source=getattr(model, "source", None))
+        planned = plan(*_what_fits(file, found), source=getattr(model, "source", None), trained=True)
     except LoricaError as error:
         strangers = list(_strangers(model, file, found)) if file.peft else []
         raise _refusal(file, strangers or str(error).splitlines()) from error

@@ -12,7 +12,7 @@ Five edits are closed, methods are open.  Each edit says where it goes; what its
     Instead(site)             forward() -> the trainable copy that takes the parameter's place
 """
 
-from collections.abc import Callable, Collection, Container, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -183,6 +183,10 @@ class Method(BaseModel):
     def edits(self, sites: tuple[Site, ...], statistics: Mapping[str, Any] | None = None) -> tuple[Edit, ...]:
         """The edits on a base with these sites.  TargetError names all that does not fit."""
         raise NotImplementedError
+
+    def wasteful(self, edits: Iterable[Edit]) -> list[str]:
+        """What is a mistake in a new adapter, though one that was trained so is read and computes what it should."""
+        return []
 
     def selection(self, sites: tuple[Site, ...]) -> Selection | None:
         """How many sites each entry of `target_modules` chose, for the plan; None where there are no targets."""

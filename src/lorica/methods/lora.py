@@ -7,7 +7,7 @@ On an embedding (rows, d) the roles swap: A (r, rows) starts at zero, B (d, r) r
 
 import math
 import re
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -74,6 +74,13 @@ class LoRA(Method):
         around: list[Edit] = [Around(site, self._builder(site)) for site in adapted]
         return (*around, *(Instead(site, Copy) for site in (*saved, *biases)))
 
+    def wasteful(self, edits: Iterable[Edit]) -> list[str]:
+        return [
+            f"r: {self.rank(site)} is beyond {site.name} {site.shape}, use 1 to {min(site.shape)}"
+            for site in (edit.site for edit in edits if edit.place == "around")
+            if self.rank(site) > min(site.shape)
+        ]
+
     def selection(self, sites: tuple[Site, ...]) -> Selection:
         named = not isinstance(self.target_modules, str)
         return select(sites, self.target_modules, ("linear", "embedding") if named else ("linear",))
@@ -112,9 +119,9 @@ class LoRA(Method):
 
     def _rank_problems(self, adapted: list[Site]) -> list[str]:
         return [
-            f"r: {self.rank(site)} is beyond {site.name} {site.shape}, use 1 to {min(site.shape)}"
+            f"r: {self.rank(site)} at {site.name}, use 1 to {min(site.shape)}"
             for site in adapted
-            if not 1 <= self.rank(site) <= min(site.shape)
+            if self.rank(site) < 1
         ]
 
     def _save_problems(self, sites: tuple[Site, ...]) -> list[str]:

@@ -1,9 +1,9 @@
 """Keys of PEFT's files, and how other programs spell them.
 
-    base_model.model.PATH.lora_A.weight             as PEFT writes it
-    PATH.lora_A.weight                              without the prefix
-    base_model.model.PATH.lora_A.NAME.weight        `state_dict()` with the adapter's name still in it
-    base_model.model._orig_mod.PATH.lora_A.weight   from a compiled or sharded model
+base_model.model.PATH.lora_A.weight             as PEFT writes it
+PATH.lora_A.weight                              without the prefix
+base_model.model.PATH.lora_A.NAME.weight        `state_dict()` with the adapter's name still in it
+base_model.model._orig_mod.PATH.lora_A.weight   from a compiled or sharded model
 """
 
 import re
