@@ -191,14 +191,14 @@ def _head_saved(family: Family, draw: Draw, tied: bool = False) -> Setting | Non
     if family.head is None or (tied and not family.tieable):
         return None
     config = _low_rank(family, draw, modules_to_save=[family.head])
-    return Setting(config=config, tied=tied, refused="tied" if tied or family.always_tied else None)
+    return Setting(config=config, tied=tied, config_refused="tied" if tied or family.always_tied else None)
 
 
 def _embedding_saved(family: Family, draw: Draw, tied: bool = False) -> Setting | None:
     if family.embed is None or (tied and not family.tieable):
         return None
     config = _low_rank(family, draw, modules_to_save=[family.embed])
-    return Setting(config=config, tied=tied, refused="tied" if tied or family.shared else None)
+    return Setting(config=config, tied=tied, config_refused="tied" if tied or family.shared else None)
 
 
 def _kept_tied(setting: Setting | None) -> Setting | None:

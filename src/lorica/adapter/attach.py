@@ -91,7 +91,7 @@ def _refuse_tied(model: nn.Module, plan: Plan) -> None:
         f"{p.site.name} is tied with {', '.join(tied[p.site.name])}, which a saved copy would leave behind; "
         "leave it out of modules_to_save"
         for p in plan.edits
-        if p.edit.place == "instead" and p.method.peft_type is not None and p.site.name in tied
+        if p.edit.place == "instead" and p.method.peft_type and p.site.name in tied and not p.site.alone
     ]
     if problems:
         raise TargetError.of(problems)

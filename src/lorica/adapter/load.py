@@ -1,6 +1,7 @@
 """load: an adapter file onto a base, strictly: every tensor is used and every target found, or nothing is installed."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +20,6 @@ from lorica.models.walking import base_modules
 from lorica.site import Site
 
 MERGE = "merge it into its base with PEFT's merge_and_unload"
-UNTIE = "load it on a base saved with tie_word_embeddings=False"
 SHOWN = 12
 """Problems that are told one by one; the rest are counted."""
 
@@ -55,10 +55,10 @@ def load(
 def plan_on(model: nn.Module, file: AdapterFile) -> Plan:
     """The plan that puts each tensor of the file in its place on this base.  AdapterError unless all fit."""
     found = sites_of(model)
-    if problems := list(_tied_problems(model, file)):
-        raise _refusal(file, problems)
     try:
-        planned = plan(*_what_fits(file, found), source=getattr(model, "source", None), trained=True)
+        planned = plan(
+            *_what_fits(file, _with_copies(model, file, found)), source=getattr(model, "source", None), trained=True
+        )
     except LoricaError as error:
         strangers = list(_strangers(model, file, found)) if file.peft else []
         raise _refusal(file, strangers or str(error).splitlines()) from error
@@ -70,15 +70,24 @@ def plan_on(model: nn.Module, file: AdapterFile) -> Plan:
     return Plan(methods=planned.methods, edits=planned.edits, base=found, source=planned.source)
 
 
-def _tied_problems(model: nn.Module, file: AdapterFile) -> Iterator[str]:
-    """PEFT gives each of two tied modules a copy of its own; a copy here would stand in both places."""
+def _with_copies(model: nn.Module, file: AdapterFile, found: tuple[Site, ...]) -> tuple[Site, ...]:
+    """The sites that a file may name: each of several tied places may have a copy of its own in a PEFT file."""
     if not file.peft:
-        return
-    (method,) = file.methods
-    copied = {method.site_name(key) for key in file.tensors if not method.surplus(key)}
-    for name, others in tied_names(model).items():
-        if name in copied:
-            yield f"{name}: saved whole, but tied with {', '.join(others)}, which PEFT would leave behind; {UNTIE}"
+        return found
+    named, tied = _site_names(file), tied_names(model)
+    every = dict(model.named_parameters(remove_duplicate=False))
+    known = tuple(replace(site, alone=site.name in named & tied.keys()) for site in found)
+    further = sorted(name for name in named & tied.keys() if name not in {site.name for site in found})
+    return known + tuple(
+        Site(
+            name=name,
+            kind="parameter",
+            shape=tuple(every[name].shape),
+            dtype=str(every[name].dtype).removeprefix("torch."),
+            alone=True,
+        )
+        for name in further
+    )
 
 
 def filled(model: nn.Module, planned: Plan, file: AdapterFile, *, untrained: bool) -> Modules:

@@ -58,6 +58,11 @@ def _put_merged(model: nn.Module, planned: PlannedEdit, module: nn.Module) -> No
 def _put_copy(model: nn.Module, planned: PlannedEdit, module: nn.Module) -> None:
     before = parameter_of(model, planned.site)
     after = nn.Parameter(module().detach().to(before.dtype), requires_grad=before.requires_grad)
+    if planned.site.alone:
+        owner, _, leaf = planned.site.name.rpartition(".")
+        model.get_submodule(owner)._parameters[leaf] = after
+        _untie(model)
+        return
     for holder in model.modules():
         for name, held in holder._parameters.items():
             if held is before:

@@ -55,7 +55,7 @@ class PlannedEdit:
     @property
     def replaces(self) -> int:
         """Parameters of the base that are out of use while this edit is in place."""
-        return math.prod(self.site.shape) if self.edit.place == "instead" else 0
+        return math.prod(self.site.shape) if self.edit.place == "instead" and not self.site.alone else 0
 
     def to_dict(self) -> dict[str, Any]:
         return {

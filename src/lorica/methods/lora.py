@@ -223,7 +223,10 @@ class LoRA(Method):
         if str(config.get("init_lora_weights")).partition("_niter_")[0] in MOVES_THE_BASE:
             remedy = "convert it in PEFT with path_initial_model_for_weight_conversion"
             problems.append(f"init_lora_weights: {config['init_lora_weights']!r} changed the base itself; {remedy}")
-        method = cls._translated(config, problems, target_modules=tuple(adapted), modules_to_save=_held(saved, copied))
+        held = _held(saved, copied)
+        if config.get("ensure_weight_tying"):  # the config names one of the modules that are saved
+            held = tuple(sorted({*held, *_whole(keys)}))
+        method = cls._translated(config, problems, target_modules=tuple(adapted), modules_to_save=held)
         patterns = {"rank_pattern": method.rank_pattern, "alpha_pattern": method.alpha_pattern}
         return method.model_copy(update={field: _needed(pattern, adapted) for field, pattern in patterns.items()})
 
@@ -254,6 +257,12 @@ def _held(saved: Collection[str], modules: Collection[str]) -> tuple[str, ...]:
     """The modules that a file saves whole: their paths end as PEFT matches them, without a dot before the name."""
     paths = {".".join(module.split(".")[:end]) for module in modules for end in range(1, module.count(".") + 2)}
     return tuple(sorted(path for path in paths if any(path.endswith(name) for name in saved)))
+
+
+def _whole(keys: Collection[str]) -> set[str]:
+    """The modules whose own weight is in a file."""
+    weights = {key for key in keys if key.endswith(".weight") and not FILE_NAME_END.search(key)}
+    return {key.removeprefix(PREFIX).rpartition(".")[0] for key in weights if ".base_layer." not in key}
 
 
 def _missing(name: str, sites: tuple[Site, ...], near: Collection[str]) -> str:
