@@ -18,7 +18,7 @@ from lorica.methods.lora import LoRA
 from lorica.models import parameter_of
 
 LOADING = import_module("lorica.adapter.load")
-WITNESSES = ("bart", "bert", "gpt2", "llama")
+WITNESSES = ("bart", "gpt2")
 """Families on which controls are run."""
 
 

@@ -1,17 +1,20 @@
 """Where PEFT and the mathematics disagree, ours is W + s B A, and what a file cannot say is refused by name."""
 
+import warnings
 from copy import deepcopy
 
 import peft
 import pytest
 import torch
-from peft_bases import distance, only_their_own_warnings
+import transformers
+from peft_bases import BASES, add_noise, distance, only_their_own_warnings, rounding
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lorica import adapter
 from lorica.errors import AdapterError, RecipeError
 from lorica.methods import LoRA
+from lorica.models import load_base
 
 WIDTH, R, ALPHA = 16, 3, 7
 
@@ -121,3 +124,43 @@ def test_every_refused_field_of_a_config_comes_with_a_remedy():
     lines = str(told.value).splitlines()
     assert [line.partition(":")[0] for line in lines] == sorted(fields)
     assert all("; " in line for line in lines)
+
+
+@pytest.mark.parametrize("names", [["lm_head"], ["wte", "lm_head"]], ids=" and ".join)
+def test_tied_modules_that_peft_saved_whole_have_copies_of_their_own(names, tmp_path):
+    """PEFT trains each apart; merging unties the base, in memory and on disk."""
+    base = next(base for base in BASES if base.name == "gpt2")
+    folder = base.saved(tmp_path / "base")
+    config = peft.LoraConfig(r=2, lora_alpha=7, target_modules=["c_attn"], modules_to_save=names, fan_in_fan_out=True)
+    with only_their_own_warnings(), torch.no_grad():
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        model = peft.get_peft_model(transformers.GPT2LMHeadModel.from_pretrained(folder), config).eval()
+        add_noise([parameter for parameter in model.parameters() if parameter.requires_grad])
+        expected = model(**base.inputs()).logits
+        model.save_pretrained(tmp_path / "adapter")
+        ours = load_base(folder)
+        tied = ours.lm_head.weight
+        attached = adapter.load(ours, tmp_path / "adapter")
+        assert distance(attached(**base.inputs()).logits, expected) < rounding(ours)
+        assert attached.detach().lm_head.weight is tied
+        assert ours.transformer.wte.weight is tied
+        adapter.merge_checkpoint(folder, tmp_path / "adapter", tmp_path / "merged")
+        for merged in (adapter.load(ours, tmp_path / "adapter").merge(), load_base(tmp_path / "merged")):
+            assert merged.lm_head.weight is not merged.transformer.wte.weight
+            assert distance(merged(**base.inputs()).logits, expected) < rounding(merged)
+
+
+def test_an_adapter_on_a_tied_head_merges_into_a_checkpoint_without_its_embeddings(tmp_path):
+    """PEFT writes the head's own weight beside it, which merging leaves aside."""
+    base = next(base for base in BASES if base.name == "gpt2")
+    folder = base.saved(tmp_path / "base")
+    config = peft.LoraConfig(r=2, lora_alpha=7, target_modules=["lm_head"], init_lora_weights=False)
+    with only_their_own_warnings(), torch.no_grad():
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
+        model = peft.get_peft_model(transformers.GPT2LMHeadModel.from_pretrained(folder), config).eval()
+        expected = model(**base.inputs()).logits
+        model.save_pretrained(tmp_path / "adapter")
+        adapter.merge_checkpoint(folder, tmp_path / "adapter", tmp_path / "merged")
+        merged = load_base(tmp_path / "merged")
+        assert distance(merged(**base.inputs()).logits, expected) < rounding(merged)

@@ -163,9 +163,14 @@ def _own_keys(model: nn.Module, file: AdapterFile) -> set[str]:
     module whose path holds `lora_`."""
     if not file.peft:
         return set()
+    (method,) = file.methods
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    named = {key: parameters.get(file.methods[0].parameter_name(key)) for key in file.tensors}
-    return {key for key, parameter in named.items() if parameter is not None and _same(file.tensors[key], parameter)}
+    named = {key: parameters.get(method.parameter_name(key)) for key in file.tensors}
+    return {
+        key
+        for key, parameter in named.items()
+        if parameter is not None and _same(file.tensors[key], parameter, unseen=method.surplus(key))
+    }
 
 
 def _surplus_problems(file: AdapterFile, own: set[str]) -> Iterator[str]:
@@ -178,9 +183,12 @@ def _surplus_problems(file: AdapterFile, own: set[str]) -> Iterator[str]:
             yield f"{key}: the file brings its own {name}, which is not this base's; resize or choose the base it names"
 
 
-def _same(stored: Tensor, parameter: Tensor) -> bool:
+def _same(stored: Tensor, parameter: Tensor, unseen: bool) -> bool:
+    """Whether the values agree in the narrower type; `unseen` where the base is there in shape alone."""
     if stored.shape != parameter.shape:
         return False
+    if parameter.is_meta:
+        return unseen
     narrow = min(stored.dtype, parameter.dtype, key=lambda dtype: dtype.itemsize)
     return torch.equal(stored.to(narrow), parameter.detach().to("cpu", narrow))
 
