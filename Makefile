@@ -2,13 +2,14 @@
 # make test         install, then lint, types, import contract and every test
 # make check        lint, types and import contract alone
 # make campaign     kills, power failures, full disks and damaged files at length; goes on where it stopped
+# make interop      adapters of 20 families between PEFT and Lorica, both ways, and what must turn them red
 # make format       put the code into its format
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: quickstart test check format campaign clean
+.PHONY: quickstart test check format campaign interop clean
 
 quickstart: .venv/.lorica
 	$(BIN)/lorica quickstart
@@ -23,8 +24,8 @@ check: .venv/.dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
 
-campaign: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m campaign.files
+interop: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m campaign.interop
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix
@@ -32,6 +33,7 @@ format: .venv/.dev
 
 campaign: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m campaign.runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m campaign.files
 
 clean:
 	rm -rf .venv build dist

@@ -24,7 +24,6 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks.machine import machine
-
 from campaign import rows
 from campaign.adapters import MANIFEST, Case, cuts, flips, giants, mutant, specimen, swaps
 from campaign.judge import Judge, Tally

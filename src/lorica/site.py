@@ -37,6 +37,8 @@ class Site:
     transposed: bool = False
     """The module stores its weight as (d_in, d_out), as the Conv1D of transformers does."""
     dtype: str = "float32"
+    alone: bool = False
+    """Of a parameter that is tied, only the place that `name` names is meant; the others keep what they hold."""
 
     @property
     def d_out(self) -> int:

@@ -6,12 +6,12 @@ from itertools import chain, islice
 
 import pytest
 import torch
-from campaign.adapters import Case, closed, giants, mutant, opened, specimen
-from campaign.files import adapter_controls, exhaustive
-from campaign.judge import Judge, Tally
 from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 
+from campaign.adapters import Case, closed, giants, mutant, opened, specimen
+from campaign.files import adapter_controls, exhaustive
+from campaign.judge import Judge, Tally
 from lorica.adapter.file import TENSORS
 from lorica.adapter.tensors import tensors
 from lorica.errors import AdapterError

@@ -1,6 +1,7 @@
 """Malformed data files: a sample of the 300 of `make campaign`."""
 
 import pytest
+
 from campaign.files import data_controls, read_case
 from campaign.rows import DEFECTS
 

@@ -87,18 +87,23 @@ def _training_dtype(base: Tensor) -> torch.dtype:
 
 def _refuse_tied(model: nn.Module, plan: Plan) -> None:
     """PEFT trains a copy for one module and leaves the other as it was; a copy here stands in both places."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    tied = {name: group for group in names.values() if len(group) > 1 for name in group}
+    tied = tied_names(model)
     problems = [
-        f"{p.site.name} is tied with {', '.join(n for n in tied[p.site.name] if n != p.site.name)}, which a saved copy "
-        "would leave behind; leave it out of modules_to_save"
+        f"{p.site.name} is tied with {', '.join(tied[p.site.name])}, which a saved copy would leave behind; "
+        "leave it out of modules_to_save"
         for p in plan.edits
-        if p.edit.place == "instead" and p.method.peft_type is not None and p.site.name in tied
+        if p.edit.place == "instead" and p.method.peft_type and p.site.name in tied and not p.site.alone
     ]
     if problems:
         raise TargetError.of(problems)
+
+
+def tied_names(model: nn.Module) -> dict[str, list[str]]:
+    """Each name of a parameter that has several, and its other names."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: [n for n in group if n != name] for group in names.values() for name in group if len(group) > 1}
 
 
 def frozen(model: nn.Module) -> Undo:

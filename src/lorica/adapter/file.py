@@ -112,7 +112,7 @@ def parsed(folder: Path, contents: Mapping[str, Bytes], where: str) -> AdapterFi
     manifest = _manifest(folder, contents)
     recorded(manifest)
     config = _json(contents[CONFIG], folder / CONFIG)
-    tensors = read_tensors(contents[TENSORS], str(folder / TENSORS))
+    tensors = _plainly_named(folder, config, read_tensors(contents[TENSORS], str(folder / TENSORS)))
     return AdapterFile(
         where=where,
         config=config,
@@ -157,6 +157,11 @@ def _require_safetensors(folder: Path) -> None:
         raise AdapterError(
             f"{folder}: only pickled tensors, which can run code when read; convert them once where you trust them: "
             "PeftModel.from_pretrained(base, folder).save_pretrained(new_folder) of PEFT writes safetensors"
+        )
+    within = sorted(place.parent.name for place in folder.glob(f"*/{TENSORS}"))
+    if within:
+        raise AdapterError(
+            f"{folder}: holds {', '.join(within)} in folders of their own; name one, {folder / within[0]}"
         )
     raise AdapterError(f"{folder}: no {TENSORS}, so it is no adapter folder")
 
@@ -205,6 +210,17 @@ def _json(data: Bytes, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise AdapterError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def _plainly_named(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A PEFT file's tensors under the keys that PEFT itself writes."""
+    method = next((m for m in METHODS.values() if m.peft_type and m.peft_type == config.get("peft_type")), None)
+    if method is None:
+        return tensors
+    try:
+        return {key: tensors[spelled] for spelled, key in method.plain_keys(tensors).items()}
+    except AdapterError as error:
+        raise AdapterError.of([f"{folder / TENSORS}: {line}" for line in str(error).splitlines()]) from error
 
 
 def _methods(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Method, ...]:

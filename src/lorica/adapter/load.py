@@ -1,13 +1,14 @@
 """load: an adapter file onto a base, strictly: every tensor is used and every target found, or nothing is installed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from lorica.adapter import tensors
-from lorica.adapter.attach import built, installed, require_free
+from lorica.adapter.attach import built, installed, require_free, tied_names
 from lorica.adapter.attached import Attached
 from lorica.adapter.effect import inert, without_effect
 from lorica.adapter.file import AdapterFile, read
@@ -18,7 +19,10 @@ from lorica.adapter.tensors import SHOWN, refusal
 from lorica.errors import AdapterError, LoricaError, did_you_mean
 from lorica.methods import Method
 from lorica.models import sites as sites_of
+from lorica.models.walking import base_modules
 from lorica.site import Site
+
+MERGE = "merge it into its base with PEFT's merge_and_unload"
 
 
 def load(
@@ -55,14 +59,38 @@ def plan_on(model: nn.Module, file: AdapterFile) -> Plan:
     """The plan that puts each tensor of the file in its place on this base.  AdapterError unless all fit."""
     found = sites_of(model)
     try:
-        planned = plan(*_what_fits(file, found), source=getattr(model, "source", None))
+        planned = plan(
+            *_what_fits(file, _with_copies(model, file, found)), source=getattr(model, "source", None), trained=True
+        )
     except LoricaError as error:
-        strangers = list(_strangers(file, found)) if file.peft else []
+        strangers = list(_strangers(model, file, found)) if file.peft else []
         raise refusal(file.where, strangers or str(error).splitlines()) from error
-    problems = [*_key_problems(file, planned, found), *_value_problems(file, planned), *_surplus_problems(model, file)]
+    own = _own_keys(model, file) - planned.tensors.keys()
+    problems = [*_key_problems(model, file, planned, own), *_value_problems(file, planned)]
+    problems += _surplus_problems(file, own)
     if problems:
         raise refusal(file.where, problems)
     return Plan(methods=planned.methods, edits=planned.edits, base=found, source=planned.source)
+
+
+def _with_copies(model: nn.Module, file: AdapterFile, found: tuple[Site, ...]) -> tuple[Site, ...]:
+    """The sites that a file may name: each of several tied places may have a copy of its own in a PEFT file."""
+    if not file.peft:
+        return found
+    named, tied = _site_names(file), tied_names(model)
+    every = dict(model.named_parameters(remove_duplicate=False))
+    known = tuple(replace(site, alone=site.name in named & tied.keys()) for site in found)
+    further = sorted(name for name in named & tied.keys() if name not in {site.name for site in found})
+    return known + tuple(
+        Site(
+            name=name,
+            kind="parameter",
+            shape=tuple(every[name].shape),
+            dtype=str(every[name].dtype).removeprefix("torch."),
+            alone=True,
+        )
+        for name in further
+    )
 
 
 def filled(model: nn.Module, planned: Plan, file: AdapterFile, *, untrained: bool) -> Modules:
@@ -94,22 +122,29 @@ def _site_names(file: AdapterFile) -> set[str]:
     return {method.site_name(key) for key in file.tensors}
 
 
-def _strangers(file: AdapterFile, found: Sequence[Site]) -> Iterator[str]:
+def _strangers(model: nn.Module, file: AdapterFile, found: Sequence[Site]) -> Iterator[str]:
     """Sites that tensors name and the base lacks."""
     known = {site.name for site in found}
-    for number, name in enumerate(sorted(_site_names(file) - known)):
-        near = did_you_mean(name, known) if number < SHOWN else ""
-        yield f"{name}: no such site in this base{near}"
+    yield from _strange(model, sorted(_site_names(file) - known), known)
 
 
-def _key_problems(file: AdapterFile, planned: Plan, found: Sequence[Site]) -> Iterator[str]:
+def _strange(model: nn.Module, names: Sequence[str], known: Collection[str]) -> Iterator[str]:
+    kinds = {name: type(module).__name__ for name, module in base_modules(model)}
+    for number, name in enumerate(names):
+        if name in kinds:
+            yield f"{name}: a {kinds[name]}, on which no adapter of PEFT is read; {MERGE}"
+        else:
+            yield f"{name}: no such site in this base{did_you_mean(name, known) if number < SHOWN else ''}"
+
+
+def _key_problems(model: nn.Module, file: AdapterFile, planned: Plan, own: set[str]) -> Iterator[str]:
     expected = planned.tensors
-    used = set(expected) | {key for key in file.tensors if any(method.surplus(key) for method in file.methods)}
+    used = own.union(expected, (key for key in file.tensors if any(method.surplus(key) for method in file.methods)))
     unused = [key for key in file.tensors if key not in used]
     if file.peft:
-        known = {site.name for site in found}
+        known = {site.name for site in sites_of(model)}
         named = {key: file.methods[0].site_name(key) for key in unused}
-        yield from _strangers(file, found) if any(name not in known for name in named.values()) else ()
+        yield from _strange(model, sorted({name for name in named.values() if name not in known}), known)
         unused = [key for key in unused if named[key] in known]
     yield from (f"{key}: in the file, and nothing in adapter_config.json asks for it" for key in unused)
     yield from (f"{key}: missing from the file" for key in expected if key not in file.tensors)
@@ -126,20 +161,37 @@ def _value_problems(file: AdapterFile, planned: Plan) -> Iterator[str]:
             yield f"{key}: holds values that are not finite"
 
 
-def _surplus_problems(model: nn.Module, file: AdapterFile) -> Iterator[str]:
-    """Frozen tensors that PEFT writes beside an adapter on embeddings must be this base's own."""
+def _own_keys(model: nn.Module, file: AdapterFile) -> set[str]:
+    """Keys whose tensors are this base's own, unchanged: PEFT writes embeddings beside an adapter on them, and every
+    module whose path holds `lora_`."""
+    if not file.peft:
+        return set()
+    (method,) = file.methods
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    named = {key: parameters.get(method.parameter_name(key)) for key in file.tensors}
+    return {
+        key
+        for key, parameter in named.items()
+        if parameter is not None and _same(file.tensors[key], parameter, unseen=method.surplus(key))
+    }
+
+
+def _surplus_problems(file: AdapterFile, own: set[str]) -> Iterator[str]:
+    """Frozen tensors that PEFT writes beside an adapter on embeddings must be this base's own."""
     for key in file.tensors:
         if not any(method.surplus(key) for method in file.methods) or not key.endswith(".base_layer.weight"):
             continue
-        name = file.methods[0].site_name(key)
-        if name not in parameters or not _same(file.tensors[key], parameters[name]):
+        if key not in own:
+            name = file.methods[0].site_name(key)
             yield f"{key}: the file brings its own {name}, which is not this base's; resize or choose the base it names"
 
 
-def _same(stored: Tensor, parameter: Tensor) -> bool:
+def _same(stored: Tensor, parameter: Tensor, unseen: bool) -> bool:
+    """Whether the values agree in the narrower type; `unseen` where the base is there in shape alone."""
     if stored.shape != parameter.shape:
         return False
+    if parameter.is_meta:
+        return unseen
     narrow = min(stored.dtype, parameter.dtype, key=lambda dtype: dtype.itemsize)
     return torch.equal(stored.to(narrow), parameter.detach().to("cpu", narrow))
 

@@ -148,9 +148,13 @@ def _put_merged(swaps: Swaps, planned: PlannedEdit, module: nn.Module) -> None:
 
 def _put_copy(swaps: Swaps, planned: PlannedEdit, module: nn.Module) -> None:
     before = parameter_of(swaps.model, planned.site)
-    value = module().detach().to(before.dtype)
+    after = nn.Parameter(module().detach().to(before.dtype), requires_grad=before.requires_grad)
+    if planned.site.alone:
+        owner, _, leaf = planned.site.name.rpartition(".")
+        swaps.put(swaps.model.get_submodule(owner), leaf, before, after)  # type: ignore[arg-type]
+        _untie(swaps)
+        return
     held = [(m, name) for m in swaps.model.modules() for name, p in m._parameters.items() if p is before]
-    after = nn.Parameter(value, requires_grad=before.requires_grad)
     for holder, name in held:
         swaps.put(holder, name, before, after)  # type: ignore[arg-type]
 

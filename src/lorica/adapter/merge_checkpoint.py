@@ -163,7 +163,7 @@ class _Merge:
         stored = next((s for s in map(self._stored_name, (parameter, *tied)) if s is not None), None)
         if stored is None:
             raise AdapterError(f"{self.stored.folder}: no tensor for {parameter} of {type(self.model).__name__}")
-        if not tied or planned.edit.place == "instead":
+        if not tied or (planned.edit.place == "instead" and not planned.site.alone):
             self.edits[stored] = planned
         elif len(tied) == 1 and self._stored_name(parameter) == stored:
             self.edits[stored], self.untied[self._like(stored, parameter, tied[0])] = planned, None

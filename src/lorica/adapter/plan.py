@@ -55,7 +55,7 @@ class PlannedEdit:
     @property
     def replaces(self) -> int:
         """Parameters of the base that are out of use while this edit is in place."""
-        return math.prod(self.site.shape) if self.edit.place == "instead" else 0
+        return math.prod(self.site.shape) if self.edit.place == "instead" and not self.site.alone else 0
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -181,15 +181,24 @@ class Plan:
         }
 
 
-def plan(base: nn.Module | Sequence[Site], method: Method | Sequence[Method], *, source: str | None = None) -> Plan:
+def plan(
+    base: nn.Module | Sequence[Site],
+    method: Method | Sequence[Method],
+    *,
+    source: str | None = None,
+    trained: bool = False,
+) -> Plan:
     """What `method` (or the union of several) would do to a base, given as a model (on any device, meta too) or its
-    sites.  TargetError where the edits do not fit the base or each other."""
+    sites; `trained` when an adapter exists already.  TargetError where the edits do not fit the base or each other."""
     sites = sites_of(base) if isinstance(base, nn.Module) else tuple(base)
     methods = (method,) if isinstance(method, Method) else tuple(method)
     if not methods:
         raise TargetError("method: the list is empty; name at least one")
     pairs = [(edit, each) for each in methods for edit in each.edits(sites)]
     _refuse_overlaps(pairs)
+    wasteful = [problem for each in methods for problem in each.wasteful(edit for edit, of in pairs if of is each)]
+    if wasteful and not trained:
+        raise TargetError.of(wasteful)
     around = {edit.site.name for edit, _ in pairs if edit.place == "around"}
     edits = tuple(PlannedEdit(edit=edit, method=each, tensors=_tensors(edit, each, around)) for edit, each in pairs)
     source = source or (getattr(base, "source", None) if isinstance(base, nn.Module) else None)

@@ -12,7 +12,7 @@ Five edits are closed, methods are open.  Each edit says where it goes; what its
     Instead(site)             forward() -> the trainable copy that takes the parameter's place
 """
 
-from collections.abc import Callable, Collection, Container, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -184,6 +184,10 @@ class Method(BaseModel):
         """The edits on a base with these sites.  TargetError names all that does not fit."""
         raise NotImplementedError
 
+    def wasteful(self, edits: Iterable[Edit]) -> list[str]:
+        """What is a mistake in a new adapter, though one that was trained so is read and computes what it should."""
+        return []
+
     def selection(self, sites: tuple[Site, ...]) -> Selection | None:
         """How many sites each entry of `target_modules` chose, for the plan; None where there are no targets."""
         return None
@@ -207,6 +211,16 @@ class Method(BaseModel):
     def site_name(cls, key: str) -> str:
         """The site (or parameter) whose edit a key of an adapter file belongs to: the inverse of `file_name`."""
         return key
+
+    @classmethod
+    def parameter_name(cls, key: str) -> str:
+        """The parameter of the base that a key names, taken by the letter, if it names one."""
+        return key
+
+    @classmethod
+    def plain_keys(cls, keys: Collection[str]) -> Mapping[str, str]:
+        """Each key of a file as `file_name` spells it, where other programs have spellings of their own."""
+        return {key: key for key in keys}
 
     @classmethod
     def site_of_file(cls, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:

@@ -7,7 +7,7 @@ On an embedding (rows, d) the roles swap: A (r, rows) starts at zero, B (d, r) r
 
 import math
 import re
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from lorica.errors import AdapterError, RecipeError, TargetError, did_you_mean
 from lorica.kernels import LowRank, site_id
-from lorica.methods import peft_config
+from lorica.methods import peft_config, peft_keys
 from lorica.methods.contract import Around, AroundLinear, Build, Copy, Edit, Flow, Instead, Method, Start
+from lorica.methods.peft_keys import FILE_NAME_END, PREFIX
 from lorica.methods.targets import Selection, ends, matches, select, shortest_names
 from lorica.site import Site
 
@@ -73,6 +74,13 @@ class LoRA(Method):
         around: list[Edit] = [Around(site, self._builder(site)) for site in adapted]
         return (*around, *(Instead(site, Copy) for site in (*saved, *biases)))
 
+    def wasteful(self, edits: Iterable[Edit]) -> list[str]:
+        return [
+            f"r: {self.rank(site)} is beyond {site.name} {site.shape}, use 1 to {min(site.shape)}"
+            for site in (edit.site for edit in edits if edit.place == "around")
+            if self.rank(site) > min(site.shape)
+        ]
+
     def selection(self, sites: tuple[Site, ...]) -> Selection:
         named = not isinstance(self.target_modules, str)
         return select(sites, self.target_modules, ("linear", "embedding") if named else ("linear",))
@@ -112,15 +120,15 @@ class LoRA(Method):
 
     def _rank_problems(self, adapted: list[Site]) -> list[str]:
         return [
-            f"r: {self.rank(site)} is beyond {site.name} {site.shape}, use 1 to {min(site.shape)}"
+            f"r: {self.rank(site)} at {site.name}, use 1 to {min(site.shape)}"
             for site in adapted
-            if not 1 <= self.rank(site) <= min(site.shape)
+            if self.rank(site) < 1
         ]
 
     def _save_problems(self, sites: tuple[Site, ...]) -> list[str]:
         modules = {site.name.rpartition(".")[0] for site in sites if site.kind == "parameter"}
         missing = [
-            f"modules_to_save: {name!r} matches no module{did_you_mean(name, {m.rpartition('.')[2] for m in modules})}"
+            _missing(name, sites, {module.rpartition(".")[2] for module in modules})
             for name in self.modules_to_save
             if not any(matches(module, name) or f".{name}." in f".{module}." for module in modules)
         ]
@@ -144,7 +152,7 @@ class LoRA(Method):
 
     @classmethod
     def site_name(cls, key: str) -> str:
-        return FILE_NAME_END.sub("", key.removeprefix(PREFIX)).replace(".base_layer.", ".")
+        return FILE_NAME_END.sub("", cls.parameter_name(key))
 
     def peft_config(self, edits: tuple[Edit, ...], sites: tuple[Site, ...]) -> dict[str, Any]:
         adapted = [edit.site for edit in edits if edit.place == "around"]
@@ -178,6 +186,14 @@ class LoRA(Method):
         raise AdapterError(f"{name}: half of a low-rank pair is missing from the file")
 
     @classmethod
+    def parameter_name(cls, key: str) -> str:
+        return key.removeprefix(PREFIX).replace(".base_layer.", ".")
+
+    @classmethod
+    def plain_keys(cls, keys: Collection[str]) -> dict[str, str]:
+        return peft_keys.plain(keys)
+
+    @classmethod
     def surplus(cls, key: str) -> bool:
         return key.endswith(".base_layer.weight") or ".original_module." in key or ".modules_to_save." in key
 
@@ -190,10 +206,11 @@ class LoRA(Method):
             raise RecipeError(f"target_modules: PEFT reads {targets!r} as a regular expression; give a list or a glob")
         listed = targets if isinstance(targets, str) else tuple(sorted(targets or ())) or "minimal"
         saved, problems = peft_config.names(given.get("modules_to_save"), "modules_to_save")
-        problems += peft_config.problems(given, UNDERSTOOD - {"exclude_modules", "layers_to_transform"})
+        problems += peft_config.problems(given, UNDERSTOOD - {"exclude_modules", "layers_to_transform"}, cls.peft_names)
         init = STARTS.get(str(given.get("init_lora_weights", True)))
         if init is None:
-            problems.append(f"init_lora_weights: {given['init_lora_weights']!r} has no counterpart here")
+            remedy = "start from kaiming or gaussian"
+            problems.append(f"init_lora_weights: {given['init_lora_weights']!r} has no counterpart here; {remedy}")
         return cls._translated(given, problems, target_modules=listed, modules_to_save=saved, init=init)
 
     @classmethod
@@ -205,11 +222,14 @@ class LoRA(Method):
         saved, problems = peft_config.names(config.get("modules_to_save"), "modules_to_save")
         if len(saved) * len(copied) > MOST_LOOKED_FOR:
             raise RecipeError(f"modules_to_save: {len(saved)} names for {len(copied)} modules, which no adapter has")
-        problems += peft_config.problems(config, UNDERSTOOD)
+        problems += peft_config.problems(config, UNDERSTOOD | {"ensure_weight_tying"})
         if str(config.get("init_lora_weights")).partition("_niter_")[0] in MOVES_THE_BASE:
             remedy = "convert it in PEFT with path_initial_model_for_weight_conversion"
             problems.append(f"init_lora_weights: {config['init_lora_weights']!r} changed the base itself; {remedy}")
-        method = cls._translated(config, problems, target_modules=tuple(adapted), modules_to_save=_held(saved, copied))
+        held = _held(saved, copied)
+        if config.get("ensure_weight_tying"):  # the config names one of the modules that are saved
+            held = tuple(sorted({*held, *_whole(keys)}))
+        method = cls._translated(config, problems, target_modules=tuple(adapted), modules_to_save=held)
         patterns = {"rank_pattern": method.rank_pattern, "alpha_pattern": method.alpha_pattern}
         return method.model_copy(update={field: _needed(pattern, adapted) for field, pattern in patterns.items()})
 
@@ -228,9 +248,6 @@ class LoRA(Method):
             raise RecipeError.of(told) from None
 
 
-PREFIX = "base_model.model."
-"""What PEFT puts before the path of every module in its files."""
-FILE_NAME_END = re.compile(r"\.lora_(?:[AB]\.weight|embedding_[AB])$")
 TRANSLATED = {"r": "r", "lora_alpha": "alpha", "lora_dropout": "dropout", "bias": "bias", "use_rslora": "rslora"}
 UNDERSTOOD = frozenset(
     {*TRANSLATED, *peft_config.WHERE_TO_ADAPT, "rank_pattern", "alpha_pattern", "modules_to_save", "init_lora_weights"}
@@ -246,6 +263,20 @@ def _held(saved: Collection[str], modules: Collection[str]) -> tuple[str, ...]:
     parts = (module.split(".") for module in modules if saved)
     paths = (".".join(words[:end]) for words in parts for end in range(1, len(words) + 1))
     return tuple(sorted({path for path in paths if path.endswith(tuple(saved))}))
+
+
+def _whole(keys: Collection[str]) -> set[str]:
+    """The modules whose own weight is in a file."""
+    weights = {key for key in keys if key.endswith(".weight") and not FILE_NAME_END.search(key)}
+    return {key.removeprefix(PREFIX).rpartition(".")[0] for key in weights if ".base_layer." not in key}
+
+
+def _missing(name: str, sites: tuple[Site, ...], near: Collection[str]) -> str:
+    """A tied parameter is listed under its first name alone."""
+    if any(matches(site.name, name) for site in sites if site.kind in ("linear", "embedding")):
+        untie = "leave it out, or give a base saved with tie_word_embeddings=False"
+        return f"modules_to_save: {name!r} is tied with another module, which a saved copy would leave behind; {untie}"
+    return f"modules_to_save: {name!r} matches no module{did_you_mean(name, near)}"
 
 
 def _needed(pattern: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
@@ -311,6 +342,7 @@ class LoRAEmbedding(nn.Module):
         return W + self.scale * (self.B.to(W.dtype) @ self.A.to(W.dtype)).T
 
     def forward(self, ids: Tensor, base: nn.Module, flow: Flow) -> Tensor:
+        """Some families' embeddings multiply what they look up; what is added to the rows is multiplied with them."""
         y = base(ids)
         rows = nn.functional.embedding(ids, self.A.T.to(y.dtype))
-        return y + self.scale * (rows @ self.B.T.to(y.dtype))
+        return y + self.scale * getattr(base, "embed_scale", 1.0) * (rows @ self.B.T.to(y.dtype))

@@ -8,6 +8,7 @@ patterns are literal names here: PEFT would run them as regular expressions, `re
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, is_dataclass
+from types import MappingProxyType
 from typing import Any
 
 from lorica.errors import RecipeError
@@ -34,6 +35,10 @@ HARMLESS = frozenset(
 """`fan_in_fan_out` is read off the layer, `auto_mapping` names code to import, the rest is provenance or a default."""
 WHERE_TO_ADAPT = frozenset({"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"})
 LITERAL = re.compile(r"[\w.\-]+")
+MERGE = "leave it out, or merge a finished adapter into its base with PEFT's merge_and_unload"
+REMEDIES = {
+    "ensure_weight_tying": "set it to false: a finished adapter computes the same, and trains embedding and head apart",
+}
 
 
 def fields(config: Any) -> dict[str, Any]:
@@ -45,10 +50,17 @@ def fields(config: Any) -> dict[str, Any]:
     raise RecipeError(f"from_peft takes a PEFT config or a dict of its fields, not {type(config).__name__}")
 
 
-def problems(config: Mapping[str, Any], understood: Collection[str]) -> list[str]:
-    """Every field that is neither understood nor harmless and whose value is not a default."""
+def problems(
+    config: Mapping[str, Any], understood: Collection[str], remedies: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
+    """Every field that is neither understood nor harmless and whose value is not a default, with what to do instead."""
     unknown = [name for name in config if name not in understood and name not in HARMLESS]
-    return [f"{name}: {config[name]!r} has no counterpart here" for name in sorted(unknown) if _says(config[name])]
+    known = {**REMEDIES, **remedies}
+    return [
+        f"{name}: {config[name]!r} has no counterpart here; {known.get(name, MERGE)}"
+        for name in sorted(unknown)
+        if _says(config[name])
+    ]
 
 
 def _says(value: Any) -> bool:
@@ -62,7 +74,8 @@ def literal_pattern(config: Mapping[str, Any], field: str) -> tuple[dict[str, An
         return {}, [f"{field}: expected names and numbers, found {pattern!r}"]
     strange = [key for key in pattern if not LITERAL.fullmatch(str(key))]
     kept = {key: value for key, value in pattern.items() if LITERAL.fullmatch(str(key))}
-    return kept, [f"{field}: {key!r} is a pattern; only names of modules are taken" for key in strange]
+    remedy = "names of modules are taken, or their ends after a dot: write those out"
+    return kept, [f"{field}: {key!r} is a pattern; {remedy}" for key in strange]
 
 
 def names(value: Any, field: str) -> tuple[tuple[str, ...], list[str]]:

@@ -120,7 +120,8 @@ class _Walk:
             yield from _sublayer(site)
         elif isinstance(module, nn.Embedding):
             site = _embedding(name, module, self.roles(name, module))
-            yield site
+            if is_lookup(module):
+                yield site
             if module is self.tokens:
                 yield replace(site, kind="tokens")
 
@@ -180,6 +181,12 @@ def is_linear(module: nn.Module) -> bool:
 def is_transposed(module: nn.Module) -> bool:
     """transformers' Conv1D, a linear that stores (d_in, d_out)."""
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def is_lookup(module: nn.Embedding) -> bool:
+    """Whether the module gives rows of its weight, or multiples of them (`embed_scale`), for the indices it is called
+    with.  Tables of positions often compute those themselves, from a mask or an offset."""
+    return type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
 
 
 def _linear(name: str, module: Any, roles: tuple[str, ...]) -> Site:

@@ -1,5 +1,7 @@
 """Instead: a trainable copy takes a parameter's place in every module that holds it; the original object is kept.
 
+Of a tied parameter, a site may mean one place alone: PEFT gives each of two tied modules a copy of its own.
+
 A copy of the base's own type is put in place as it is.  A float32 copy for a half-precision base is cast at each read.
 """
 
@@ -28,7 +30,7 @@ def parameter_of(model: nn.Module, site: Site) -> Tensor:
 def install(model: nn.Module, site: Site, adapter: nn.Module) -> Undo:
     """TargetError where the parameter is edited already, or the copy has another shape."""
     original = parameter_of(model, site)
-    places = parameter_holders(model, original) if isinstance(original, nn.Parameter) else []
+    places = _places(model, site, original) if isinstance(original, nn.Parameter) else []
     if not places or any(_is_edited(model, *place) for place in places):
         raise TargetError(f"{site.name} has an edit on it already; adapt it by one method, or detach that first")
     assert isinstance(original, nn.Parameter)
@@ -37,6 +39,11 @@ def install(model: nn.Module, site: Site, adapter: nn.Module) -> Undo:
         raise TargetError(f"{site.name}: the copy is {tuple(value.shape)}, the parameter {tuple(original.shape)}")
     take = _put if isinstance(value, nn.Parameter) and value.dtype == original.dtype else compute
     return together([take(holder, name, Cast(adapter, original)) for holder, name in places])
+
+
+def _places(model: nn.Module, site: Site, original: nn.Parameter) -> list[tuple[nn.Module, str]]:
+    owner, _, leaf = site.name.rpartition(".")
+    return [(model.get_submodule(owner), leaf)] if site.alone else parameter_holders(model, original)
 
 
 def _is_edited(model: nn.Module, holder: nn.Module, name: str) -> bool:
