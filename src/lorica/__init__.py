@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lorica.methods import METHODS, Full, LoRA, Method
     from lorica.recipe import ModelConfig, Recipe
     from lorica.train import Run, TrainConfig
+    from lorica.train.of_transformers import Trainer
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,7 @@ __all__ = [
     "RunError",
     "TargetError",
     "TrainConfig",
+    "Trainer",
     "attach",
     "data_report",
     "evaluate",
@@ -74,6 +76,7 @@ ROOMS = {
     "methods": ("METHODS", "Full", "LoRA", "Method"),
     "recipe": ("ModelConfig", "Recipe"),
     "train": ("Run", "TrainConfig"),
+    "train.of_transformers": ("Trainer",),
 }
 HOME = {name: room for room, names in ROOMS.items() for name in names}
 

@@ -1,17 +1,18 @@
 """attach: the edits of a plan are built, started and installed on a base that is frozen but never written."""
 
 import hashlib
-from collections.abc import Sequence
-from weakref import WeakSet
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet, ref
 
 import torch
 from torch import Tensor, nn
 
 from lorica.adapter.attached import Attached, Modules, Undo, undone
-from lorica.adapter.plan import Plan, PlannedEdit
+from lorica.adapter.file import AdapterFile, write
+from lorica.adapter.plan import Methods, Plan, PlannedEdit
 from lorica.adapter.plan import plan as plan_of
 from lorica.errors import AdapterError, TargetError
-from lorica.methods import Method
 from lorica.methods.contract import Start
 from lorica.models import enter, install, parameter_of, weight_of
 from lorica.models.ambient import Clock
@@ -20,12 +21,13 @@ _OCCUPIED: WeakSet[nn.Module] = WeakSet()
 """Models that carry an adapter or a bank: a second one would silently see the edits of the first as its base."""
 
 
-def attach(model: nn.Module, method: Method | Sequence[Method] | Plan, *, seed: int = 0) -> Attached:
+def attach(model: nn.Module, method: Methods | Plan, *, seed: int = 0) -> Attached:
     """Adapts `model` in place and returns the handle on what is trained.
 
     The base is frozen (`detach` gives back each parameter's `requires_grad`).  Parameters start in float32 (float64 on
-    a float64 base) from `seed` and the name of their site alone.  TargetError where the method does not fit;
-    AdapterError where the model carries an adapter already.  After any error the model is as it was.
+    a float64 base) from `seed` and the name of their site alone.  `method` may be several, a plan, or a config of PEFT.
+    TargetError where the method does not fit; AdapterError where the model carries an adapter already.  After any error
+    the model is as it was.
     """
     plan = method if isinstance(method, Plan) else plan_of(model, method)
     require_free(model)
@@ -47,6 +49,7 @@ def installed(model: nn.Module, plan: Plan, modules: Modules, seed: int = 0) -> 
             undos.append(install(model, planned.edit.place, planned.site, modules[planned.key]))
         clock = Clock(seed)
         undos.append(enter(model, clock))
+        undos.append(saved_as_adapter(model, plan, modules))
     except BaseException:
         undone(undos)
         raise
@@ -58,6 +61,28 @@ def occupy(model: nn.Module) -> Undo:
     require_free(model)
     _OCCUPIED.add(model)
     return lambda: _OCCUPIED.discard(model)
+
+
+def saved_as_adapter(model: nn.Module, plan: Plan, modules: Modules) -> Undo:
+    """`model.save_pretrained` writes the adapter while one is in place: the model's own would name the tensors of
+    edited modules as nothing that loads them expects, and they would come back newly initialised."""
+    if not hasattr(model, "save_pretrained"):
+        return lambda: None
+    seen = ref(model)
+
+    def save_pretrained(folder: str | Path, **unused: Any) -> None:
+        """Writes the adapter folder; detach() or merge() first to save the model itself."""
+        held = seen()
+        assert held is not None
+        tensors = {
+            key: modules[planned.key].get_parameter(tensor.name).detach()
+            for planned in plan.edits
+            for key, tensor in planned.tensors.items()
+        }
+        write(folder, AdapterFile.of(held, plan, tensors), held, {})
+
+    model.__dict__["save_pretrained"] = save_pretrained
+    return lambda: model.__dict__.pop("save_pretrained")
 
 
 def require_free(model: nn.Module) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorica.adapter import merge
+from lorica.adapter import merge, norms
 from lorica.adapter.file import AdapterFile, write
 from lorica.adapter.plan import Plan
 from lorica.errors import AdapterError, did_you_mean
@@ -100,6 +100,10 @@ class Attached:
             f"trainable params: {self.trainable_parameters:,d} || all params: {self.total_parameters:,d} "
             f"|| trainable%: {self.plan.trainable_percent:.4f}"
         )
+
+    def update_norms(self) -> dict[str, float]:
+        """|| W' - W ||_F of every site by name: all zero before training, none should be afterwards."""
+        return norms.update_norms(self.model, self.plan, self.modules)
 
     @property
     def life(self) -> Life | None:

@@ -16,12 +16,14 @@ from torch import nn
 
 from lorica.errors import TargetError
 from lorica.kernels import FrozenWeight
-from lorica.methods import Method
+from lorica.methods import Method, method_of_peft
 from lorica.methods.contract import Edit, Start
 from lorica.models import sites as sites_of
 from lorica.site import Site
 
 META = torch.device("meta")
+Methods = Method | Sequence[Method] | Any
+"""One method or several; a config object of PEFT stands for the method that it describes."""
 
 
 @dataclass(frozen=True)
@@ -181,11 +183,11 @@ class Plan:
         }
 
 
-def plan(base: nn.Module | Sequence[Site], method: Method | Sequence[Method], *, source: str | None = None) -> Plan:
+def plan(base: nn.Module | Sequence[Site], method: Methods, *, source: str | None = None) -> Plan:
     """What `method` (or the union of several) would do to a base, given as a model (on any device, meta too) or its
     sites.  TargetError where the edits do not fit the base or each other."""
     sites = sites_of(base) if isinstance(base, nn.Module) else tuple(base)
-    methods = (method,) if isinstance(method, Method) else tuple(method)
+    methods = tuple(_method(each, sites) for each in (method if isinstance(method, list | tuple) else (method,)))
     if not methods:
         raise TargetError("method: the list is empty; name at least one")
     pairs = [(edit, each) for each in methods for edit in each.edits(sites)]
@@ -194,6 +196,16 @@ def plan(base: nn.Module | Sequence[Site], method: Method | Sequence[Method], *,
     edits = tuple(PlannedEdit(edit=edit, method=each, tensors=_tensors(edit, each, around)) for edit, each in pairs)
     source = source or (getattr(base, "source", None) if isinstance(base, nn.Module) else None)
     return Plan(methods=methods, edits=edits, base=sites, source=source)
+
+
+def _method(given: Any, sites: tuple[Site, ...]) -> Method:
+    """A method as it is, or the one that a config object of PEFT describes."""
+    if isinstance(given, Method):
+        return given
+    peft_type = getattr(given, "peft_type", None)
+    if peft_type is None:
+        raise TargetError(f"method: {type(given).__name__} is none; give lorica.LoRA(r=8), or a config of PEFT")
+    return method_of_peft(peft_type).from_peft(given, sites)
 
 
 def _tensors(edit: Edit, method: Method, around: Container[str]) -> dict[str, PlannedTensor]:

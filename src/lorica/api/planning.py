@@ -1,13 +1,11 @@
 """plan: what would be trained and what it costs, from shapes alone."""
 
-from collections.abc import Sequence
-
 from torch import nn
 
 from lorica import adapter, budget
+from lorica.adapter.plan import Methods
 from lorica.budget import Forecast, Workload
 from lorica.errors import RequestError
-from lorica.methods import Method
 from lorica.models import context_limit, shapes_only
 from lorica.models.causal_lm import CausalLM
 from lorica.recipe import Recipe
@@ -16,7 +14,7 @@ from lorica.train import TrainConfig
 
 def plan(
     base: nn.Module | Recipe,
-    method: Method | Sequence[Method] | None = None,
+    method: Methods | None = None,
     *,
     memory: float | None = None,
 ) -> Forecast:
@@ -39,7 +37,7 @@ def _of_recipe(recipe: Recipe, memory: float | None) -> Forecast:
 
 def _forecast(
     model: nn.Module,
-    method: Method | Sequence[Method],
+    method: Methods,
     config: TrainConfig,
     max_length: int | None,
     place: budget.Machine,

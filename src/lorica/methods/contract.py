@@ -224,9 +224,9 @@ class Method(BaseModel):
         return None
 
     @classmethod
-    def from_peft(cls, config: Any) -> "Method":
-        """The method that a config of PEFT (the object, or its fields) describes; RecipeError names what has no
-        counterpart."""
+    def from_peft(cls, config: Any, sites: tuple[Site, ...] = ()) -> "Method":
+        """The method that a config of PEFT (the object, or its fields) describes on a base with these sites;
+        RecipeError names what has no counterpart."""
         raise RecipeError(f"{cls.kind}: PEFT has no such method")
 
     @classmethod

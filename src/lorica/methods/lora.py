@@ -181,15 +181,22 @@ class LoRA(Method):
         return key.endswith(".base_layer.weight") or ".original_module." in key or ".modules_to_save." in key
 
     @classmethod
-    def from_peft(cls, config: Any) -> "LoRA":
-        """The LoRA that a `peft.LoraConfig` (or a dict of its fields) describes."""
+    def from_peft(cls, config: Any, sites: tuple[Site, ...] = ()) -> "LoRA":
+        """The LoRA that a `peft.LoraConfig` (or a dict of its fields) describes.
+
+        sites: those of the base, in which the heads are found that PEFT trains for a classifier without being asked.
+        """
         given = peft_config.fields(config)
         targets = given.get("target_modules")
         if isinstance(targets, str) and targets != "all-linear":
             raise RecipeError(f"target_modules: PEFT reads {targets!r} as a regular expression; give a list or a glob")
         listed = targets if isinstance(targets, str) else tuple(sorted(targets or ())) or "minimal"
         saved, problems = peft_config.names(given.get("modules_to_save"), "modules_to_save")
+        heads = peft_config.heads(given, [s.name.rpartition(".")[0] for s in sites if s.kind == "parameter"])
+        saved = (*saved, *(head for head in heads if head not in saved))
         problems += peft_config.problems(given, UNDERSTOOD - {"exclude_modules", "layers_to_transform"})
+        if not sites and not saved and peft_config.HEADS.get(str(getattr(given.get("task_type"), "value", ""))):
+            problems.append("task_type: PEFT trains the head as well; give the config to lorica.attach, which finds it")
         init = STARTS.get(str(given.get("init_lora_weights", True)))
         if init is None:
             problems.append(f"init_lora_weights: {given['init_lora_weights']!r} has no counterpart here")

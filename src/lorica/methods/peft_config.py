@@ -33,6 +33,8 @@ HARMLESS = frozenset(
 )
 """`fan_in_fan_out` is read off the layer, `auto_mapping` names code to import, the rest is provenance or a default."""
 WHERE_TO_ADAPT = frozenset({"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"})
+HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+"""Modules that PEFT trains and saves whole for these tasks, whether asked or not."""
 LITERAL = re.compile(r"[\w.\-]+")
 
 
@@ -53,6 +55,12 @@ def problems(config: Mapping[str, Any], understood: Collection[str]) -> list[str
 
 def _says(value: Any) -> bool:
     return value is not None and value is not False and value not in ("", {}, [], (), set())
+
+
+def heads(config: Mapping[str, Any], modules: Collection[str]) -> tuple[str, ...]:
+    """What PEFT adds to `modules_to_save` for the task of the config, of the modules that there are."""
+    names = HEADS.get(str(getattr(config.get("task_type"), "value", config.get("task_type"))), ())
+    return tuple(name for name in names if any(matches(module, name) for module in modules))
 
 
 def literal_pattern(config: Mapping[str, Any], field: str) -> tuple[dict[str, Any], list[str]]:

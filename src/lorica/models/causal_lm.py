@@ -6,6 +6,7 @@ model.hidden(tokens, layout), model.head                        flat documents; 
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ IGNORED = -100
 
 class CausalLM(nn.Module):
     """A decoder-family base.  `config` is transformers' own config, `tokenizer` what was loaded beside the weights."""
+
+    loss_type = "ForCausalLM"
+    """Labels are shifted here: Trainer then counts those that are predicted."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -100,6 +104,15 @@ class CausalLM(nn.Module):
         if noise is None and self.training and self.clock is not None:
             noise = self.clock.tick(torch.arange(len(real), device=real.device))
         return layout if noise is None else layout.with_noise(noise.seed, noise.step, noise.rows)
+
+    def save_pretrained(self, folder: str | Path, **unused: Any) -> None:
+        """Writes the checkpoint folder that transformers, vLLM and `load_base` read.
+
+        While an adapter is in place this name writes the adapter instead; merge it first to save the model with it.
+        """
+        from lorica.models.saving import save_base
+
+        save_base(self, folder)
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
         """As transformers' generate: rows (B, S) -> (B, S + new), finished rows filled with the end token."""
