@@ -192,6 +192,10 @@ class Method(BaseModel):
         """A few characters for the plan's table, such as `r=8 s=2`."""
         return ""
 
+    def advice(self) -> str:
+        """Where to start with the learning rate; empty when nothing is known."""
+        return ""
+
     def life(self, modules: Mapping[str, nn.Module]) -> Life | None:
         """The running state of a method that has one; modules by site name."""
         return None

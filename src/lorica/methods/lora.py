@@ -11,12 +11,12 @@ from collections.abc import Collection, Container, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from lorica.errors import AdapterError, RecipeError, TargetError, did_you_mean
 from lorica.kernels import LowRank, site_id
-from lorica.methods import peft_config
+from lorica.methods import peft_config, presets
 from lorica.methods.contract import Around, AroundLinear, Build, Copy, Edit, Flow, Instead, Method, Start
 from lorica.methods.targets import Selection, matches, select, shortest_names
 from lorica.site import Site
@@ -35,6 +35,8 @@ class LoRA(Method):
     modules_to_save modules trained in full and saved whole, such as a new head
     init            of A: kaiming (U(-1/sqrt(d_in), 1/sqrt(d_in)), as the authors' code) or gaussian (std 1/r)
     rslora          s = alpha / sqrt(r)
+
+    `preset: small | medium | large` stands for the numbers of a size; what is written beside it counts more.
     """
 
     kind: ClassVar[str] = "lora"
@@ -62,6 +64,19 @@ class LoRA(Method):
     init: Literal["kaiming", "gaussian"] = "kaiming"
     rslora: bool = False
 
+    @classmethod
+    def preset(cls, name: str, **fields: Any) -> "LoRA":
+        """A size by name, `small`, `medium` or `large`, with any field changed: `LoRA.preset("small", r=4)`."""
+        return cls(**{**presets.preset(name).fields(), **fields})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sized(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "preset" not in values:
+            return values
+        rest = {key: value for key, value in values.items() if key != "preset"}
+        return {**presets.preset(values["preset"]).fields(), **rest}
+
     def edits(self, sites: tuple[Site, ...], statistics: Mapping[str, Any] | None = None) -> tuple[Edit, ...]:
         chosen = self.selection(sites).sites
         saved = [site for site in sites if site.kind == "parameter" and self._saves(site.name.rpartition(".")[0])]
@@ -86,6 +101,10 @@ class LoRA(Method):
 
     def note(self, edit: Edit) -> str:
         return f"r={self.rank(edit.site)} s={self.scale(edit.site):g}" if edit.place == "around" else ""
+
+    def advice(self) -> str:
+        tune = " (rsLoRA: lower it as r grows)" if self.rslora else ""
+        return f"learning rate for LoRA: start at {presets.LEARNING_RATE}{tune}"
 
     def _builder(self, site: Site) -> Build:
         module = LoRAEmbedding if site.kind == "embedding" else LoRALinear
