@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorica.adapter import Attached, Bank, Plan
-    from lorica.api import attach, data_report, evaluate, fit, generate, inspect, load, load_base, merge, plan, train
+    from lorica.api import (
+        add_tokens,
+        attach,
+        data_report,
+        evaluate,
+        fit,
+        generate,
+        inspect,
+        load,
+        load_base,
+        merge,
+        plan,
+        train,
+    )
     from lorica.data import DataConfig, HoldOut
     from lorica.errors import (
         AdapterError,
@@ -56,6 +69,7 @@ __all__ = [
     "TargetError",
     "TrainConfig",
     "Trainer",
+    "add_tokens",
     "attach",
     "data_report",
     "evaluate",

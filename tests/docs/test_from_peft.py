@@ -38,7 +38,10 @@ STEPS = (
     "Merge",
     "as it is",
 )
-CHAT = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<end>' }}{% endfor %}"
+CHAT = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<end>' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
 ROWS = [
     {"prompt": f"after {word}: ", "completion": then}
@@ -116,9 +119,13 @@ def byte_tokenizer() -> Any:
     words: Any = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.decoder = decoders.ByteLevel()
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<end>")
-    fast.chat_template = CHAT
-    return fast
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<end>")
+
+
+def talking(tokenizer: Any, title: str) -> Any:
+    """With a template where chats are taught, as the tokenizer of a chat model has it."""
+    tokenizer.chat_template = CHAT if "Chat" in title else None
+    return tokenizer
 
 
 def encoded(rows: list[dict[str, str]]) -> list[dict[str, list[int]]]:
@@ -165,7 +172,7 @@ MAKERS: dict[str, Callable[[str], Any]] = {
     "peft": lambda title: peft,
     "transformers": lambda title: transformers,
     "lorica": lambda title: lorica,
-    "tokenizer": lambda title: transformers.AutoTokenizer.from_pretrained(LLAMA),
+    "tokenizer": lambda title: talking(transformers.AutoTokenizer.from_pretrained(LLAMA), title),
     "rows": lambda title: CHATS if "Chat" in title else ROWS,
     "held_out": lambda title: ROWS[::8],
     "encoded": lambda title: encoded(ROWS),
@@ -199,6 +206,7 @@ def run(code: str, title: str, model: Callable[[], nn.Module], shelf: Path, plac
         names = {name: make(title) for name, make in MAKERS.items() if name in used}
         if "model" in used:
             names["model"] = model()
+            talking(getattr(names["model"], "tokenizer", byte_tokenizer()), title)
         exec(compile(code, str(DOCUMENT), "exec"), names)
     return Ran(names, said.getvalue(), place)
 
@@ -273,7 +281,7 @@ def test_batches_epochs_and_warm_up_mean_the_same(both) -> None:
     run = ours.names["run"]
     assert run.steps == theirs.names["trainer"].state.global_step == 3 * len(ROWS) // 32
     rates = [line["learning_rate"] for line in run.history if "learning_rate" in line]
-    assert rates == pytest.approx([3e-4 * step / 100 for step in range(1, run.steps + 1)])
+    assert rates == pytest.approx([3e-4 * step / 101 for step in range(1, run.steps + 1)])
     assert len(list(theirs.place.glob("out/checkpoint-*"))) == 3
     saved = [path.name for path in (ours.place / "out" / "checkpoints").iterdir() if path.is_dir()]
     assert saved, "one an epoch, of which the newest are kept"

@@ -119,7 +119,7 @@ def _refuse_tied(model: nn.Module, plan: Plan) -> None:
         f"{p.site.name} is tied with {', '.join(n for n in tied[p.site.name] if n != p.site.name)}, which a saved copy "
         "would leave behind; leave it out of modules_to_save"
         for p in plan.edits
-        if p.edit.place == "instead" and p.method.peft_type is not None and p.site.name in tied
+        if p.whole and p.method.peft_type is not None and p.site.name in tied
     ]
     if problems:
         raise TargetError.of(problems)

@@ -15,6 +15,7 @@ from lorica.errors import AdapterError, LoricaError, did_you_mean
 from lorica.methods import Method
 from lorica.models import parameter_of
 from lorica.models import sites as sites_of
+from lorica.models.vocabulary import missing_tokens
 from lorica.site import Site
 
 SHOWN = 12
@@ -41,6 +42,7 @@ def load(
     file = adapter if isinstance(adapter, AdapterFile) else read(adapter)
     if not other_base:
         require_base(file, model)
+    require_tokens(file, model)
     planned = plan_on(model, file)
     modules = filled(model, planned, file, untrained=untrained)
     if not trainable:
@@ -155,6 +157,16 @@ def require_base(file: AdapterFile, model: nn.Module) -> None:
         raise AdapterError(
             f"{file.where}: trained on another base ({recorded.get('source') or 'not named'}); load that one, "
             "or say other_base=True to try it on this"
+        )
+
+
+def require_tokens(file: AdapterFile, model: nn.Module) -> None:
+    """AdapterError where the adapter was trained with added tokens that this base lacks."""
+    missing = missing_tokens(model, (file.manifest or {}).get("added_tokens") or ())
+    if missing:
+        raise AdapterError(
+            f"{file.where}: trained with tokens that this base lacks; add them first: "
+            f"lorica.add_tokens(model, {list(missing)})"
         )
 
 

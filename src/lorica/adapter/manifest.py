@@ -4,6 +4,7 @@ format    version of this file
 files     bytes and SHA-256 of every file the loader reads
 base      where the base came from, its fingerprint, and what was hashed: the stored checkpoint or tensors in memory
 tokenizer hashes of the tokenizer and its chat template, where the base has one
+added_tokens    what was added to its vocabulary before the adapter was attached
 methods   the methods with all their fields; versions, of the libraries; the caller's facts: recipe, data, metrics
 """
 
@@ -19,11 +20,12 @@ from lorica.adapter.peft_format import base_name
 from lorica.errors import RequestError
 from lorica.methods import Method
 from lorica.models import fingerprint
+from lorica.models.vocabulary import added_tokens
 
 NAME = "lorica.json"
 FORMAT = 1
 LIBRARIES = ("lorica", "torch", "transformers", "safetensors", "tokenizers")
-OWN = ("format", "files", "base", "tokenizer", "methods", "versions", "parameters")
+OWN = ("format", "files", "base", "tokenizer", "methods", "versions", "parameters", "added_tokens")
 
 
 def manifest(
@@ -39,6 +41,7 @@ def manifest(
         "tokenizer": tokenizer_facts(getattr(model, "tokenizer", None)),
         "methods": [{"name": method.kind, **method.model_dump(mode="json")} for method in methods],
         "versions": versions(),
+        **({"added_tokens": list(added_tokens(model))} if added_tokens(model) else {}),
         **facts,
     }
 

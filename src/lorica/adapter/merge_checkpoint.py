@@ -21,10 +21,11 @@ from lorica.adapter.plan import Plan, PlannedEdit
 from lorica.errors import AdapterError
 from lorica.kernels import FrozenWeight
 from lorica.methods.contract import Start
-from lorica.models import shapes_only
+from lorica.models import load_tokenizer, shapes_only
 from lorica.models.fingerprint import fingerprint_of_folder
 from lorica.models.folder import folder_of
 from lorica.models.stored import INDEX, Stored
+from lorica.models.vocabulary import missing_tokens
 
 DESCRIPTIONS = ("*.json", "*.model", "*.txt", "*.jinja")
 """The files beside the weights that a checkpoint needs: config and tokenizer."""
@@ -65,6 +66,7 @@ def merge_checkpoint(
     shapes.base_fingerprint = fingerprint_of_folder(source)
     if not other_base:
         require_base(file, shapes)
+    _require_rows(file, shapes, source)
     merge = _Merge(shapes, file, Stored(source))
     with durable.new_folder(out) as folder:
         merge.write_shards(folder)
@@ -80,6 +82,17 @@ def merge_checkpoint(
         changed_most=name,
         bytes=size,
     )
+
+
+def _require_rows(file: AdapterFile, shapes: Any, source: Path) -> None:
+    """A checkpoint keeps the shapes of its base: tokens that were added since have no row in it, or no name."""
+    shapes.tokenizer = load_tokenizer(source)
+    lacking = missing_tokens(shapes, (file.manifest or {}).get("added_tokens") or ())
+    if lacking:
+        raise AdapterError(
+            f"{file.where}: trained with tokens that this base lacks, {list(lacking)}; merge it in memory instead: "
+            "lorica.add_tokens(model, ...), lorica.load(model, ...).merge().save_pretrained(...)"
+        )
 
 
 @dataclass(eq=False)

@@ -56,8 +56,13 @@ class PlannedEdit:
 
     @property
     def replaces(self) -> int:
-        """Parameters of the base that are out of use while this edit is in place."""
-        return math.prod(self.site.shape) if self.edit.place == "instead" else 0
+        """Parameters of the base that are out of use while this edit is in place: as many as are trained for them."""
+        return self.parameters if self.edit.place == "instead" else 0
+
+    @property
+    def whole(self) -> bool:
+        """A copy of the whole parameter stands in its place."""
+        return self.edit.place == "instead" and self.parameters == math.prod(self.site.shape)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -169,6 +174,8 @@ class Plan:
             yield "target_modules: " + ", ".join(f"{entry} -> {count}" for entry, count in self.matched.items())
         if self.beyond:
             yield f"fused layers: this adapts more than the preset names ({', '.join(self.beyond)})"
+        for method in self.methods:
+            yield from method.remarks(self.base)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -7,7 +7,7 @@ from lorica.api.merging import merge
 from lorica.api.planning import plan
 from lorica.api.scoring import Score, evaluate
 from lorica.api.training import fit, next_steps, train
-from lorica.models import load_base
+from lorica.models import add_tokens, load_base
 
 __all__ = [
     "Answer",
@@ -16,6 +16,7 @@ __all__ = [
     "MethodTable",
     "Score",
     "Speaker",
+    "add_tokens",
     "attach",
     "data_report",
     "doctor",

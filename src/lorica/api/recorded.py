@@ -9,8 +9,9 @@ from torch import nn
 from lorica.adapter import AdapterFile, load, read
 from lorica.data import DataConfig
 from lorica.errors import LoricaError, RequestError
-from lorica.models import load_base
+from lorica.models import add_tokens, load_base
 from lorica.models.folder import is_hub_id
+from lorica.models.vocabulary import missing_tokens
 from lorica.recipe import Recipe
 
 Place = str | Path
@@ -44,6 +45,9 @@ def loaded(
     file = read(adapter)
     source = model if model is not None else base_of(adapter, file)
     held = load_base(source, dtype=dtype) if isinstance(source, str) else source
+    lacking = missing_tokens(held, (file.manifest or {}).get("added_tokens") or ())
+    if lacking and isinstance(source, str):
+        add_tokens(held, lacking)
     if not base:
         load(held, file, trainable=False)
     return held.eval(), file.manifest or {}

@@ -192,6 +192,10 @@ class Method(BaseModel):
         """A few characters for the plan's table, such as `r=8 s=2`."""
         return ""
 
+    def remarks(self, sites: tuple[Site, ...]) -> tuple[str, ...]:
+        """What the plan says beneath its table, a line each."""
+        return ()
+
     def advice(self) -> str:
         """Where to start with the learning rate; empty when nothing is known."""
         return ""
@@ -212,8 +216,7 @@ class Method(BaseModel):
         """The site (or parameter) whose edit a key of an adapter file belongs to: the inverse of `file_name`."""
         return key
 
-    @classmethod
-    def site_of_file(cls, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
+    def site_of_file(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
         """The site that the tensors of `shapes` (file key to shape) sit on, as far as they tell without its base."""
         (shape,) = shapes.values()
         return Site(name=name, kind="parameter", shape=shape)

@@ -8,6 +8,7 @@ On an embedding (rows, d) the roles swap: A (r, rows) starts at zero, B (d, r) r
 import math
 import re
 from collections.abc import Collection, Container, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 
 from lorica.errors import AdapterError, RecipeError, TargetError, did_you_mean
 from lorica.kernels import LowRank, site_id
-from lorica.methods import peft_config, presets
+from lorica.methods import peft_config, presets, token_rows
 from lorica.methods.contract import Around, AroundLinear, Build, Copy, Edit, Flow, Instead, Method, Start
 from lorica.methods.targets import Selection, matches, select, shortest_names
+from lorica.methods.token_rows import TokenRows, Tokens
 from lorica.site import Site
 
 T = TypeVar("T")
@@ -33,6 +35,8 @@ class LoRA(Method):
     bias            which of the base's biases are trained too: none, lora_only (those of adapted layers) or all
     rank_pattern, alpha_pattern     name of a module, or its end after a dot, to its own r or alpha
     modules_to_save modules trained in full and saved whole, such as a new head
+    trainable_token_indices     tokens whose rows of the input embedding, and of what is tied to it, are trained;
+                    a mapping names other embeddings, such as an untied head
     init            of A: kaiming (U(-1/sqrt(d_in), 1/sqrt(d_in)), as the authors' code) or gaussian (std 1/r)
     rslora          s = alpha / sqrt(r)
 
@@ -61,6 +65,7 @@ class LoRA(Method):
     rank_pattern: dict[str, int] = Field(default_factory=dict)
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
     modules_to_save: tuple[str, ...] = ()
+    trainable_token_indices: Tokens | dict[str, Tokens] = ()
     init: Literal["kaiming", "gaussian"] = "kaiming"
     rslora: bool = False
 
@@ -81,12 +86,17 @@ class LoRA(Method):
         chosen = self.selection(sites).sites
         saved = [site for site in sites if site.kind == "parameter" and self._saves(site.name.rpartition(".")[0])]
         adapted = [site for site in chosen if not self._saves(site.name)]
-        problems = [*self._pattern_problems(adapted), *self._rank_problems(adapted), *self._save_problems(sites)]
+        rows, problems = token_rows.chosen(self.trainable_token_indices, sites)
+        problems += [*self._pattern_problems(adapted), *self._rank_problems(adapted), *self._save_problems(sites)]
+        problems += [
+            f"{site.name}: modules_to_save trains all of its rows already" for site, _ in rows if site in saved
+        ]
         if problems:
             raise TargetError.of(problems)
         biases = [site for site in sites if self._trains_bias(site, adapted) and site not in saved]
         around: list[Edit] = [Around(site, self._builder(site)) for site in adapted]
-        return (*around, *(Instead(site, Copy) for site in (*saved, *biases)))
+        copies: list[Edit] = [Instead(site, Copy) for site in (*saved, *biases)]
+        return (*around, *copies, *(Instead(site, partial(TokenRows, tokens)) for site, tokens in rows))
 
     def selection(self, sites: tuple[Site, ...]) -> Selection:
         named = not isinstance(self.target_modules, str)
@@ -100,7 +110,16 @@ class LoRA(Method):
         return _from_pattern(self.alpha_pattern, site.name, self.alpha) / (math.sqrt(r) if self.rslora else r)
 
     def note(self, edit: Edit) -> str:
+        if isinstance(edit.build, partial):
+            return f"{len(edit.build.args[0])} rows"
         return f"r={self.rank(edit.site)} s={self.scale(edit.site):g}" if edit.place == "around" else ""
+
+    def remarks(self, sites: tuple[Site, ...]) -> tuple[str, ...]:
+        if not self.trainable_token_indices:
+            return ()
+        kept = token_rows.untied_heads(self.trainable_token_indices, sites)
+        whole = "embeddings: the named rows alone are trained and saved"
+        return (whole, *(f"{name} is not tied: its rows for these tokens stay as they are" for name in kept))
 
     def advice(self) -> str:
         tune = " (rsLoRA: lower it as r grows)" if self.rslora else ""
@@ -155,6 +174,8 @@ class LoRA(Method):
         name = edit.site.name
         if edit.place == "instead":
             module, _, leaf = name.rpartition(".")
+            if isinstance(edit.build, partial):
+                return f"{PREFIX}{module}{token_rows.SUFFIX}"
             return f"{PREFIX}{module}.base_layer.{leaf}" if module in around else PREFIX + name
         return f"{PREFIX}{name}.lora_{'embedding_' if edit.site.kind == 'embedding' else ''}{parameter}" + (
             "" if edit.site.kind == "embedding" else ".weight"
@@ -162,7 +183,10 @@ class LoRA(Method):
 
     @classmethod
     def site_name(cls, key: str) -> str:
-        return FILE_NAME_END.sub("", key.removeprefix(PREFIX)).replace(".base_layer.", ".")
+        path = key.removeprefix(PREFIX)
+        if path.endswith(token_rows.SUFFIX):
+            return path.removesuffix(token_rows.SUFFIX) + ".weight"
+        return FILE_NAME_END.sub("", path).replace(".base_layer.", ".").replace(".token_adapter.", ".")
 
     def peft_config(self, edits: tuple[Edit, ...], sites: tuple[Site, ...]) -> dict[str, Any]:
         adapted = [edit.site for edit in edits if edit.place == "around"]
@@ -179,13 +203,18 @@ class LoRA(Method):
                 key: _number(alpha) for key, alpha in peft_config.unordered(self.alpha_pattern, names).items()
             },
             "modules_to_save": list(self.modules_to_save) or None,
+            "trainable_token_indices": token_rows.listed(self.trainable_token_indices),
             "init_lora_weights": True if self.init == "kaiming" else self.init,
             "use_rslora": self.rslora,
             "fan_in_fan_out": any(site.transposed for site in adapted),
         }
 
-    @classmethod
-    def site_of_file(cls, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
+    def site_of_file(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
+        rows = next((shape for key, shape in shapes.items() if key.endswith(token_rows.SUFFIX)), None)
+        if rows is not None:
+            return Site(
+                name=name, kind="parameter", shape=(token_rows.least_rows(self.trainable_token_indices), rows[1])
+            )
         ends = {key.rpartition(".lora_")[2]: shape for key, shape in shapes.items() if ".lora_" in key}
         if not ends:
             return super().site_of_file(name, shapes)
@@ -219,20 +248,25 @@ class LoRA(Method):
         init = STARTS.get(str(given.get("init_lora_weights", True)))
         if init is None:
             problems.append(f"init_lora_weights: {given['init_lora_weights']!r} has no counterpart here")
-        return cls._translated(given, problems, target_modules=listed, modules_to_save=saved, init=init)
+        ours = {"modules_to_save": saved, "trainable_token_indices": given.get("trainable_token_indices") or ()}
+        return cls._translated(given, problems, target_modules=listed, init=init, **ours)
 
     @classmethod
     def from_file(cls, config: Mapping[str, Any], keys: Collection[str]) -> "LoRA":
         """Where the adapter sits is read off the tensors; names in patterns and `modules_to_save` that none of them
         needs are dropped (PEFT adds `score` and `classifier` to every classifier's list)."""
         adapted = sorted({cls.site_name(key) for key in keys if FILE_NAME_END.search(key)})
-        copied = {key.removeprefix(PREFIX).rpartition(".")[0] for key in keys if not FILE_NAME_END.search(key)}
+        rows = [cls.site_name(key).removesuffix(".weight") for key in keys if key.endswith(token_rows.SUFFIX)]
+        others = [key for key in keys if not FILE_NAME_END.search(key) and not key.endswith(token_rows.SUFFIX)]
+        copied = {key.removeprefix(PREFIX).rpartition(".")[0] for key in others}
         saved, problems = peft_config.names(config.get("modules_to_save"), "modules_to_save")
         problems += peft_config.problems(config, UNDERSTOOD)
         if str(config.get("init_lora_weights")).partition("_niter_")[0] in MOVES_THE_BASE:
             remedy = "convert it in PEFT with path_initial_model_for_weight_conversion"
             problems.append(f"init_lora_weights: {config['init_lora_weights']!r} changed the base itself; {remedy}")
-        method = cls._translated(config, problems, target_modules=tuple(adapted), modules_to_save=_held(saved, copied))
+        tokens = token_rows.placed(config.get("trainable_token_indices"), rows)
+        ours = {"modules_to_save": _held(saved, copied), "trainable_token_indices": tokens}
+        method = cls._translated(config, problems, target_modules=tuple(adapted), **ours)
         patterns = {"rank_pattern": method.rank_pattern, "alpha_pattern": method.alpha_pattern}
         return method.model_copy(update={field: _needed(pattern, adapted) for field, pattern in patterns.items()})
 
@@ -256,7 +290,15 @@ PREFIX = "base_model.model."
 FILE_NAME_END = re.compile(r"\.lora_(?:[AB]\.weight|embedding_[AB])$")
 TRANSLATED = {"r": "r", "lora_alpha": "alpha", "lora_dropout": "dropout", "bias": "bias", "use_rslora": "rslora"}
 UNDERSTOOD = frozenset(
-    {*TRANSLATED, *peft_config.WHERE_TO_ADAPT, "rank_pattern", "alpha_pattern", "modules_to_save", "init_lora_weights"}
+    {
+        *TRANSLATED,
+        *peft_config.WHERE_TO_ADAPT,
+        "rank_pattern",
+        "alpha_pattern",
+        "modules_to_save",
+        "trainable_token_indices",
+        "init_lora_weights",
+    }
 )
 STARTS = {"True": "kaiming", "None": "kaiming", "gaussian": "gaussian"}
 MOVES_THE_BASE = frozenset({"pissa", "olora", "corda", "loftq", "lora_ga"})

@@ -7,10 +7,12 @@ from lorica.models.entry import enter
 from lorica.models.fingerprint import fingerprint
 from lorica.models.generate import generate
 from lorica.models.loading import load_base, load_tokenizer, shapes_only
+from lorica.models.vocabulary import add_tokens
 from lorica.models.walking import context_limit, sites
 
 __all__ = [
     "Undo",
+    "add_tokens",
     "checkpoint",
     "context_limit",
     "enter",

@@ -105,6 +105,13 @@ class CausalLM(nn.Module):
             noise = self.clock.tick(torch.arange(len(real), device=real.device))
         return layout if noise is None else layout.with_noise(noise.seed, noise.step, noise.rows)
 
+    def resize_token_embeddings(self, rows: int, **unused: Any) -> nn.Module:
+        """As transformers' of that name; a new row is the mean of those there were.  Returns the embedding."""
+        from lorica.models.vocabulary import resize
+
+        resize(self, rows)
+        return self.model.embed_tokens
+
     def save_pretrained(self, folder: str | Path, **unused: Any) -> None:
         """Writes the checkpoint folder that transformers, vLLM and `load_base` read.
 
