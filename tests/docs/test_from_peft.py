@@ -37,6 +37,7 @@ STEPS = (
     "generate",
     "Merge",
     "as it is",
+    "New tokens",
 )
 CHAT = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<end>' }}{% endfor %}"
@@ -355,3 +356,10 @@ def test_a_merged_model_is_the_same_for_every_loader(both) -> None:
                 assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
     words = transformers.AutoTokenizer.from_pretrained(ours.place / "merged")
     assert words.get_vocab() == byte_tokenizer().get_vocab()
+
+
+def test_new_tokens_train_their_rows_alone(both) -> None:
+    theirs, ours = both("New tokens")
+    assert list(ours.names["tokens"]) == theirs.names["tokens"]
+    assert ours.names["attached"].trainable_parameters == trained(theirs.names["model"])
+    assert ours.names["model"].config.vocab_size == theirs.names["model"].config.vocab_size == 259

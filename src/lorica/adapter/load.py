@@ -11,6 +11,7 @@ from lorica.adapter.attach import built, installed, require_free
 from lorica.adapter.attached import Attached, Modules
 from lorica.adapter.file import AdapterFile, read
 from lorica.adapter.plan import Plan, plan
+from lorica.adapter.resized import settled
 from lorica.errors import AdapterError, LoricaError, did_you_mean
 from lorica.methods import Method
 from lorica.models import parameter_of
@@ -43,6 +44,7 @@ def load(
     if not other_base:
         require_base(file, model)
     require_tokens(file, model)
+    file = settled(model, file)
     planned = plan_on(model, file)
     modules = filled(model, planned, file, untrained=untrained)
     if not trainable:

@@ -84,8 +84,8 @@ class LoRA(Method):
 
     def edits(self, sites: tuple[Site, ...], statistics: Mapping[str, Any] | None = None) -> tuple[Edit, ...]:
         chosen = self.selection(sites).sites
-        saved = [site for site in sites if site.kind == "parameter" and self._saves(site.name.rpartition(".")[0])]
-        adapted = [site for site in chosen if not self._saves(site.name)]
+        saved = [site for site in sites if site.kind == "parameter" and self.saves(site.name.rpartition(".")[0])]
+        adapted = [site for site in chosen if not self.saves(site.name)]
         rows, problems = token_rows.chosen(self.trainable_token_indices, sites)
         problems += [*self._pattern_problems(adapted), *self._rank_problems(adapted), *self._save_problems(sites)]
         problems += [
@@ -129,7 +129,8 @@ class LoRA(Method):
         module = LoRAEmbedding if site.kind == "embedding" else LoRALinear
         return lambda start: module(self, site, start)
 
-    def _saves(self, module: str) -> bool:
+    def saves(self, module: str) -> bool:
+        """Whether `modules_to_save` trains this module whole."""
         return any(matches(module, name) or f".{name}." in f".{module}." for name in self.modules_to_save)
 
     def _trains_bias(self, site: Site, adapted: list[Site]) -> bool:

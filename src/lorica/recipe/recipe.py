@@ -39,6 +39,7 @@ class ModelConfig(BaseModel):
     quantize: Literal["nf4", "int8"] | None = None
     double_quant: bool = False
     device: str | None = Field(default=None, description="None: the GPU where there is one")
+    add_tokens: tuple[str, ...] = Field(default=(), description="added to the vocabulary; LoRA trains their rows")
 
 
 def _method(value: Any) -> Method:
