@@ -61,7 +61,9 @@ def ours(folder, grown):
 
 def config(family, tokens):
     targets = TARGETS.get(family, ["q_proj"])
-    return peft.LoraConfig(r=3, lora_alpha=7, target_modules=targets, trainable_token_indices=tokens)
+    return peft.LoraConfig(
+        r=3, lora_alpha=7, target_modules=targets, trainable_token_indices=tokens, fan_in_fan_out=family == "gpt2"
+    )
 
 
 def inputs(family, tokens):

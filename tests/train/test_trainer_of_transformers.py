@@ -1,4 +1,4 @@
-"""transformers' Trainer over an attached model: what it writes, what it reads back, and what nobody writes by accident."""
+"""transformers' Trainer over an attached model: what it writes and reads back, and what nobody writes by accident."""
 
 import warnings
 from pathlib import Path
@@ -92,8 +92,8 @@ def test_a_checkpoint_holds_an_adapter_that_loads_and_nothing_of_the_base(folder
 
 def test_the_best_adapter_is_in_place_at_the_end(folder, tmp_path):
     handle = attached(folder)
-    # A rate at which the loss on other rows rises, so that the best is not the last.
-    run = trainer(handle, tmp_path / "run", load_best_model_at_end=True, learning_rate=3e-1)
+    # The worst loss is asked for, so that the best is not the last.
+    run = trainer(handle, tmp_path / "run", load_best_model_at_end=True, greater_is_better=True)
     run.train()
     best = Path(str(run.state.best_model_checkpoint))
     assert best.name != "checkpoint-6"
@@ -115,7 +115,7 @@ def test_a_checkpoint_without_an_adapter_is_refused_in_one_line(folder, tmp_path
     run.train()
     (tmp_path / "run" / "checkpoint-2" / "adapter" / "adapter_model.safetensors").unlink()
     fresh = trainer(attached(folder), tmp_path / "again")
-    with pytest.raises(CheckpointError, match="no adapter_model.safetensors"):
+    with pytest.raises(CheckpointError, match="no adapter_model"):
         fresh.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
 
 
@@ -134,9 +134,9 @@ def test_save_pretrained_writes_the_adapter_while_one_is_in_place_and_the_model_
     model.save_pretrained(tmp_path / "adapter")
     assert load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys() == handle.state().keys()
     assert not list((tmp_path / "adapter").glob("model*"))
-    expected = model(torch.tensor([[3, 4, 5]])).logits
+    expected = model(torch.tensor([[3, 4, 5]])).logits.detach()
     handle.merge().save_pretrained(tmp_path / "merged")
     assert "save_pretrained" not in vars(model)
     for again in (lorica.load_base, hf.AutoModelForCausalLM.from_pretrained):
-        found = again(tmp_path / "merged")(torch.tensor([[3, 4, 5]])).logits
-        assert float((found - expected).detach().abs().max() / expected.abs().max()) < 1e-5
+        found = again(tmp_path / "merged")(torch.tensor([[3, 4, 5]])).logits.detach()
+        assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5

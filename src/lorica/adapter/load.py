@@ -41,9 +41,9 @@ def load(
     """
     require_free(model)
     file = adapter if isinstance(adapter, AdapterFile) else read(adapter)
+    require_tokens(file, model)
     if not other_base:
         require_base(file, model)
-    require_tokens(file, model)
     file = settled(model, file)
     planned = plan_on(model, file)
     modules = filled(model, planned, file, untrained=untrained)

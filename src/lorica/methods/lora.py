@@ -244,7 +244,7 @@ class LoRA(Method):
         heads = peft_config.heads(given, [s.name.rpartition(".")[0] for s in sites if s.kind == "parameter"])
         saved = (*saved, *(head for head in heads if head not in saved))
         problems += peft_config.problems(given, UNDERSTOOD - {"exclude_modules", "layers_to_transform"})
-        if not sites and not saved and peft_config.HEADS.get(str(getattr(given.get("task_type"), "value", ""))):
+        if not sites and peft_config.lacks_head(given):
             problems.append("task_type: PEFT trains the head as well; give the config to lorica.attach, which finds it")
         init = STARTS.get(str(given.get("init_lora_weights", True)))
         if init is None:

@@ -59,8 +59,17 @@ def _says(value: Any) -> bool:
 
 def heads(config: Mapping[str, Any], modules: Collection[str]) -> tuple[str, ...]:
     """What PEFT adds to `modules_to_save` for the task of the config, of the modules that there are."""
-    names = HEADS.get(str(getattr(config.get("task_type"), "value", config.get("task_type"))), ())
-    return tuple(name for name in names if any(matches(module, name) for module in modules))
+    return tuple(name for name in _heads(config) if any(matches(module, name) for module in modules))
+
+
+def lacks_head(config: Mapping[str, Any]) -> bool:
+    """Whether the head that PEFT would train for the task of the config is named nowhere in it."""
+    return bool(_heads(config)) and not config.get("modules_to_save")
+
+
+def _heads(config: Mapping[str, Any]) -> tuple[str, ...]:
+    task = config.get("task_type")
+    return HEADS.get(str(getattr(task, "value", task)), ())
 
 
 def literal_pattern(config: Mapping[str, Any], field: str) -> tuple[dict[str, Any], list[str]]:

@@ -81,7 +81,12 @@ def least_rows(asked: Tokens | Mapping[str, Tokens]) -> int:
 
 
 def _input_embedding(sites: Sequence[Site]) -> str:
-    return next((site.name for site in sites if site.kind == "tokens"), "embed_tokens")
+    """The module whose matrix the tokens look their rows up in; T5's encoder shares one that has a name of its own."""
+    tokens = next((site for site in sites if site.kind == "tokens"), None)
+    if tokens is None or not _is_tied(sites, tokens):
+        return "embed_tokens" if tokens is None else tokens.name
+    shared = [s for s in sites if s.kind == "parameter" and "embed" in s.roles and s.shape == tokens.shape]
+    return shared[0].name.removesuffix(".weight") if shared else tokens.name
 
 
 def _is_matrix_of(site: Site, name: str) -> bool:

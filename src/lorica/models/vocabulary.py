@@ -70,16 +70,16 @@ def resize(model: Any, rows: int) -> None:
 
 
 def _resize_decoder(model: CausalLM, rows: int) -> None:
-    matrices = {id(module.weight): module.weight for module in (model.model.embed_tokens, model.lm_head)}
-    longer = {key: _lengthened(weight, rows) for key, weight in matrices.items()}
-    for module in (model.model.embed_tokens, model.lm_head):
-        module.weight = longer[id(module.weight)]
-    model.model.embed_tokens.num_embeddings = model.lm_head.out_features = rows
+    embedding, head = model.model.embed_tokens, model.lm_head
+    tied = head.weight is embedding.weight
+    embedding.weight = _lengthened(embedding.weight, rows)
+    head.weight = embedding.weight if tied else _lengthened(head.weight, rows)
+    embedding.num_embeddings = head.out_features = rows
     model.config.vocab_size = rows
     model.shape = model.model.config = replace(model.shape, vocab=rows)
 
 
-def _lengthened(weight: nn.Parameter, rows: int) -> nn.Parameter:
+def _lengthened(weight: Tensor, rows: int) -> nn.Parameter:
     W = weight.detach()
     new = _mean(W).expand(max(rows - len(W), 0), -1)
     return nn.Parameter(torch.cat([W[:rows], new]), requires_grad=weight.requires_grad)
