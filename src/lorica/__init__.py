@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         RunError,
         TargetError,
     )
-    from lorica.methods import METHODS, Full, LoRA, Method
+    from lorica.methods import METHODS, Full, LoRA, Method, TrainableTokens
     from lorica.recipe import ModelConfig, Recipe
     from lorica.train import Run, TrainConfig
     from lorica.train.of_transformers import Trainer
@@ -68,6 +68,7 @@ __all__ = [
     "RunError",
     "TargetError",
     "TrainConfig",
+    "TrainableTokens",
     "Trainer",
     "add_tokens",
     "attach",
@@ -87,7 +88,7 @@ ROOMS = {
     "adapter": ("Attached", "Bank", "Plan"),
     "data": ("DataConfig", "HoldOut"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
-    "methods": ("METHODS", "Full", "LoRA", "Method"),
+    "methods": ("METHODS", "Full", "LoRA", "Method", "TrainableTokens"),
     "recipe": ("ModelConfig", "Recipe"),
     "train": ("Run", "TrainConfig"),
     "train.of_transformers": ("Trainer",),

@@ -132,3 +132,23 @@ def test_an_enlarged_vocabulary_of_peft_on_a_small_or_another_base_is_refused_in
     save_file(held, path, metadata={"format": "pt"})
     with pytest.raises(AdapterError, match="which is not this base's"):
         adapter.load(ours(folder, True), tmp_path / "a")
+
+
+@pytest.mark.parametrize("family", ["llama tied", "gpt2"], indirect=True)
+def test_trainable_tokens_alone_travel_both_ways(family, folder, tmp_path):
+    given = inputs(family, [5, 9])
+    asked = peft.TrainableTokensConfig(token_indices=[5, 9])
+    with only_their_own_warnings(), torch.no_grad():
+        model = peft.get_peft_model(theirs(family, folder, False), asked).eval()
+        add_noise([p for p in model.parameters() if p.requires_grad])
+        expected = model(**given).logits
+    saved(model, tmp_path / "theirs")
+    attached = adapter.load(load_base(folder), tmp_path / "theirs")
+    with torch.no_grad():
+        assert distance(attached(**given).logits, expected) < rounding(attached.model)
+    attached.save(tmp_path / "ours")
+    with only_their_own_warnings(), torch.no_grad():
+        again = peft.PeftModel.from_pretrained(theirs(family, folder, False), str(tmp_path / "ours")).eval()
+        assert distance(again(**given).logits, expected) < rounding(attached.model)
+    own = adapter.attach(load_base(folder), asked)
+    assert own.trainable_parameters == 2 * 32

@@ -18,6 +18,7 @@ from lorica.adapter.file import AdapterFile, read
 from lorica.adapter.load import plan_on, require_base
 from lorica.adapter.merge import merged_weight, require_mergeable
 from lorica.adapter.plan import Plan, PlannedEdit
+from lorica.adapter.resized import settled
 from lorica.errors import AdapterError
 from lorica.kernels import FrozenWeight
 from lorica.methods.contract import Start
@@ -67,6 +68,7 @@ def merge_checkpoint(
     if not other_base:
         require_base(file, shapes)
     _require_rows(file, shapes, source)
+    file = settled(shapes, file)
     merge = _Merge(shapes, file, Stored(source))
     with durable.new_folder(out) as folder:
         merge.write_shards(folder)

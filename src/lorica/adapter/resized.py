@@ -1,4 +1,5 @@
-"""What PEFT writes beside trained rows when the vocabulary was resized, brought back to trained rows alone.
+"""What PEFT writes beside trained rows, brought back to trained rows alone: whole matrices, where the vocabulary was
+resized, and the rows of a tied head once more.
 
     embed_tokens.token_adapter.trainable_tokens_delta    the trained rows: kept
     embed_tokens.token_adapter.base_layer.weight         the whole matrix: must be this base's, trained rows aside
@@ -16,14 +17,14 @@ from torch import Tensor, nn
 
 from lorica.adapter.file import AdapterFile
 from lorica.errors import AdapterError
-from lorica.methods.token_rows import SUFFIX, placed
+from lorica.methods.token_rows import END, SUFFIX, placed
 
 
 def settled(model: nn.Module, file: AdapterFile) -> AdapterFile:
     """The same adapter with trained rows alone.  AdapterError where a matrix of the file is not this base's."""
-    tokens = file.config.get("trainable_token_indices")
     beside = any(key.endswith(".token_adapter.base_layer.weight") for key in file.tensors)
-    return _Settling(model, file).result() if file.peft and tokens and beside else file
+    twice = sum(key.endswith(END) for key in file.tensors) > 1
+    return _Settling(model, file).result() if file.peft and (beside or twice) else file
 
 
 class _Settling:
@@ -32,21 +33,20 @@ class _Settling:
         self.file = file
         self.parameters = dict(model.named_parameters(remove_duplicate=False))
         self.first = {id(value): name for name, value in model.named_parameters()}
-        rows = [key for key in file.tensors if key.endswith(SUFFIX)]
-        own = [self._module(key) for key in rows if self._own(key)]
-        asked = placed(file.config["trainable_token_indices"], own)
+        own = [self._module(key) for key in file.tensors if key.endswith(END) and self._own(key)]
+        asked = placed(file.config.get("trainable_token_indices"), own)
         self.tokens: dict[str, tuple[int, ...]] = dict(asked) if isinstance(asked, Mapping) else {}
 
     def result(self) -> AdapterFile:
         tensors = dict(self._kept())
-        config = {**self.file.config, "trainable_token_indices": self.tokens}
+        config = {**self.file.config, "trainable_token_indices": self.tokens} if self.tokens else self.file.config
         return replace(self.file, config=config, tensors=tensors)
 
     def _kept(self) -> Iterator[tuple[str, Tensor]]:
         for key, tensor in self.file.tensors.items():
             name = self.method.site_name(key)
             matrix = name in self.parameters and tensor.dim() == 2 and self.parameters[name].dim() == 2
-            if key.endswith(SUFFIX) and not self._own(key):
+            if key.endswith(END) and not self._own(key):
                 self._require_same_rows(key, tensor)
             elif key.endswith(".base_layer.weight") and matrix:
                 self._differing(key, tensor)
@@ -69,7 +69,8 @@ class _Settling:
     def _require_same_rows(self, key: str, tensor: Tensor) -> None:
         name = self.method.site_name(key)
         first = self.first.get(id(self.parameters[name]), "").removesuffix(".weight")
-        kept = next((t for k, t in self.file.tensors.items() if k.endswith(f"{first}{SUFFIX}")), None)
+        rows = {self._module(k): t for k, t in self.file.tensors.items() if k.endswith(END)}
+        kept = rows.get(first)
         if kept is None or not torch.equal(kept, tensor):
             raise AdapterError(f"{self.file.where}: {key}: tied here, and the file trains it by itself")
 
@@ -83,7 +84,10 @@ class _Settling:
     def _differing(self, key: str, tensor: Tensor) -> list[int]:
         """The rows of a whole matrix that are not this base's; they must be those of trained tokens."""
         name = self.method.site_name(key)
-        held = self.parameters[name].detach().cpu()
+        held = self.parameters[name].detach()
+        if held.is_meta:
+            raise AdapterError(f"{self.file.where}: brings its own {name}; merge it in memory: lorica.load(...).merge()")
+        held = held.cpu()
         if tensor.shape != held.shape:
             raise AdapterError(
                 f"{self.file.where}: its {name} has {len(tensor)} rows, this base's {len(held)}; add its tokens first: "

@@ -6,8 +6,9 @@ from lorica.errors import AdapterError
 from lorica.methods.contract import Method
 from lorica.methods.full import Full
 from lorica.methods.lora import LoRA
+from lorica.methods.trainable_tokens import TrainableTokens
 
-METHODS: dict[str, type[Method]] = {method.kind: method for method in (LoRA, Full)}
+METHODS: dict[str, type[Method]] = {method.kind: method for method in (LoRA, Full, TrainableTokens)}
 
 
 def method_of_peft(peft_type: Any) -> type[Method]:
@@ -19,4 +20,4 @@ def method_of_peft(peft_type: Any) -> type[Method]:
     return known[name]
 
 
-__all__ = ["METHODS", "Full", "LoRA", "Method", "method_of_peft"]
+__all__ = ["METHODS", "Full", "LoRA", "Method", "TrainableTokens", "method_of_peft"]

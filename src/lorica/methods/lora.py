@@ -115,11 +115,7 @@ class LoRA(Method):
         return f"r={self.rank(edit.site)} s={self.scale(edit.site):g}" if edit.place == "around" else ""
 
     def remarks(self, sites: tuple[Site, ...]) -> tuple[str, ...]:
-        if not self.trainable_token_indices:
-            return ()
-        kept = token_rows.untied_heads(self.trainable_token_indices, sites)
-        whole = "embeddings: the named rows alone are trained and saved"
-        return (whole, *(f"{name} is not tied: its rows for these tokens stay as they are" for name in kept))
+        return token_rows.remarks(self.trainable_token_indices, sites)
 
     def advice(self) -> str:
         tune = " (rsLoRA: lower it as r grows)" if self.rslora else ""

@@ -16,8 +16,9 @@ from lorica.methods.targets import matches
 from lorica.site import Site
 
 Tokens = tuple[int, ...]
-SUFFIX = ".token_adapter.trainable_tokens_delta"
-"""What PEFT puts behind the path of the embedding in its files."""
+END = ".trainable_tokens_delta"
+SUFFIX = f".token_adapter{END}"
+"""What PEFT puts behind the path of the embedding in its files, by itself and in an adapter of another method."""
 
 
 class TokenRows(nn.Module):
@@ -38,19 +39,29 @@ class TokenRows(nn.Module):
         return W.index_copy(0, torch.tensor(self.tokens, device=W.device), self.rows.to(W.dtype))
 
 
-def chosen(asked: Tokens | Mapping[str, Tokens], sites: Sequence[Site]) -> tuple[list[tuple[Site, Tokens]], list[str]]:
-    """The parameters whose rows are trained, and what is wrong.  A plain list means the input embedding, and with it
-    whatever is tied to it; a mapping names modules."""
+def chosen(
+    asked: Tokens | Mapping[str, Tokens], sites: Sequence[Site], field: str = "trainable_token_indices"
+) -> tuple[list[tuple[Site, Tokens]], list[str]]:
+    """The parameters whose rows are trained, and what is wrong with `field`.  A plain list means the input embedding,
+    and with it whatever is tied to it; a mapping names modules."""
     named = dict(asked) if isinstance(asked, Mapping) else {_input_embedding(sites): asked} if asked else {}
     found, problems = [], []
     for name, tokens in named.items():
         places = [site for site in sites if site.kind == "parameter" and _is_matrix_of(site, name)]
         if len(places) == 1:
             found.append((places[0], tuple(tokens)))
-            problems += _token_problems(places[0], tokens)
+            problems += [f"{field}: {problem}" for problem in _token_problems(places[0], tokens)]
         elif not (tied := _tied_head(sites, name)) or tokens not in [t for n, t in named.items() if n != name]:
-            problems.append(f"trainable_token_indices: {_lost(name, tied, places, sites)}")
+            problems.append(f"{field}: {_lost(name, tied, places, sites)}")
     return found, problems
+
+
+def remarks(asked: Tokens | Mapping[str, Tokens], sites: Sequence[Site]) -> tuple[str, ...]:
+    """What the plan says of trained rows."""
+    if not asked:
+        return ()
+    kept = [f"{name} is not tied: its rows for these tokens stay as they are" for name in untied_heads(asked, sites)]
+    return ("embeddings: the named rows alone are trained and saved", *kept)
 
 
 def untied_heads(asked: Tokens | Mapping[str, Tokens], sites: Sequence[Site]) -> list[str]:
@@ -107,11 +118,11 @@ def _token_problems(site: Site, tokens: Iterable[int]) -> list[str]:
     counted = list(tokens)
     beyond = [token for token in counted if not 0 <= token < site.shape[0]]
     twice = sorted({token for token in counted if counted.count(token) > 1})
-    problems = [f"trainable_token_indices: {token} is named twice" for token in twice]
+    problems = [f"{token} is named twice" for token in twice]
     if beyond:
         told = f"{', '.join(map(str, beyond[:4]))}{' ...' if len(beyond) > 4 else ''}"
         problems.append(
-            f"trainable_token_indices: {site.name} has {site.shape[0]} rows and none for {told}; add the tokens to the "
+            f"{site.name} has {site.shape[0]} rows and none for {told}; add the tokens to the "
             "base first: lorica.add_tokens(model, [...])"
         )
     return problems
