@@ -86,7 +86,7 @@ class _Settling:
         name = self.method.site_name(key)
         held = self.parameters[name].detach()
         if held.is_meta:
-            raise AdapterError(f"{self.file.where}: brings its own {name}; merge it in memory: lorica.load(...).merge()")
+            raise AdapterError(f"{self.file.where}: brings its own {name}; merge it in memory, with load(...).merge()")
         held = held.cpu()
         if tensor.shape != held.shape:
             raise AdapterError(
