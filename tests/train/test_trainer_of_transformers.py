@@ -130,6 +130,14 @@ def test_saving_at_the_end_and_again_writes_the_adapter(folder, tmp_path):
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_trainer_may_ask_for_recomputed_blocks(folder, tmp_path):
+    plain, recomputed = attached(folder), attached(folder)
+    trainer(plain, tmp_path / "a", max_steps=2, save_strategy="no").train()
+    trainer(recomputed, tmp_path / "b", max_steps=2, save_strategy="no", activation_checkpointing=True).train()
+    assert recomputed.model.model.recomputed_layers == 2
+    assert all(torch.allclose(value, recomputed.state()[key], atol=1e-6) for key, value in plain.state().items())
+
+
 def test_a_model_is_not_taken_for_a_handle(folder):
     with pytest.raises(RequestError, match=r"give the handle of lorica\.attach"):
         lorica.Trainer(lorica.load_base(folder))

@@ -105,6 +105,13 @@ class CausalLM(nn.Module):
             noise = self.clock.tick(torch.arange(len(real), device=real.device))
         return layout if noise is None else layout.with_noise(noise.seed, noise.step, noise.rows)
 
+    def activation_checkpointing_enable(self, **unused: Any) -> None:
+        """Every block is recomputed in the backward pass; Trainer asks for it by this name."""
+        self.model.recomputed_layers = len(self.model.layers)
+
+    def activation_checkpointing_disable(self) -> None:
+        self.model.recomputed_layers = 0
+
     def resize_token_embeddings(self, rows: int, **unused: Any) -> nn.Module:
         """As transformers' of that name; a new row is the mean of those there were.  Returns the embedding."""
         from lorica.models.vocabulary import resize
