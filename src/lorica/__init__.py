@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lorica.adapter import Attached, Bank, Plan, Verification
     from lorica.api import (
+        add_tokens,
         attach,
         data_report,
         evaluate,
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
         RunError,
         TargetError,
     )
-    from lorica.methods import METHODS, Full, LoRA, Method
+    from lorica.methods import METHODS, Full, LoRA, Method, TrainableTokens
     from lorica.recipe import ModelConfig, Recipe
     from lorica.train import Run, TrainConfig
+    from lorica.train.of_transformers import Trainer
 
 __version__ = "0.1.0"
 
@@ -67,7 +69,10 @@ __all__ = [
     "RunError",
     "TargetError",
     "TrainConfig",
+    "TrainableTokens",
+    "Trainer",
     "Verification",
+    "add_tokens",
     "attach",
     "data_report",
     "evaluate",
@@ -86,9 +91,10 @@ ROOMS = {
     "adapter": ("Attached", "Bank", "Plan", "Verification"),
     "data": ("DataConfig", "HoldOut"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
-    "methods": ("METHODS", "Full", "LoRA", "Method"),
+    "methods": ("METHODS", "Full", "LoRA", "Method", "TrainableTokens"),
     "recipe": ("ModelConfig", "Recipe"),
     "train": ("Run", "TrainConfig"),
+    "train.of_transformers": ("Trainer",),
 }
 HOME = {name: room for room, names in ROOMS.items() for name in names}
 

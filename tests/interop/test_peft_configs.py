@@ -3,6 +3,7 @@
 import pytest
 from peft import LoraConfig
 
+import lorica
 from lorica.errors import RecipeError
 from lorica.methods import LoRA
 
@@ -55,3 +56,21 @@ def test_pefts_defaults_are_pefts():
 def test_what_has_no_counterpart_is_refused_by_name(fields, words):
     with pytest.raises(RecipeError, match=words):
         LoRA.from_peft(LoraConfig(**fields))
+
+
+@pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS"])
+def test_a_classifier_config_trains_the_head_that_peft_adds(task):
+    from tiny_bases import BERT
+
+    config = LoraConfig(task_type=task, r=2, target_modules=["query"])
+    plan = lorica.plan(BERT.build(), config).plan
+    assert {site.name for site in plan.sites if site.kind == "parameter"} == {"classifier.weight", "classifier.bias"}
+    with pytest.raises(RecipeError, match=r"give the config to lorica\.attach"):
+        LoRA.from_peft(config)
+
+
+def test_what_is_no_method_and_no_config_is_said_in_one_line():
+    from tiny_bases import BERT
+
+    with pytest.raises(lorica.TargetError, match="dict is none"):
+        lorica.attach(BERT.build(), {"r": 8})

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lorica.methods import Full, LoRA, Method
+from lorica.methods import Full, LoRA, Method, TrainableTokens
 from lorica.methods.targets import select
 from lorica.site import Site
 from ten_line_methods import Biases, Bottleneck, Magnitude, Prefix, Prompt, Scales
-from tiny_bases import BASES, BERT, LLAMA, T5, Base
+from tiny_bases import BASES, BERT, GPT2, LLAMA, T5, Base
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,20 @@ ROWS = (
     Row("lora", LoRA(r=3, alpha=8, dropout=0.2), _low_rank("all-linear", 3), stored=True),
     Row("lora-biases", LoRA(r=3, alpha=8, target_modules="attention", bias="lora_only"), _with_biases, stored=True),
     Row("lora-patterns", PATTERNED, _patterned, bases=(LLAMA,), stored=True),
+    Row(
+        "lora-rows",
+        LoRA(r=3, alpha=8, target_modules="minimal", trainable_token_indices=(6, 39)),
+        lambda sites: _low_rank("minimal", 3)(sites) + 2 * _width(sites),
+        bases=(LLAMA, GPT2, BERT, T5),
+        stored=True,
+    ),
+    Row(
+        "tokens",
+        TrainableTokens(token_indices=(6, 39)),
+        lambda sites: 2 * _width(sites),
+        bases=(LLAMA, GPT2, BERT, T5),
+        stored=True,
+    ),
     Row("full", Full(), _parameters, stored=True),
     Row("magnitude", Magnitude(dropout=0.2), _magnitude),
     Row("biases", Biases(), lambda sites: _parameters(sites, ".bias"), bases=tuple(b for b in BASES if b is not T5)),

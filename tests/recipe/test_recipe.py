@@ -136,7 +136,9 @@ task: causal
 def test_a_mistake_in_a_list_of_methods_names_the_entry(write) -> None:
     told = problems(write("model: embedded\nmethod: [{name: lora, rr: 3}, ful]\ndata: rows.jsonl\n"))
     assert "method.0.rr: unknown key" in told[0]
-    assert told[1] == "method.1: no method is called 'ful'; did you mean 'full'?; there are lora, full"
+    assert (
+        told[1] == "method.1: no method is called 'ful'; did you mean 'full'?; there are lora, full, trainable_tokens"
+    )
 
 
 def test_what_is_missing_is_named(write) -> None:

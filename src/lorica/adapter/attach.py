@@ -1,7 +1,6 @@
 """attach: the edits of a plan are built, started and installed on a base that is frozen but never written."""
 
 import hashlib
-from collections.abc import Sequence
 from weakref import WeakSet
 
 import torch
@@ -9,10 +8,9 @@ from torch import Tensor, nn
 
 from lorica.adapter.attached import Attached
 from lorica.adapter.installed import Installed, Modules, Undo, undone
-from lorica.adapter.plan import Plan, PlannedEdit
+from lorica.adapter.plan import Methods, Plan, PlannedEdit
 from lorica.adapter.plan import plan as plan_of
 from lorica.errors import AdapterError, TargetError
-from lorica.methods import Method
 from lorica.methods.contract import Start
 from lorica.models import enter, parameter_of, weight_of
 from lorica.models.ambient import Clock
@@ -21,12 +19,13 @@ _OCCUPIED: WeakSet[nn.Module] = WeakSet()
 """Models that carry an adapter or a bank: a second one would silently see the edits of the first as its base."""
 
 
-def attach(model: nn.Module, method: Method | Sequence[Method] | Plan, *, seed: int = 0) -> Attached:
+def attach(model: nn.Module, method: Methods | Plan, *, seed: int = 0) -> Attached:
     """Adapts `model` in place and returns the handle on what is trained.
 
     The base is frozen (`detach` gives back each parameter's `requires_grad`).  Parameters start in float32 (float64 on
-    a float64 base) from `seed` and the name of their site alone.  TargetError where the method does not fit;
-    AdapterError where the model carries an adapter already.  After any error the model is as it was.
+    a float64 base) from `seed` and the name of their site alone.  `method` may be several, a plan, or a config of PEFT.
+    TargetError where the method does not fit; AdapterError where the model carries an adapter already.  After any error
+    the model is as it was.
     """
     plan = method if isinstance(method, Plan) else plan_of(model, method)
     require_free(model)
@@ -48,10 +47,10 @@ def installed(model: nn.Module, plan: Plan, modules: Modules, seed: int = 0) -> 
         undos.append(edits.take)
         clock = Clock(seed)
         undos.append(enter(model, clock))
+        return Attached(edits, clock, undos)
     except BaseException:
         undone(undos)
         raise
-    return Attached(edits, clock, undos)
 
 
 def occupy(model: nn.Module) -> Undo:
@@ -92,7 +91,7 @@ def _refuse_tied(model: nn.Module, plan: Plan) -> None:
         f"{p.site.name} is tied with {', '.join(tied[p.site.name])}, which a saved copy would leave behind; "
         "leave it out of modules_to_save"
         for p in plan.edits
-        if p.edit.place == "instead" and p.method.peft_type and p.site.name in tied and not p.site.alone
+        if p.whole and p.method.peft_type is not None and p.site.name in tied and not p.site.alone
     ]
     if problems:
         raise TargetError.of(problems)

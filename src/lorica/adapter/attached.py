@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorica.adapter import lineage, merge
+from lorica.adapter import lineage, merge, norms
 from lorica.adapter.effect import inert, without_effect
 from lorica.adapter.file import AdapterFile, write
 from lorica.adapter.installed import Installed, Modules, Undo, undone
@@ -45,7 +45,7 @@ class Attached:
         """How far the merged model answers from the adapted one, after `merge` on a base that can be probed."""
         self._model: nn.Module | None = edits.model
         self._edits = edits
-        self._undos = list(undos)
+        self._undos = [*undos, _saved_as_adapter(edits.model, self)]
         self._end = ""
         self._life = _lives(self.plan, self.modules)
         self._prover = Prover(edits)
@@ -101,6 +101,10 @@ class Attached:
             f"trainable params: {self.trainable_parameters:,d} || all params: {self.total_parameters:,d} "
             f"|| trainable%: {self.plan.trainable_percent:.4f}"
         )
+
+    def update_norms(self) -> dict[str, float]:
+        """|| W' - W ||_F of every site by name: all zero before training, none should be afterwards."""
+        return norms.update_norms(self.model, self.plan, self.modules)
 
     @property
     def life(self) -> Life | None:
@@ -272,3 +276,17 @@ def _lives(plan: Plan, modules: Modules) -> Life | None:
         if (life := method.life(own)) is not None:
             lives[f"{index}-{method.kind}"] = life
     return Lives(lives) if lives else None
+
+
+def _saved_as_adapter(model: nn.Module, attached: Attached) -> Undo:
+    """`model.save_pretrained` writes the adapter while one is in place: the model's own would name the tensors of
+    edited modules as nothing that loads them expects, and they would come back newly initialised."""
+    if not hasattr(model, "save_pretrained"):
+        return lambda: None
+
+    def save_pretrained(folder: str | Path, **unused: Any) -> None:
+        """Writes the adapter folder; detach() or merge() first to save the model itself."""
+        attached.save(folder)
+
+    model.__dict__["save_pretrained"] = save_pretrained
+    return lambda: model.__dict__.pop("save_pretrained")

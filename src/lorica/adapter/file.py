@@ -24,7 +24,7 @@ from lorica.adapter.proof import Record, recorded
 from lorica.adapter.tensors import Bytes, refusal
 from lorica.adapter.tensors import tensors as read_tensors
 from lorica.errors import AdapterError, LoricaError, did_you_mean
-from lorica.methods import METHODS, Method
+from lorica.methods import METHODS, Method, method_of_peft
 
 TENSORS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 LARGEST_JSON = 2 << 20
@@ -227,20 +227,13 @@ def _methods(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tens
     where = folder / CONFIG
     try:
         if "peft_type" in config:
-            return (_peft_method(config["peft_type"]).from_file(config, tensors.keys()),)
+            return (method_of_peft(config["peft_type"]).from_file(config, tensors.keys()),)
         listed = config.get("methods")
         if not isinstance(listed, list) or not listed or not all(isinstance(entry, dict) for entry in listed):
             raise AdapterError("neither peft_type nor methods says what adapter this is")
         return tuple(_own_method(entry, tensors) for entry in listed)
     except LoricaError as error:
         raise refusal(str(where), str(error).splitlines()) from error
-
-
-def _peft_method(peft_type: Any) -> type[Method]:
-    known = {method.peft_type: method for method in METHODS.values() if method.peft_type is not None}
-    if not isinstance(peft_type, str) or peft_type not in known:
-        raise AdapterError(f"peft_type {peft_type!r} is not known here; it reads {', '.join(sorted(known))}")
-    return known[peft_type]
 
 
 def _own_method(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Method:

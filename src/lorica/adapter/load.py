@@ -15,10 +15,12 @@ from lorica.adapter.file import AdapterFile, read
 from lorica.adapter.installed import Modules
 from lorica.adapter.origin import judged
 from lorica.adapter.plan import Plan, plan
+from lorica.adapter.resized import settled
 from lorica.adapter.tensors import SHOWN, refusal
 from lorica.errors import AdapterError, LoricaError, did_you_mean
 from lorica.methods import Method
 from lorica.models import sites as sites_of
+from lorica.models.vocabulary import missing_tokens
 from lorica.models.walking import base_modules
 from lorica.site import Site
 
@@ -43,8 +45,10 @@ def load(
     """
     require_free(model)
     file = adapter if isinstance(adapter, AdapterFile) else read(adapter)
+    require_tokens(file, model)
     if not other_base:
         require_base(file, model)
+    file = settled(model, file)
     planned = plan_on(model, file)
     modules = filled(model, planned, file, untrained=untrained)
     if not trainable:
@@ -204,4 +208,14 @@ def require_base(file: AdapterFile, model: nn.Module) -> None:
         raise AdapterError(
             f"{file.where}: trained on another base ({recorded.get('source') or 'not named'}): {verdict.reason}; "
             "load that one, or say other_base=True (--other-base) to try it on this"
+        )
+
+
+def require_tokens(file: AdapterFile, model: nn.Module) -> None:
+    """AdapterError where the adapter was trained with added tokens that this base lacks."""
+    missing = missing_tokens(model, (file.manifest or {}).get("added_tokens") or ())
+    if missing:
+        raise AdapterError(
+            f"{file.where}: trained with tokens that this base lacks; add them first: "
+            f"lorica.add_tokens(model, {list(missing)})"
         )

@@ -24,13 +24,15 @@ from lorica.adapter.manifest import FORMAT, NAME, versions
 from lorica.adapter.merge import checked, merged_weight, require_mergeable
 from lorica.adapter.plan import Plan, PlannedEdit
 from lorica.adapter.proof import Comparison, Proof, Record, Unprobed
+from lorica.adapter.resized import settled
 from lorica.errors import AdapterError
 from lorica.kernels import FrozenWeight
 from lorica.methods.contract import Start
-from lorica.models import load_base, shapes_only
+from lorica.models import load_base, load_tokenizer, shapes_only
 from lorica.models.fingerprint import fingerprint_of_folder
 from lorica.models.folder import folder_of
 from lorica.models.stored import INDEX, Stored
+from lorica.models.vocabulary import missing_tokens
 
 DESCRIPTIONS = ("*.json", "*.model", "*.txt", "*.jinja")
 """The files beside the weights that a checkpoint needs: config and tokenizer."""
@@ -89,6 +91,8 @@ def merge_checkpoint(
     shapes.base_fingerprint = fingerprint_of_folder(source)
     if not other_base:
         require_base(file, shapes)
+    _require_rows(file, shapes, source)
+    file = settled(shapes, file)
     merge = _Merge(shapes, file, Stored(source))
     with durable.new_folder(out) as folder:
         before = Unprobed(unprobed) if unprobed else _adapted(source, file, merge.stored, other_base)
@@ -135,6 +139,17 @@ def _record(base: str | Path, fingerprint: str, file: AdapterFile, outputs: Comp
         "versions": versions(),
         **lineage.facts("merged", (Parent(file.digest, file.where),)),
     }
+
+
+def _require_rows(file: AdapterFile, shapes: Any, source: Path) -> None:
+    """A checkpoint keeps the shapes of its base: tokens that were added since have no row in it, or no name."""
+    shapes.tokenizer = load_tokenizer(source)
+    lacking = missing_tokens(shapes, (file.manifest or {}).get("added_tokens") or ())
+    if lacking:
+        raise AdapterError(
+            f"{file.where}: trained with tokens that this base lacks, {list(lacking)}; merge it in memory instead: "
+            "lorica.add_tokens(model, ...), lorica.load(model, ...).merge().save_pretrained(...)"
+        )
 
 
 @dataclass(eq=False)

@@ -10,9 +10,8 @@ from typing import Any
 from torch import nn
 
 from lorica.adapter.plan import Plan
+from lorica.methods.peft_config import HEADS
 
-HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
-"""Modules that PEFT saves whole for these tasks whether asked or not."""
 TASKS = {
     "ForCausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM",

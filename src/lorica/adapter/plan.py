@@ -16,12 +16,14 @@ from torch import nn
 
 from lorica.errors import TargetError
 from lorica.kernels import FrozenWeight
-from lorica.methods import Method
+from lorica.methods import Method, method_of_peft
 from lorica.methods.contract import Edit, Start
 from lorica.models import sites as sites_of
 from lorica.site import Site
 
 META = torch.device("meta")
+Methods = Method | Sequence[Method] | Any
+"""One method or several; a config object of PEFT stands for the method that it describes."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,13 @@ class PlannedEdit:
 
     @property
     def replaces(self) -> int:
-        """Parameters of the base that are out of use while this edit is in place."""
-        return math.prod(self.site.shape) if self.edit.place == "instead" and not self.site.alone else 0
+        """Parameters of the base that are out of use while this edit is in place: as many as are trained for them."""
+        return self.parameters if self.edit.place == "instead" and not self.site.alone else 0
+
+    @property
+    def whole(self) -> bool:
+        """A copy of the whole parameter stands in its place."""
+        return self.edit.place == "instead" and self.parameters == math.prod(self.site.shape)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -167,6 +174,8 @@ class Plan:
             yield "target_modules: " + ", ".join(f"{entry} -> {count}" for entry, count in self.matched.items())
         if self.beyond:
             yield f"fused layers: this adapts more than the preset names ({', '.join(self.beyond)})"
+        for method in self.methods:
+            yield from method.remarks(self.base)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -182,16 +191,12 @@ class Plan:
 
 
 def plan(
-    base: nn.Module | Sequence[Site],
-    method: Method | Sequence[Method],
-    *,
-    source: str | None = None,
-    trained: bool = False,
+    base: nn.Module | Sequence[Site], method: Methods, *, source: str | None = None, trained: bool = False
 ) -> Plan:
     """What `method` (or the union of several) would do to a base, given as a model (on any device, meta too) or its
     sites; `trained` when an adapter exists already.  TargetError where the edits do not fit the base or each other."""
     sites = sites_of(base) if isinstance(base, nn.Module) else tuple(base)
-    methods = (method,) if isinstance(method, Method) else tuple(method)
+    methods = tuple(_method(each, sites) for each in (method if isinstance(method, list | tuple) else (method,)))
     if not methods:
         raise TargetError("method: the list is empty; name at least one")
     pairs = [(edit, each) for each in methods for edit in each.edits(sites)]
@@ -203,6 +208,16 @@ def plan(
     edits = tuple(PlannedEdit(edit=edit, method=each, tensors=_tensors(edit, each, around)) for edit, each in pairs)
     source = source or (getattr(base, "source", None) if isinstance(base, nn.Module) else None)
     return Plan(methods=methods, edits=edits, base=sites, source=source)
+
+
+def _method(given: Any, sites: tuple[Site, ...]) -> Method:
+    """A method as it is, or the one that a config object of PEFT describes."""
+    if isinstance(given, Method):
+        return given
+    peft_type = getattr(given, "peft_type", None)
+    if peft_type is None:
+        raise TargetError(f"method: {type(given).__name__} is none; give lorica.LoRA(r=8), or a config of PEFT")
+    return method_of_peft(peft_type).from_peft(given, sites)
 
 
 def _tensors(edit: Edit, method: Method, around: Container[str]) -> dict[str, PlannedTensor]:

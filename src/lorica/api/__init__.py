@@ -9,7 +9,7 @@ from lorica.api.recorded import unverified
 from lorica.api.scoring import Score, evaluate
 from lorica.api.training import fit, next_steps, train
 from lorica.api.verifying import verify
-from lorica.models import load_base
+from lorica.models import add_tokens, load_base
 
 __all__ = [
     "Answer",
@@ -18,6 +18,7 @@ __all__ = [
     "MethodTable",
     "Score",
     "Speaker",
+    "add_tokens",
     "attach",
     "data_report",
     "doctor",

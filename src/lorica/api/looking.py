@@ -13,10 +13,12 @@ from lorica import adapter, budget, data
 from lorica.api.lessons import ANY_LENGTH
 from lorica.data import DataConfig, DataReport
 from lorica.errors import LoricaError, ModelError
-from lorica.methods import METHODS
+from lorica.methods import METHODS, LoRA
+from lorica.methods.presets import LEARNING_RATE, PRESETS
 from lorica.models import context_limit, load_tokenizer, renderer, shapes_only
 from lorica.models.chat import plain_tokenizer
 
+ADVICE = f"learning rate for all three: start at {LEARNING_RATE}"
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "peft", "datasets", "tensorboard")
 
 
@@ -48,7 +50,8 @@ class MethodTable:
             f"{_word(row['batchable']):<11}{row['peft_type'] or '-'}"
             for row in self.rows
         ]
-        return "\n".join(lines)
+        sizes = [f"  {preset}" for preset in PRESETS.values()]
+        return "\n".join([*lines, "", "method: {preset: small}, or medium, or large:", *sizes, f"  {ADVICE}"])
 
 
 def _count(value: int | None) -> str:
@@ -69,6 +72,7 @@ def method_table(model: str = "embedded") -> MethodTable:
             "mergeable": kind.mergeable,
             "batchable": kind.batchable,
             "peft_type": kind.peft_type,
+            "presets": {name: preset.to_dict() for name, preset in PRESETS.items()} if kind is LoRA else {},
         }
         for name, kind in METHODS.items()
     ]

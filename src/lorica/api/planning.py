@@ -1,14 +1,15 @@
 """plan: what would be trained and what it costs, from shapes alone."""
 
-from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
 from lorica import adapter, budget
+from lorica.adapter.plan import Methods
+from lorica.api.vocabulary import with_tokens
 from lorica.budget import Forecast, Workload
 from lorica.errors import RequestError
-from lorica.methods import Method
-from lorica.models import context_limit, shapes_only
+from lorica.models import context_limit, load_tokenizer, shapes_only
 from lorica.models.causal_lm import CausalLM
 from lorica.recipe import Recipe
 from lorica.train import TrainConfig
@@ -16,7 +17,7 @@ from lorica.train import TrainConfig
 
 def plan(
     base: nn.Module | Recipe,
-    method: Method | Sequence[Method] | None = None,
+    method: Methods | None = None,
     *,
     memory: float | None = None,
 ) -> Forecast:
@@ -32,14 +33,17 @@ def plan(
 
 
 def _of_recipe(recipe: Recipe, memory: float | None) -> Forecast:
-    shapes = shapes_only(recipe.model.source, recipe.model.dtype)
+    shapes: Any = shapes_only(recipe.model.source, recipe.model.dtype)
+    if recipe.model.add_tokens:
+        shapes.tokenizer = load_tokenizer(recipe.model.source)
+    methods = with_tokens(shapes, recipe.model.add_tokens, recipe.method)
     place = budget.machine(recipe.model.device, memory)
-    return _forecast(shapes, recipe.method, recipe.train, recipe.data.max_length, place)
+    return _forecast(shapes, methods, recipe.train, recipe.data.max_length, place)
 
 
 def _forecast(
     model: nn.Module,
-    method: Method | Sequence[Method],
+    method: Methods,
     config: TrainConfig,
     max_length: int | None,
     place: budget.Machine,

@@ -12,8 +12,9 @@ from lorica.adapter.fetch import folder_of as adapter_folder
 from lorica.adapter.manifest import NAME
 from lorica.data import DataConfig
 from lorica.errors import AdapterError, LoricaError, RequestError
-from lorica.models import load_base
+from lorica.models import add_tokens, load_base
 from lorica.models.folder import is_hub_id
+from lorica.models.vocabulary import missing_tokens
 from lorica.recipe import Recipe
 
 Place = str | Path
@@ -53,6 +54,9 @@ def loaded(
     file = read(adapter)
     source = model if model is not None else base_of(adapter, file)
     held = load_base(source, dtype=dtype) if isinstance(source, str) else source
+    lacking = missing_tokens(held, (file.manifest or {}).get("added_tokens") or ())
+    if lacking and isinstance(source, str):
+        add_tokens(held, lacking)
     if not base:
         load(held, file, trainable=False, untrained=untrained, other_base=other_base)
     return held.eval(), file.manifest or {}

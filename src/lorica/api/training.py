@@ -10,6 +10,7 @@ from lorica import durable, study
 from lorica.adapter import Attached, attach
 from lorica.api.lessons import Rows, from_anything, from_files
 from lorica.api.planning import plan
+from lorica.api.vocabulary import with_tokens
 from lorica.data import DataConfig, Dataset
 from lorica.errors import RecipeError, did_you_mean
 from lorica.models import fingerprint, load_base
@@ -33,7 +34,7 @@ def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None
     if not resume:
         refuse_occupied(folder)
     model = load_base(base.source, dtype=base.dtype, quantize=base.quantize, device=base.device)
-    attached = attach(model, recipe.method, seed=recipe.train.seed)
+    attached = attach(model, with_tokens(model, base.add_tokens, recipe.method), seed=recipe.train.seed)
     learned, held = from_files(model, recipe.data)
     _tell(reporter, "train", learned)
     before = None if resume and (folder / "metrics.jsonl").exists() else _before(recipe, model, held, reporter)
@@ -114,7 +115,8 @@ def _identity(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     """What makes a resume wrong when it changes, beside the settings of training and the data."""
     tree = recipe.to_dict()
     dtype = str(next(model.parameters()).dtype)
-    return {"base": fingerprint(model), "model.dtype": dtype, "method": tree["method"]}
+    added = {"model.add_tokens": list(recipe.model.add_tokens)} if recipe.model.add_tokens else {}
+    return {"base": fingerprint(model), "model.dtype": dtype, "method": tree["method"], **added}
 
 
 def _before(recipe: Recipe, model: nn.Module, held: Dataset | None, reporter: Reporter) -> dict[str, float] | None:

@@ -42,7 +42,8 @@ class Forecast:
         }
 
     def __str__(self) -> str:
-        return "\n".join([str(self.plan), "", self._headline(), str(self.memory), self._verdict()])
+        advice = list(filter(None, (method.advice() for method in self.plan.methods)))
+        return "\n".join([str(self.plan), *advice, "", self._headline(), str(self.memory), self._verdict()])
 
     def _headline(self) -> str:
         return (

@@ -4,7 +4,7 @@
     adapter + gradients + optimizer     4 + 4 + 8 bytes a trained parameter: float32 and AdamW
     activations  what the backward pass needs, for the T tokens of a micro-batch
     logits       the chunk of logits that exists at a time, and the gradient of the last hidden states
-    buffers      gradients in flight through one block
+    buffers      gradients in flight through one block; embeddings of which some rows are trained, and their gradients
     context      what the process, or the CUDA context, holds before anything is loaded
 
     peak = weights + adapter + gradients + optimizer + context + buffers + activations + logits
@@ -90,9 +90,16 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool) -> Memory:
         optimizer=MOMENTS * TRAINED * plan.trainable_parameters,
         activations=activations,
         logits=_logits(shapes, work, decoder),
-        buffers=work.tokens * width * (2 * shapes.d + shapes.f),
+        buffers=work.tokens * width * (2 * shapes.d + shapes.f) + _shown(plan),
         context=CONTEXT.get(kind, CONTEXT["cuda"]),
     )
+
+
+def _shown(plan: Plan) -> int:
+    """Matrices that are put together in each forward pass because a part of their rows is trained, and the gradient
+    of each."""
+    parts = [p for p in plan.edits if p.edit.place == "instead" and not p.whole]
+    return sum(2 * prod(p.site.shape) * BYTES[p.site.dtype] for p in parts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -196,6 +196,14 @@ class Method(BaseModel):
         """A few characters for the plan's table, such as `r=8 s=2`."""
         return ""
 
+    def remarks(self, sites: tuple[Site, ...]) -> tuple[str, ...]:
+        """What the plan says beneath its table, a line each."""
+        return ()
+
+    def advice(self) -> str:
+        """Where to start with the learning rate; empty when nothing is known."""
+        return ""
+
     def life(self, modules: Mapping[str, nn.Module]) -> Life | None:
         """The running state of a method that has one; modules by site name."""
         return None
@@ -222,8 +230,7 @@ class Method(BaseModel):
         """Each key of a file as `file_name` spells it, where other programs have spellings of their own."""
         return {key: key for key in keys}
 
-    @classmethod
-    def site_of_file(cls, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
+    def site_of_file(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
         """The site that the tensors of `shapes` (file key to shape) sit on, as far as they tell without its base."""
         (shape,) = shapes.values()
         return Site(name=name, kind="parameter", shape=shape)
@@ -238,9 +245,9 @@ class Method(BaseModel):
         return None
 
     @classmethod
-    def from_peft(cls, config: Any) -> "Method":
-        """The method that a config of PEFT (the object, or its fields) describes; RecipeError names what has no
-        counterpart."""
+    def from_peft(cls, config: Any, sites: tuple[Site, ...] = ()) -> "Method":
+        """The method that a config of PEFT (the object, or its fields) describes on a base with these sites;
+        RecipeError names what has no counterpart."""
         raise RecipeError(f"{cls.kind}: PEFT has no such method")
 
     @classmethod

@@ -19,3 +19,6 @@ class Full(Method):
         if not edits:
             raise TargetError("full: this base has no parameters to train")
         return edits
+
+    def advice(self) -> str:
+        return "learning rate for full fine-tuning: start at 2e-5, a tenth of LoRA's"

@@ -8,18 +8,20 @@ On an embedding (rows, d) the roles swap: A (r, rows) starts at zero, B (d, r) r
 import math
 import re
 from collections.abc import Collection, Container, Iterable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from lorica.errors import AdapterError, RecipeError, TargetError, did_you_mean
 from lorica.kernels import LowRank, site_id
-from lorica.methods import peft_config, peft_keys
+from lorica.methods import peft_config, peft_keys, presets, token_rows
 from lorica.methods.contract import Around, AroundLinear, Build, Copy, Edit, Flow, Instead, Method, Start
 from lorica.methods.peft_keys import FILE_NAME_END, PREFIX
 from lorica.methods.targets import Selection, ends, matches, select, shortest_names
+from lorica.methods.token_rows import TokenRows, Tokens
 from lorica.site import Site
 
 T = TypeVar("T")
@@ -34,8 +36,12 @@ class LoRA(Method):
     bias            which of the base's biases are trained too: none, lora_only (those of adapted layers) or all
     rank_pattern, alpha_pattern     name of a module, or its end after a dot, to its own r or alpha
     modules_to_save modules trained in full and saved whole, such as a new head
+    trainable_token_indices     tokens whose rows of the input embedding, and of what is tied to it, are trained;
+                    a mapping names other embeddings, such as an untied head
     init            of A: kaiming (U(-1/sqrt(d_in), 1/sqrt(d_in)), as the authors' code) or gaussian (std 1/r)
     rslora          s = alpha / sqrt(r)
+
+    `preset: small | medium | large` stands for the numbers of a size; what is written beside it counts more.
     """
 
     kind: ClassVar[str] = "lora"
@@ -60,19 +66,38 @@ class LoRA(Method):
     rank_pattern: dict[str, int] = Field(default_factory=dict)
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
     modules_to_save: tuple[str, ...] = ()
+    trainable_token_indices: Tokens | dict[str, Tokens] = ()
     init: Literal["kaiming", "gaussian"] = "kaiming"
     rslora: bool = False
 
+    @classmethod
+    def preset(cls, name: str, **fields: Any) -> "LoRA":
+        """A size by name, `small`, `medium` or `large`, with any field changed: `LoRA.preset("small", r=4)`."""
+        return cls(**{**presets.preset(name).fields(), **fields})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sized(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "preset" not in values:
+            return values
+        rest = {key: value for key, value in values.items() if key != "preset"}
+        return {**presets.preset(values["preset"]).fields(), **rest}
+
     def edits(self, sites: tuple[Site, ...], statistics: Mapping[str, Any] | None = None) -> tuple[Edit, ...]:
         chosen = self.selection(sites).sites
-        saved = [site for site in sites if site.kind == "parameter" and self._saves(site.name.rpartition(".")[0])]
-        adapted = [site for site in chosen if not self._saves(site.name)]
-        problems = [*self._pattern_problems(adapted), *self._rank_problems(adapted), *self._save_problems(sites)]
+        saved = [site for site in sites if site.kind == "parameter" and self.saves(site.name.rpartition(".")[0])]
+        adapted = [site for site in chosen if not self.saves(site.name)]
+        rows, problems = token_rows.chosen(self.trainable_token_indices, sites)
+        problems += [*self._pattern_problems(adapted), *self._rank_problems(adapted), *self._save_problems(sites)]
+        problems += [
+            f"{site.name}: modules_to_save trains all of its rows already" for site, _ in rows if site in saved
+        ]
         if problems:
             raise TargetError.of(problems)
         biases = [site for site in sites if self._trains_bias(site, adapted) and site not in saved]
         around: list[Edit] = [Around(site, self._builder(site)) for site in adapted]
-        return (*around, *(Instead(site, Copy) for site in (*saved, *biases)))
+        copies: list[Edit] = [Instead(site, Copy) for site in (*saved, *biases)]
+        return (*around, *copies, *(Instead(site, partial(TokenRows, tokens)) for site, tokens in rows))
 
     def wasteful(self, edits: Iterable[Edit]) -> list[str]:
         return [
@@ -93,13 +118,23 @@ class LoRA(Method):
         return _from_pattern(self.alpha_pattern, site.name, self.alpha) / (math.sqrt(r) if self.rslora else r)
 
     def note(self, edit: Edit) -> str:
+        if isinstance(edit.build, partial):
+            return f"{len(edit.build.args[0])} rows"
         return f"r={self.rank(edit.site)} s={self.scale(edit.site):g}" if edit.place == "around" else ""
+
+    def remarks(self, sites: tuple[Site, ...]) -> tuple[str, ...]:
+        return token_rows.remarks(self.trainable_token_indices, sites)
+
+    def advice(self) -> str:
+        tune = " (rsLoRA: lower it as r grows)" if self.rslora else ""
+        return f"learning rate for LoRA: start at {presets.LEARNING_RATE}{tune}"
 
     def _builder(self, site: Site) -> Build:
         module = LoRAEmbedding if site.kind == "embedding" else LoRALinear
         return lambda start: module(self, site, start)
 
-    def _saves(self, module: str) -> bool:
+    def saves(self, module: str) -> bool:
+        """Whether `modules_to_save` trains this module whole."""
         return any(matches(module, name) or f".{name}." in f".{module}." for name in self.modules_to_save)
 
     def _trains_bias(self, site: Site, adapted: list[Site]) -> bool:
@@ -145,6 +180,8 @@ class LoRA(Method):
         name = edit.site.name
         if edit.place == "instead":
             module, _, leaf = name.rpartition(".")
+            if isinstance(edit.build, partial):
+                return f"{PREFIX}{module}{token_rows.SUFFIX}"
             return f"{PREFIX}{module}.base_layer.{leaf}" if module in around else PREFIX + name
         return f"{PREFIX}{name}.lora_{'embedding_' if edit.site.kind == 'embedding' else ''}{parameter}" + (
             "" if edit.site.kind == "embedding" else ".weight"
@@ -152,7 +189,10 @@ class LoRA(Method):
 
     @classmethod
     def site_name(cls, key: str) -> str:
-        return FILE_NAME_END.sub("", cls.parameter_name(key))
+        path = cls.parameter_name(key)
+        if path.endswith(token_rows.SUFFIX):
+            return path.removesuffix(token_rows.SUFFIX) + ".weight"
+        return FILE_NAME_END.sub("", path)
 
     def peft_config(self, edits: tuple[Edit, ...], sites: tuple[Site, ...]) -> dict[str, Any]:
         adapted = [edit.site for edit in edits if edit.place == "around"]
@@ -169,13 +209,18 @@ class LoRA(Method):
                 key: _number(alpha) for key, alpha in peft_config.unordered(self.alpha_pattern, names).items()
             },
             "modules_to_save": list(self.modules_to_save) or None,
+            "trainable_token_indices": token_rows.listed(self.trainable_token_indices),
             "init_lora_weights": True if self.init == "kaiming" else self.init,
             "use_rslora": self.rslora,
             "fan_in_fan_out": any(site.transposed for site in adapted),
         }
 
-    @classmethod
-    def site_of_file(cls, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
+    def site_of_file(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
+        rows = next((shape for key, shape in shapes.items() if key.endswith(token_rows.SUFFIX)), None)
+        if rows is not None:
+            return Site(
+                name=name, kind="parameter", shape=(token_rows.least_rows(self.trainable_token_indices), rows[1])
+            )
         ends = {key.rpartition(".lora_")[2]: shape for key, shape in shapes.items() if ".lora_" in key}
         if not ends:
             return super().site_of_file(name, shapes)
@@ -187,7 +232,7 @@ class LoRA(Method):
 
     @classmethod
     def parameter_name(cls, key: str) -> str:
-        return key.removeprefix(PREFIX).replace(".base_layer.", ".")
+        return key.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".token_adapter.", ".")
 
     @classmethod
     def plain_keys(cls, keys: Collection[str]) -> dict[str, str]:
@@ -198,27 +243,37 @@ class LoRA(Method):
         return key.endswith(".base_layer.weight") or ".original_module." in key or ".modules_to_save." in key
 
     @classmethod
-    def from_peft(cls, config: Any) -> "LoRA":
-        """The LoRA that a `peft.LoraConfig` (or a dict of its fields) describes."""
+    def from_peft(cls, config: Any, sites: tuple[Site, ...] = ()) -> "LoRA":
+        """The LoRA that a `peft.LoraConfig` (or a dict of its fields) describes.
+
+        sites: those of the base, in which the heads are found that PEFT trains for a classifier without being asked.
+        """
         given = peft_config.fields(config)
         targets = given.get("target_modules")
         if isinstance(targets, str) and targets != "all-linear":
             raise RecipeError(f"target_modules: PEFT reads {targets!r} as a regular expression; give a list or a glob")
         listed = targets if isinstance(targets, str) else tuple(sorted(targets or ())) or "minimal"
         saved, problems = peft_config.names(given.get("modules_to_save"), "modules_to_save")
+        heads = peft_config.heads(given, [s.name.rpartition(".")[0] for s in sites if s.kind == "parameter"])
+        saved = (*saved, *(head for head in heads if head not in saved))
         problems += peft_config.problems(given, UNDERSTOOD - {"exclude_modules", "layers_to_transform"}, cls.peft_names)
+        if not sites and peft_config.lacks_head(given):
+            problems.append("task_type: PEFT trains the head as well; give the config to lorica.attach, which finds it")
         init = STARTS.get(str(given.get("init_lora_weights", True)))
         if init is None:
             remedy = "start from kaiming or gaussian"
             problems.append(f"init_lora_weights: {given['init_lora_weights']!r} has no counterpart here; {remedy}")
-        return cls._translated(given, problems, target_modules=listed, modules_to_save=saved, init=init)
+        ours = {"modules_to_save": saved, "trainable_token_indices": given.get("trainable_token_indices") or ()}
+        return cls._translated(given, problems, target_modules=listed, init=init, **ours)
 
     @classmethod
     def from_file(cls, config: Mapping[str, Any], keys: Collection[str]) -> "LoRA":
         """Where the adapter sits is read off the tensors; names in patterns and `modules_to_save` that none of them
         needs are dropped (PEFT adds `score` and `classifier` to every classifier's list)."""
         adapted = sorted({cls.site_name(key) for key in keys if FILE_NAME_END.search(key)})
-        copied = {key.removeprefix(PREFIX).rpartition(".")[0] for key in keys if not FILE_NAME_END.search(key)}
+        rows = [cls.site_name(key).removesuffix(".weight") for key in keys if key.endswith(token_rows.SUFFIX)]
+        others = [key for key in keys if not FILE_NAME_END.search(key) and not key.endswith(token_rows.SUFFIX)]
+        copied = {key.removeprefix(PREFIX).rpartition(".")[0] for key in others}
         saved, problems = peft_config.names(config.get("modules_to_save"), "modules_to_save")
         if len(saved) * len(copied) > MOST_LOOKED_FOR:
             raise RecipeError(f"modules_to_save: {len(saved)} names for {len(copied)} modules, which no adapter has")
@@ -229,7 +284,9 @@ class LoRA(Method):
         held = _held(saved, copied)
         if config.get("ensure_weight_tying"):  # the config names one of the modules that are saved
             held = tuple(sorted({*held, *_whole(keys)}))
-        method = cls._translated(config, problems, target_modules=tuple(adapted), modules_to_save=held)
+        tokens = token_rows.placed(config.get("trainable_token_indices"), rows)
+        ours = {"modules_to_save": held, "trainable_token_indices": tokens}
+        method = cls._translated(config, problems, target_modules=tuple(adapted), **ours)
         patterns = {"rank_pattern": method.rank_pattern, "alpha_pattern": method.alpha_pattern}
         return method.model_copy(update={field: _needed(pattern, adapted) for field, pattern in patterns.items()})
 
@@ -250,7 +307,15 @@ class LoRA(Method):
 
 TRANSLATED = {"r": "r", "lora_alpha": "alpha", "lora_dropout": "dropout", "bias": "bias", "use_rslora": "rslora"}
 UNDERSTOOD = frozenset(
-    {*TRANSLATED, *peft_config.WHERE_TO_ADAPT, "rank_pattern", "alpha_pattern", "modules_to_save", "init_lora_weights"}
+    {
+        *TRANSLATED,
+        *peft_config.WHERE_TO_ADAPT,
+        "rank_pattern",
+        "alpha_pattern",
+        "modules_to_save",
+        "trainable_token_indices",
+        "init_lora_weights",
+    }
 )
 STARTS = {"True": "kaiming", "None": "kaiming", "gaussian": "gaussian"}
 MOST_LOOKED_FOR = 1_000_000

@@ -34,6 +34,8 @@ HARMLESS = frozenset(
 )
 """`fan_in_fan_out` is read off the layer, `auto_mapping` names code to import, the rest is provenance or a default."""
 WHERE_TO_ADAPT = frozenset({"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"})
+HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+"""Modules that PEFT trains and saves whole for these tasks, whether asked or not."""
 LITERAL = re.compile(r"[\w.\-]+")
 MERGE = "leave it out, or merge a finished adapter into its base with PEFT's merge_and_unload"
 REMEDIES = {
@@ -65,6 +67,21 @@ def problems(
 
 def _says(value: Any) -> bool:
     return value is not None and value is not False and value not in ("", {}, [], (), set())
+
+
+def heads(config: Mapping[str, Any], modules: Collection[str]) -> tuple[str, ...]:
+    """What PEFT adds to `modules_to_save` for the task of the config, of the modules that there are."""
+    return tuple(name for name in _heads(config) if any(matches(module, name) for module in modules))
+
+
+def lacks_head(config: Mapping[str, Any]) -> bool:
+    """Whether the head that PEFT would train for the task of the config is named nowhere in it."""
+    return bool(_heads(config)) and not config.get("modules_to_save")
+
+
+def _heads(config: Mapping[str, Any]) -> tuple[str, ...]:
+    task = config.get("task_type")
+    return HEADS.get(str(getattr(task, "value", task)), ())
 
 
 def literal_pattern(config: Mapping[str, Any], field: str) -> tuple[dict[str, Any], list[str]]:

@@ -9,6 +9,7 @@ from lorica.models.generate import generate
 from lorica.models.loading import load_base, load_tokenizer, shapes_only
 from lorica.models.numerics import Numerics, numerics
 from lorica.models.probe import Probe, Reading
+from lorica.models.vocabulary import add_tokens
 from lorica.models.walking import context_limit, sites
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Probe",
     "Reading",
     "Undo",
+    "add_tokens",
     "checkpoint",
     "context_limit",
     "enter",

@@ -6,6 +6,7 @@ model.hidden(tokens, layout), model.head                        flat documents; 
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ IGNORED = -100
 
 class CausalLM(nn.Module):
     """A decoder-family base.  `config` is transformers' own config, `tokenizer` what was loaded beside the weights."""
+
+    loss_type = "ForCausalLM"
+    """Labels are shifted here: Trainer then counts those that are predicted."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -106,6 +110,29 @@ class CausalLM(nn.Module):
         if noise is None and self.training and self.clock is not None:
             noise = self.clock.tick(torch.arange(len(real), device=real.device))
         return layout if noise is None else layout.with_noise(noise.seed, noise.step, noise.rows)
+
+    def activation_checkpointing_enable(self, **unused: Any) -> None:
+        """Every block is recomputed in the backward pass; Trainer asks for it by this name."""
+        self.model.recomputed_layers = len(self.model.layers)
+
+    def activation_checkpointing_disable(self) -> None:
+        self.model.recomputed_layers = 0
+
+    def resize_token_embeddings(self, rows: int, **unused: Any) -> nn.Module:
+        """As transformers' of that name; a new row is the mean of those there were.  Returns the embedding."""
+        from lorica.models.vocabulary import resize
+
+        resize(self, rows)
+        return self.model.embed_tokens
+
+    def save_pretrained(self, folder: str | Path, **unused: Any) -> None:
+        """Writes the checkpoint folder that transformers, vLLM and `load_base` read.
+
+        While an adapter is in place this name writes the adapter instead; merge it first to save the model with it.
+        """
+        from lorica.models.saving import save_base
+
+        save_base(self, folder)
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
         """As transformers' generate: rows (B, S) -> (B, S + new), finished rows filled with the end token."""

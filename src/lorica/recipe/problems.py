@@ -6,7 +6,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from lorica.errors import did_you_mean
-from lorica.methods import METHODS
+from lorica.methods import METHODS, LoRA
 
 Loc = tuple[str | int, ...]
 
@@ -95,6 +95,8 @@ def _method_keys(path: Loc, tree: Any) -> Iterator[str]:
         tree = tree[part]
     yield "name"
     yield from METHODS[tree["name"]].model_fields
+    if tree["name"] == LoRA.kind:
+        yield "preset"
 
 
 def _models_at(path: Loc, root: type[BaseModel]) -> list[type[BaseModel]]:

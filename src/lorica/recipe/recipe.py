@@ -6,8 +6,9 @@
     train: {epochs: 3, rows_per_step: 32, learning_rate: 2.0e-4}
     output: runs/sql
 
-A plain string stands for the first key of its mapping (`model: X`, `method: lora`, `data: rows.jsonl`), and `method`
-may be a list.  Relative paths start from the folder in which the command runs, as everywhere in a shell.
+A plain string stands for the first key of its mapping (`model: X`, `method: lora`, `data: rows.jsonl`), `method` may be
+a list, and `method: {preset: small}` (medium, large) stands for the numbers of a LoRA of that size.  Relative paths
+start from the folder in which the command runs, as everywhere in a shell.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from lorica.data import DataConfig
 from lorica.errors import RecipeError, did_you_mean
-from lorica.methods import METHODS, Method
+from lorica.methods import METHODS, LoRA, Method
 from lorica.recipe import text
 from lorica.recipe.problems import problems
 from lorica.tasks import TASKS
@@ -38,6 +39,7 @@ class ModelConfig(BaseModel):
     quantize: Literal["nf4", "int8"] | None = None
     double_quant: bool = False
     device: str | None = Field(default=None, description="None: the GPU where there is one")
+    add_tokens: tuple[str, ...] = Field(default=(), description="added to the vocabulary; LoRA trains their rows")
 
 
 def _method(value: Any) -> Method:
@@ -174,6 +176,8 @@ def _listed(tree: dict[str, Any]) -> dict[str, Any]:
 def _mapping(section: str, value: Any) -> Any:
     if section == "method" and isinstance(value, list | tuple):
         return [_mapping(section, each) for each in value]
+    if section == "method" and isinstance(value, Mapping) and "preset" in value:
+        return {"name": LoRA.kind, **value}
     return {FIRST_KEYS[section]: value} if section in FIRST_KEYS and isinstance(value, str) else value
 
 
