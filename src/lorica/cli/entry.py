@@ -3,6 +3,7 @@
 0 done    1 the work failed    2 the request was wrong    130 interrupted, after saving
 """
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from lorica.cli.output import complain, say
 from lorica.errors import LoricaError, did_you_mean
 
 INTERRUPTED = 130
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 WRONG_USE: type[Exception] = typer.BadParameter.__mro__[1]
 """The error of options and arguments that do not parse, which typer has no name of its own for."""
 
@@ -21,8 +23,7 @@ WRONG_USE: type[Exception] = typer.BadParameter.__mro__[1]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Never returns; `arguments` without the program's name."""
     status = run(list(sys.argv[1:] if arguments is None else arguments))
-    _flush()
-    sys.exit(status)
+    sys.exit(_flushed(status))
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -42,6 +43,8 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (stays open: Python flushes it when it ends)
         return 1
+    except OSError as error:
+        return _unsaid(error) if error.errno in FULL and not error.filename else _unexpected(error)
     except Exception as error:
         return _unexpected(error)
 
@@ -76,8 +79,23 @@ def _out_of_memory(error: Exception) -> bool:
     return allocator or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
-def _flush() -> None:
+def _flushed(status: int) -> int:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _mute()
+    except OSError as error:
+        return _unsaid(error)
+    return status
+
+
+def _unsaid(error: OSError) -> int:
+    """Our files are written through `durable`, which names them: a full disk without a name is that of stdout."""
+    complain(f"stdout: {error.strerror}; what was to be said there is lost")
+    _mute()
+    return 1
+
+
+def _mute() -> None:
+    """What stdout still holds goes nowhere, rather than fail again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
