@@ -427,7 +427,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_rows(
     assert "lower learning_rate" in line
     left = tree(here / "out/diverged")
     assert "adapter" not in left, "what diverged is not kept"
-    assert "checkpoints/step-00000001/manifest.json" in left or any(name.startswith("checkpoints/") for name in left)
+    assert any(name.startswith("checkpoints/") for name in left), "what came before it is"
     assert not [name for name in left if ".tmp-" in name]
     shutil.rmtree(here / "out")
 
@@ -446,16 +446,17 @@ def no_file_above(size: int) -> Iterator[None]:
 @contextmanager
 def full_after(size: int) -> Iterator[None]:
     """A disk with room for so many bytes more."""
-    left, write = [size], os.write
+    left = size
 
-    def limited(descriptor: int, data: memoryview) -> int:
-        left[0] -= len(data)
-        if left[0] < 0:
+    def limited(descriptor: int, data: memoryview) -> None:
+        nonlocal left
+        os.write(descriptor, data[: max(left, 0)])
+        left = max(left - len(data), -1)
+        if left < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(descriptor, data)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lorica.durable.os.write", limited)
+        patch.setattr("lorica.durable._write_all", limited)
         yield
 
 

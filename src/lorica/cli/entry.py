@@ -3,6 +3,7 @@
 0 done    1 the work failed    2 the request was wrong    130 interrupted, after saving
 """
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from lorica.durable import complaint
 from lorica.errors import LoricaError, did_you_mean
 
 INTERRUPTED = 130
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 WRONG_USE: type[Exception] = typer.BadParameter.__mro__[1]
 """The error of options and arguments that do not parse, which typer has no name of its own for."""
 
@@ -23,8 +25,7 @@ WRONG_USE: type[Exception] = typer.BadParameter.__mro__[1]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Never returns; `arguments` without the program's name."""
     status = run(list(sys.argv[1:] if arguments is None else arguments))
-    _flush()
-    sys.exit(status)
+    sys.exit(_flushed(status))
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -66,6 +67,8 @@ def _nearest(message: str, context: object) -> str:
 
 def _refused(error: OSError) -> int:
     """The system refused something, and no room below knew what it was for."""
+    if error.filename is None and error.errno in FULL:
+        return _unsaid(error)
     if error.filename is None or os.environ.get("LORICA_TRACEBACK"):
         return _unexpected(error)
     complain(complaint(Path(os.fsdecode(error.filename)), error))
@@ -88,8 +91,23 @@ def _out_of_memory(error: Exception) -> bool:
     return allocator or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
-def _flush() -> None:
+def _flushed(status: int) -> int:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _mute()
+    except OSError as error:
+        return _unsaid(error)
+    return status
+
+
+def _unsaid(error: OSError) -> int:
+    """Our files are written through `durable`, which names them: a full disk without a name is that of stdout."""
+    complain(f"stdout: {error.strerror}; what was to be said there is lost")
+    _mute()
+    return 1
+
+
+def _mute() -> None:
+    """What stdout still holds goes nowhere, rather than fail again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -189,10 +189,9 @@ class LoRA(Method):
 
     @classmethod
     def site_name(cls, key: str) -> str:
-        path = cls.parameter_name(key)
-        if path.endswith(token_rows.SUFFIX):
-            return path.removesuffix(token_rows.SUFFIX) + ".weight"
-        return FILE_NAME_END.sub("", path)
+        if key.endswith(token_rows.SUFFIX):
+            return key.removeprefix(PREFIX).removesuffix(token_rows.SUFFIX) + ".weight"
+        return FILE_NAME_END.sub("", cls.parameter_name(key))
 
     def peft_config(self, edits: tuple[Edit, ...], sites: tuple[Site, ...]) -> dict[str, Any]:
         adapted = [edit.site for edit in edits if edit.place == "around"]
