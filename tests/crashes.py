@@ -104,8 +104,9 @@ class Machine:
 
     def rmdir(self, path: Any, *, dir_fd: int | None = None) -> None:
         path = whole(path, dir_fd)
+        inode = os.stat(path).st_ino
         REAL["rmdir"](path)
-        self.changed(path, "rmdir")
+        self.changed(path, "rmdir", inode)
 
     def stashed(self, path: Any) -> Path:
         kept = self.stash / str(self.calls)
@@ -130,10 +131,14 @@ class Machine:
         raise Died
 
     def undo_names(self, names: list[tuple[int, str, tuple[Any, ...]]]) -> None:
-        for folder, change, what in reversed(names):
+        reborn: dict[int, int] = {}  # inode of a removed folder -> that of the folder made in its place
+        for inode, change, what in reversed(names):
+            folder = reborn.get(inode, inode)
             path = next((Path(at) for at, _, _ in os.walk(self.root) if os.stat(at).st_ino == folder), None)
             if path is not None:
                 undo(path, change, what)
+                if change == "rmdir":
+                    reborn[what[1]] = os.stat(path / what[0]).st_ino
 
     def lose_bytes(self) -> None:
         files = [Path(at, name) for at, _, names in os.walk(self.root) for name in names]
