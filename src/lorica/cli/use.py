@@ -25,8 +25,8 @@ def evaluate(
     """Score an adapter, or its bare base, on a data file. Loss, perplexity and the task's metrics."""
     from lorica import api
 
-    accepted = {"untrained": untrained, "other_base": other_base}
-    show(api.evaluate(adapter, data, model=model, base=base, dtype=dtype, **accepted), as_json)
+    found = api.evaluate(adapter, data, model=model, base=base, dtype=dtype, untrained=untrained, other_base=other_base)
+    show(found, as_json)
     note_unverified(adapter)
 
 
