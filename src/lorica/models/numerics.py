@@ -79,9 +79,9 @@ def dtype_of(recorded: Numerics) -> str | None:
 def _unit(recorded: Numerics) -> float:
     kinds = [getattr(torch, name, None) for name in str(recorded.get("dtype", "")).split()]
     units = [torch.finfo(kind).eps for kind in kinds if isinstance(kind, torch.dtype) and kind.is_floating_point]
-    coarse = str(recorded.get("device")) != "cpu" and recorded.get("products") != "highest"
-    rounding: list[float] = [*units, *([TENSOR_FLOAT_32] if coarse else [])]
-    return max(rounding, default=torch.finfo(torch.float32).eps)
+    if str(recorded.get("device")) != "cpu" and recorded.get("products") != "highest":
+        units.append(TENSOR_FLOAT_32)
+    return max(units) if units else torch.finfo(torch.float32).eps
 
 
 def _forward_of(model: nn.Module) -> str:
