@@ -46,6 +46,7 @@ class Verdict:
     error      distance of both sides' outputs, of the largest
     bound      what rounding explains
     refusal    the error by which our side said no
+    control    what was broken on purpose
     unmade     the error by which PEFT itself could not build or run the adapter
     """
 
@@ -56,6 +57,7 @@ class Verdict:
     bound: float | None = None
     refusal: str | None = None
     unmade: str | None = None
+    control: str | None = None
     faults: tuple[str, ...] = ()
 
     @property
@@ -114,7 +116,10 @@ def _there(case: Case, folder: Path, bases: Path, ours: Path) -> Verdict:
         attached = adapter.load(base, folder)
     expected = _outputs(case, attached)
     attached.save(ours)
-    model, faults = _read_by_peft(case, ours)
+    try:
+        model, faults = _read_by_peft(case, ours)
+    except (RuntimeError, TypeError, ValueError) as error:
+        return Verdict(case=case, way="here -> theirs", faults=(f"PEFT cannot read it: {error}",))
     verdict = _compared(case, "here -> theirs", base, before, _outputs(case, model), expected)
     return _with_faults(verdict, faults)
 
