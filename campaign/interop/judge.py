@@ -75,7 +75,7 @@ def judged(case: Case, bases: Path, work: Path) -> tuple[Verdict, ...]:
         try:
             folder, expected = _made_by_peft(case, work / "theirs")
         except (RuntimeError, TypeError, ValueError) as error:
-            told = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            told = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
             return (Verdict(case=case, way="theirs -> here", unmade=told),)
         return _here(case, folder, expected, bases), _there(case, folder, bases, work / "ours")
 
@@ -118,9 +118,10 @@ def _there(case: Case, folder: Path, bases: Path, ours: Path) -> Verdict:
     attached.save(ours)
     try:
         model, faults = _read_by_peft(case, ours)
+        theirs = _outputs(case, model)
     except (RuntimeError, TypeError, ValueError) as error:
-        return Verdict(case=case, way="here -> theirs", faults=(f"PEFT cannot read it: {error}",))
-    verdict = _compared(case, "here -> theirs", base, before, _outputs(case, model), expected)
+        return Verdict(case=case, way="here -> theirs", faults=(f"PEFT cannot use it: {str(error)[-200:]}",))
+    verdict = _compared(case, "here -> theirs", base, before, theirs, expected)
     return _with_faults(verdict, faults)
 
 
