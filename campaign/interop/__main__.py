@@ -6,12 +6,16 @@ the time is up.  Writes `benchmarks/results/interop.json`; exit status 1 where a
 
 import argparse
 import json
+import multiprocessing
+import os
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +25,30 @@ from campaign.interop.controls import CONTROLS, Control
 from campaign.interop.judge import Verdict, judged
 
 RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "interop.json"
+SHOWN = (
+    "adapters_in_the_matrix",
+    "adapters",
+    "outcomes",
+    "largest_error_of_bound",
+    "smallest_move",
+    "wrong",
+    "seconds",
+)
+ENDLESS = float("inf")
 
 
 def main(arguments: Sequence[str]) -> int:
     asked = argparse.ArgumentParser(prog="campaign.interop")
     asked.add_argument("words", nargs="*")
-    asked.add_argument("--minutes", type=float, default=float("inf"))
+    asked.add_argument("--minutes", type=float, default=ENDLESS)
+    asked.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     given = asked.parse_args(arguments)
     started = time.monotonic()
     chosen = [case for case in cases() if not given.words or any(word in case.name for word in given.words)]
-    if given.minutes < float("inf"):
+    if given.minutes < ENDLESS:
         random.Random(0).shuffle(chosen)
-    with tempfile.TemporaryDirectory() as folder:
-        bases = Path(folder)
-        controls = {} if given.words else {control.name: red(control, bases) for control in CONTROLS}
-        until = started + 60 * given.minutes
-        verdicts = [verdict for case in shown(chosen, "cases", until) for verdict in told(one(case, bases))]
+    verdicts = list(judgements([(None, case) for case in chosen], given.workers, started + 60 * given.minutes))
+    controls = {} if given.words else seen(given.workers)
     green = [name for name, counts in controls.items() if not counts["red"]]
     seconds = round(time.monotonic() - started)
     result = {"adapters_in_the_matrix": len(chosen), **summary(verdicts), "controls": controls, "seconds": seconds}
@@ -47,47 +59,59 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if result["wrong"] or green else 0
 
 
-SHOWN = (
-    "adapters_in_the_matrix",
-    "adapters",
-    "outcomes",
-    "largest_error_of_bound",
-    "smallest_move",
-    "wrong",
-    "seconds",
-)
+def seen(workers: int) -> dict[str, dict[str, int]]:
+    """Of each control, how many of the cases that use the broken part turn red."""
+    jobs = [(control, case) for control in CONTROLS for case in control.cases()]
+    wrong = {(verdict.control, verdict.case.name) for verdict in judgements(jobs, workers) if verdict.faults}
+    return {
+        control.name: {
+            "cases": len(control.cases()),
+            "red": sum((control.name, case.name) in wrong for case in control.cases()),
+        }
+        for control in CONTROLS
+    }
 
 
-def told(verdicts: Sequence[Verdict]) -> Sequence[Verdict]:
-    for verdict in verdicts:
-        if verdict.faults:
-            print(f"\nwrong: {verdict.case.name}, {verdict.way}: {'; '.join(verdict.faults)}", file=sys.stderr)
-    return verdicts
+Job = tuple[Control | None, Case]
 
 
-def one(case: Case, bases: Path) -> tuple[Verdict, ...]:
-    with tempfile.TemporaryDirectory() as work:
-        return judged(case, bases, Path(work))
-
-
-def red(control: Control, bases: Path) -> dict[str, int]:
-    """How many of the cases that use the broken part turn red."""
-    chosen = control.cases()
-    with control.broken():
-        seen = [any(v.outcome == "wrong" for v in one(case, bases)) for case in shown(chosen, control.name)]
-    return {"cases": len(seen), "red": sum(seen)}
-
-
-def shown(chosen: Sequence[Case], name: str, until: float = float("inf")) -> Iterator[Case]:
-    """The cases, with a line on stderr that says how far they are and how long the rest will take."""
+def judgements(jobs: Sequence[Job], workers: int, until: float = ENDLESS) -> Iterator[Verdict]:
+    """The verdicts of all jobs, or of those done when the time is up, with a line on stderr that says how far they
+    are.  Workers are forks, so that the libraries are imported once, and each keeps bases of its own."""
     started = time.monotonic()
-    for number, case in enumerate(chosen):
-        if time.monotonic() > until:
-            break
-        rest = (time.monotonic() - started) / number * (len(chosen) - number) if number else 0
-        print(f"\r{name} {number + 1}/{len(chosen)}, {rest:.0f} s left: {case.name:60.60}", end="", file=sys.stderr)
-        yield case
+    with (
+        tempfile.TemporaryDirectory() as bases,
+        multiprocessing.get_context("fork").Pool(workers, initializer=_prepare, initargs=(jobs, bases)) as pool,
+    ):
+        for number, (index, verdicts) in enumerate(pool.imap_unordered(_judge, range(len(jobs))), 1):
+            control, case = jobs[index]
+            rest = (time.monotonic() - started) / number * (len(jobs) - number)
+            print(f"\r{number}/{len(jobs)}, {rest:.0f} s left: {case.name:60.60}", end="", file=sys.stderr)
+            for verdict in (replace(verdict, case=case) for verdict in verdicts):
+                if verdict.faults and control is None:
+                    print(f"\nwrong: {case.name}, {verdict.way}: {'; '.join(verdict.faults)}", file=sys.stderr)
+                yield verdict
+            if time.monotonic() > until:
+                break
     print(file=sys.stderr)
+
+
+JOBS: list[Any] = []
+"""Of a worker: the jobs, which hold functions and are inherited rather than sent, and the folder of bases."""
+
+
+def _prepare(jobs: Sequence[Job], bases: str) -> None:
+    JOBS[:] = [jobs, Path(bases) / str(os.getpid())]
+    JOBS[1].mkdir()
+
+
+def _judge(index: int) -> tuple[int, list[Verdict]]:
+    jobs, bases = JOBS
+    control, case = jobs[index]
+    with tempfile.TemporaryDirectory() as work, control.broken() if control else nullcontext():
+        verdicts = judged(case, bases, Path(work))
+    name = None if control is None else control.name
+    return index, [replace(verdict, case=None, control=name) for verdict in verdicts]
 
 
 def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:

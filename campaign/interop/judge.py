@@ -46,6 +46,7 @@ class Verdict:
     error      distance of both sides' outputs, of the largest
     bound      what rounding explains
     refusal    the error by which our side said no
+    control    what was broken on purpose
     unmade     the error by which PEFT itself could not build or run the adapter
     """
 
@@ -56,6 +57,7 @@ class Verdict:
     bound: float | None = None
     refusal: str | None = None
     unmade: str | None = None
+    control: str | None = None
     faults: tuple[str, ...] = ()
 
     @property
@@ -73,7 +75,7 @@ def judged(case: Case, bases: Path, work: Path) -> tuple[Verdict, ...]:
         try:
             folder, expected = _made_by_peft(case, work / "theirs")
         except (RuntimeError, TypeError, ValueError) as error:
-            told = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            told = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
             return (Verdict(case=case, way="theirs -> here", unmade=told),)
         return _here(case, folder, expected, bases), _there(case, folder, bases, work / "ours")
 
@@ -114,8 +116,12 @@ def _there(case: Case, folder: Path, bases: Path, ours: Path) -> Verdict:
         attached = adapter.load(base, folder)
     expected = _outputs(case, attached)
     attached.save(ours)
-    model, faults = _read_by_peft(case, ours)
-    verdict = _compared(case, "here -> theirs", base, before, _outputs(case, model), expected)
+    try:
+        model, faults = _read_by_peft(case, ours)
+        theirs = _outputs(case, model)
+    except (RuntimeError, TypeError, ValueError) as error:
+        return Verdict(case=case, way="here -> theirs", faults=(f"PEFT cannot use it: {str(error)[-200:]}",))
+    verdict = _compared(case, "here -> theirs", base, before, theirs, expected)
     return _with_faults(verdict, faults)
 
 

@@ -180,7 +180,7 @@ def an_empty_tensor(tensors, config):
         (one_more, ["model.layers.9.mlp.up_proj: no such site", "did you mean"]),
         (not_finite, ["not finite", "up_proj.lora_B"]),
         (other_rank, ["(3, 32) in the file, (5, 32)"]),
-        (a_regular_expression, ["rank_pattern", "(a+)+$", "names of modules are taken"]),
+        (a_regular_expression, ["rank_pattern", "(a+)+$", "only names"]),
         (dora, ["use_dora"]),
         (unknown, ["spin: 3"]),
         (pissa, ["init_lora_weights", "convert it in PEFT"]),

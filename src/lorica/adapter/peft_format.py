@@ -51,7 +51,10 @@ def base_name(model: nn.Module) -> str | None:
 
 
 def task_type(model: nn.Module, saved: Collection[str]) -> str | None:
-    """PEFT's name of the task, None where PEFT would then expect a trained head that this adapter leaves alone."""
+    """PEFT's name of the task, None where PEFT would then expect a trained head that this adapter leaves alone, or
+    token ids that the model does not take (Whisper)."""
+    if getattr(model, "main_input_name", "input_ids") != "input_ids":
+        return None
     name = type(model).__name__
     task = next((task for ending, task in TASKS.items() if name.endswith(ending)), None)
     if name.endswith("ForConditionalGeneration") and getattr(getattr(model, "config", None), "is_encoder_decoder", 0):

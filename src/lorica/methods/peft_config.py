@@ -91,7 +91,7 @@ def literal_pattern(config: Mapping[str, Any], field: str) -> tuple[dict[str, An
         return {}, [f"{field}: expected names and numbers, found {pattern!r}"]
     strange = [key for key in pattern if not LITERAL.fullmatch(str(key))]
     kept = {key: value for key, value in pattern.items() if LITERAL.fullmatch(str(key))}
-    remedy = "names of modules are taken, or their ends after a dot: write those out"
+    remedy = "only names of modules are taken, or their ends after a dot: write those out"
     return kept, [f"{field}: {key!r} is a pattern; {remedy}" for key in strange]
 
 
