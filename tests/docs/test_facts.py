@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 import lorica
-from lorica.kernels import FrozenWeight
 from lorica.methods.contract import Start
 from lorica.methods.lora import LoRALinear
 from lorica.models.causal_lm import CausalLM
@@ -111,8 +110,7 @@ def test_the_parameters_of_gpt_3() -> None:
 
 
 def started(r: int = 8, d: int = 4096, init: str = "kaiming") -> LoRALinear:
-    weight = torch.randn(d, d, generator=torch.Generator().manual_seed(1))
-    start = Start(torch.Generator().manual_seed(2), torch.device("cpu"), torch.float32, FrozenWeight(weight))
+    start = Start(torch.Generator().manual_seed(2), torch.device("cpu"), torch.float32)
     site = Site(name="q", kind="linear", shape=(d, d))
     return LoRALinear(lorica.LoRA(r=r, alpha=32, init=init), site, start)  # type: ignore[arg-type]
 

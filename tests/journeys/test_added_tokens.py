@@ -14,11 +14,12 @@ WORDS = ("<sql>", "</sql>")
 def recipe(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lorica.Recipe:
     monkeypatch.chdir(place)
     rows = [{"prompt": f"row {n}: ", "completion": f"<sql>{n}</sql>"} for n in range(6)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("rows", "held"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return lorica.Recipe(
         model={"source": "./base", "add_tokens": list(WORDS)},
         method={"name": "lora", "r": 2, "target_modules": "minimal"},
-        data={"train": str(tmp_path / "rows.jsonl"), "eval": str(tmp_path / "rows.jsonl")},
+        data={"train": str(tmp_path / "rows.jsonl"), "eval": str(tmp_path / "held.jsonl")},
         train={"steps": 3, "rows_per_step": 6, "learning_rate": 1e-2},
         output=str(tmp_path / "run"),
     )

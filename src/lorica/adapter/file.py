@@ -53,7 +53,9 @@ class AdapterFile:
 
     @classmethod
     def of(cls, model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> "AdapterFile":
-        return cls(where="adapter", config=config_of(model, plan), methods=plan.methods, tensors=tensors, plan=plan)
+        again = {key: t for method in plan.methods for key, t in method.repeated(tensors, plan.base).items()}
+        held = {**tensors, **again}
+        return cls(where="adapter", config=config_of(model, plan), methods=plan.methods, tensors=held, plan=plan)
 
     @property
     def peft(self) -> bool:

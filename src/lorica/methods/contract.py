@@ -240,6 +240,10 @@ class Method(BaseModel):
         """Whether a key of an adapter file is a frozen tensor of the base, which PEFT writes beside some adapters."""
         return False
 
+    def repeated(self, tensors: Mapping[str, Tensor], sites: tuple[Site, ...]) -> dict[str, Tensor]:
+        """Tensors that the adapter file holds once more under another key, because PEFT looks for them there too."""
+        return {}
+
     def peft_config(self, edits: tuple[Edit, ...], sites: tuple[Site, ...]) -> dict[str, Any] | None:
         """The method's entries of adapter_config.json as PEFT writes them; None when PEFT lacks the method."""
         return None

@@ -44,7 +44,7 @@ def chosen(
 ) -> tuple[list[tuple[Site, Tokens]], list[str]]:
     """The parameters whose rows are trained, and what is wrong with `field`.  A plain list means the input embedding,
     and with it whatever is tied to it; a mapping names modules."""
-    named = dict(asked) if isinstance(asked, Mapping) else {_input_embedding(sites): asked} if asked else {}
+    named = dict(asked) if isinstance(asked, Mapping) else {input_embedding(sites): asked} if asked else {}
     found, problems = [], []
     for name, tokens in named.items():
         places = [site for site in sites if site.kind == "parameter" and _is_matrix_of(site, name)]
@@ -91,13 +91,18 @@ def least_rows(asked: Tokens | Mapping[str, Tokens]) -> int:
     return 1 + max((token for tokens in lists for token in tokens), default=0)
 
 
-def _input_embedding(sites: Sequence[Site]) -> str:
+def input_embedding(sites: Sequence[Site]) -> str:
     """The module whose matrix the tokens look their rows up in; T5's encoder shares one that has a name of its own."""
     tokens = next((site for site in sites if site.kind == "tokens"), None)
     if tokens is None or not _is_tied(sites, tokens):
         return "embed_tokens" if tokens is None else tokens.name
     shared = [s for s in sites if s.kind == "parameter" and "embed" in s.roles and s.shape == tokens.shape]
     return shared[0].name.removesuffix(".weight") if shared else tokens.name
+
+
+def tied_heads(sites: Sequence[Site]) -> list[str]:
+    """Heads that have no matrix of their own."""
+    return [s.name for s in sites if s.kind == "linear" and "head" in s.roles and _is_tied(sites, s)]
 
 
 def _is_matrix_of(site: Site, name: str) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Collection, Container, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from lorica.errors import RecipeError, TargetError
 from lorica.methods import peft_config, token_rows
 from lorica.methods.contract import Edit, Instead, Method
@@ -60,6 +62,11 @@ class TrainableTokens(Method):
     def site_of_file(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
         (shape,) = shapes.values()
         return Site(name=name, kind="parameter", shape=(token_rows.least_rows(self.token_indices), shape[1]))
+
+    def repeated(self, tensors: Mapping[str, Tensor], sites: tuple[Site, ...]) -> dict[str, Tensor]:
+        """PEFT keeps the rows of a tied head under the head's own name as well."""
+        rows = tensors.get(f"{PREFIX}{token_rows.input_embedding(sites)}{END}")
+        return {} if rows is None else {f"{PREFIX}{head}{END}": rows for head in token_rows.tied_heads(sites)}
 
     def peft_config(self, edits: tuple[Edit, ...], sites: tuple[Site, ...]) -> dict[str, Any]:
         modules = [edit.site.name.removesuffix(".weight") for edit in edits]
