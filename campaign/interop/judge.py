@@ -24,7 +24,6 @@ from campaign.interop.stored import TENSORS, rewritten
 from lorica import adapter
 from lorica.adapter import Attached
 from lorica.errors import LoricaError
-from lorica.methods import LoRA
 
 MOVED = 0.1
 """What an adapter must change of the largest output at least: one that does nothing cannot pass."""
@@ -126,7 +125,7 @@ def _there(case: Case, folder: Path, bases: Path, ours: Path) -> Verdict:
 
 
 def _made_here(case: Case, base: nn.Module) -> Attached:
-    attached = adapter.attach(base, LoRA.from_peft(_config(case)))
+    attached = adapter.attach(base, _config(case))
     add_noise(attached.named_parameters(), case.seed)
     return attached
 

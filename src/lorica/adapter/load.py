@@ -81,7 +81,8 @@ def _with_copies(model: nn.Module, file: AdapterFile, found: tuple[Site, ...]) -
     """The sites that a file may name: each of several tied places may have a copy of its own in a PEFT file."""
     if not file.peft:
         return found
-    named, tied = _site_names(file), tied_names(model)
+    (method,) = file.methods
+    named, tied = {method.parameter_name(key) for key in file.tensors}, tied_names(model)
     every = dict(model.named_parameters(remove_duplicate=False))
     known = tuple(replace(site, alone=site.name in named & tied.keys()) for site in found)
     further = sorted(name for name in named & tied.keys() if name not in {site.name for site in found})

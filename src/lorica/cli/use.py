@@ -102,7 +102,7 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prove that an adapter is whole and answers as when it was saved."""
+    """Prove that an adapter works as saved. Its files, its base, and what both answer."""
     from lorica import api
 
     found = api.verify(adapter, model=model, dtype=dtype, untrained=untrained, full=full)
