@@ -110,7 +110,7 @@ PARTS = (
         size=20,
         sample={0: 8},
         controls={
-            "files are not synced": (sabotage.UNSYNCED_FILES, 0, 6),
+            "files are not synced": (sabotage.UNSYNCED_FILES, 0, 20),
             "a resume forgets the generators": (sabotage.FORGOTTEN["the generators"], 0, 5),
         },
     ),
