@@ -66,6 +66,9 @@ def test_a_header_that_leaves_tensors_off_their_boundaries_is_read() -> None:
         assert all(torch.equal(theirs[name], tensor) for name, tensor in tensors(bytearray(data), "file").items())
 
 
+ONE = b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+
+
 def changed(**entries: object) -> bytes:
     """A header of one tensor, with entries of it changed."""
     entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | entries
@@ -98,7 +101,7 @@ def changed(**entries: object) -> bytes:
         (changed(shape=[4], data_offsets=[0, 16]), "take 16 bytes, and 8 are there"),
         (changed(extra=1), "not a header"),
         (changed(dtype=None), "not a header"),
-        (closed(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},' * 2 + b"}", b"\0" * 4), "'a' is there twice"),
+        (closed(b"{%s,%s}" % (ONE, ONE), b"\0" * 4), "'a' is there twice"),
         (changed() + b"\0", "take 8 bytes, and 9 are there"),
         (changed()[:-8] + struct.pack("<ff", 1, float("nan")), "a holds values that are not finite"),
     ],
