@@ -37,6 +37,7 @@ RESULTS = ROOT / "benchmarks/results"
 PROGRESS = ROOT / "build/campaign"
 CHUNK = 5000
 GIANT_LIMIT = 20.0
+EXHAUSTIVE = ("flip", "cut", "longer", "swap", "giant")
 DATA_FILES = 300
 
 PROMISE = {
@@ -110,11 +111,11 @@ def _giant(judge: Judge, what: str, contents: Mapping[str, bytes], tally: Tally)
 
 def summary(tally: Tally) -> dict[str, Any]:
     """0 failures in n cases bound the rate below 3/n with 95 % confidence (the rule of three)."""
-    random = sum(
-        sum(kind.values()) for what, kind in tally.counts.items() if not what.startswith(("flip", "cut", "swap"))
-    )
+    tried = tally.counts.items()
+    random = sum(sum(kind.values()) for what, kind in tried if not what.startswith(EXHAUSTIVE))
     return {
         "cases": tally.total,
+        "random_cases": random,
         "failed": tally.failed,
         "failures": tally.failures,
         "upper_bound_of_failure_rate_of_random_cases": 3 / random if random and not tally.failed else None,
