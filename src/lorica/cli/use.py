@@ -102,7 +102,7 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prove that an adapter is whole, fits its base, and answers as it did when it was saved."""
+    """Prove that an adapter does what it did. Files, base, tokenizer, effect, and the outputs when it was saved."""
     from lorica import api
 
     found = api.verify(adapter, model=model, dtype=dtype, untrained=untrained, full=full)
