@@ -102,11 +102,7 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-<<<<<<< HEAD
     """Prove that an adapter works as saved. Its files, its base, and what both answer."""
-=======
-    """Prove that an adapter does what it did. Files, base, tokenizer, effect, and the outputs when it was saved."""
->>>>>>> i3-proof
     from lorica import api
 
     found = api.verify(adapter, model=model, dtype=dtype, untrained=untrained, full=full)
