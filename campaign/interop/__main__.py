@@ -109,7 +109,10 @@ def _judge(index: int) -> tuple[int, list[Verdict]]:
     jobs, bases = JOBS
     control, case = jobs[index]
     with tempfile.TemporaryDirectory() as work, control.broken() if control else nullcontext():
-        verdicts = judged(case, bases, Path(work))
+        try:
+            verdicts = judged(case, bases, Path(work))
+        except Exception as error:  # one case must not take the others with it
+            verdicts = (Verdict(case=case, way="theirs -> here", faults=(f"{type(error).__name__}: {error}",)),)
     name = None if control is None else control.name
     return index, [replace(verdict, case=None, control=name) for verdict in verdicts]
 

@@ -73,7 +73,7 @@ def judged(case: Case, bases: Path, work: Path) -> tuple[Verdict, ...]:
     with _only_ours():
         try:
             folder, expected = _made_by_peft(case, work / "theirs")
-        except (RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:
             told = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
             return (Verdict(case=case, way="theirs -> here", unmade=told),)
         return _here(case, folder, expected, bases), _there(case, folder, bases, work / "ours")
@@ -118,7 +118,7 @@ def _there(case: Case, folder: Path, bases: Path, ours: Path) -> Verdict:
     try:
         model, faults = _read_by_peft(case, ours)
         theirs = _outputs(case, model)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:
         return Verdict(case=case, way="here -> theirs", faults=(f"PEFT cannot use it: {str(error)[-200:]}",))
     verdict = _compared(case, "here -> theirs", base, before, theirs, expected)
     return _with_faults(verdict, faults)

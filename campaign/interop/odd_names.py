@@ -7,7 +7,7 @@ ROWS, WIDTH, CLASSES = 61, 32, 7
 
 
 class OddBlock(nn.Module):
-    """Linears called `lora`, `lora_A`, `weight`, `base_layer` and `default`, in a chain with a residual."""
+    """Linears called `lora`, `lora_A`, `weight_proj` and `weights_out`, in a chain with a residual."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -15,12 +15,12 @@ class OddBlock(nn.Module):
         self.lora_norm = nn.LayerNorm(WIDTH)
         self.weight_proj = nn.Linear(WIDTH, WIDTH)
         self.lora = nn.Linear(WIDTH, WIDTH)
-        self.default = nn.Linear(WIDTH, WIDTH)
+        self.weights_out = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.tanh(self.lora_A(self.lora_norm(x)))
         y = torch.tanh(self.weight_proj(y))
-        return x + self.default(torch.tanh(self.lora(y)))
+        return x + self.weights_out(torch.tanh(self.lora(y)))
 
 
 class OddNames(nn.Module):
