@@ -79,8 +79,11 @@ class TrainableTokens(Method):
 
     @classmethod
     def from_peft(cls, config: Any, sites: tuple[Site, ...] = ()) -> "TrainableTokens":
+        """The `peft.TrainableTokensConfig` (or a dict of its fields); PEFT may have written a path into it."""
         given = peft_config.fields(config)
-        targets, problems = peft_config.names(given.get("target_modules"), "target_modules")
+        named = given.get("target_modules")
+        one = isinstance(named, str) and peft_config.LITERAL.fullmatch(named)
+        targets, problems = peft_config.names([named] if one else named, "target_modules")
         return cls._translated(given, targets, problems)
 
     @classmethod
