@@ -21,7 +21,7 @@ def test_an_adapter_computes_the_same_here_and_in_peft_or_is_refused_by_name(cas
 
 @pytest.mark.parametrize("control", CONTROLS, ids=repr)
 def test_the_matrix_turns_red_when_our_side_is_broken(control, bases, tmp_path):
-    witness = control.cases()[0]
+    witness = control.cases()[-1]  # BART, whose embeddings are scaled
     with control.broken():
         assert any(verdict.outcome == "wrong" for verdict in judged(witness, bases, tmp_path))
 
