@@ -83,12 +83,12 @@ def pairs(modules: dict[str, list[str]], count: int, seed: int) -> list[Pair]:
     return [Pair(*texts, same) for texts, same in made.items()]
 
 
-def split(seed: int = 0) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Modules to train on, and modules held out (a third)."""
+def split(seed: int = 0) -> tuple[dict[str, list[str]], ...]:
+    """Modules to train on, to choose the threshold by (a sixth), and to judge by (a third)."""
     modules = docstrings()
     names = np.random.default_rng(seed).permutation(sorted(modules))
-    cut = len(names) // 3
-    return {name: modules[name] for name in names[cut:]}, {name: modules[name] for name in names[:cut]}
+    third, half = len(names) // 3, len(names) // 2
+    return tuple({name: modules[name] for name in part} for part in (names[half:], names[third:half], names[:third]))
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def loss_of(model: SamePair, tokenizer: Any, judged: list[Batch]) -> float:
 
 
 def threshold_of(values: np.ndarray, same: np.ndarray) -> float:
-    """The threshold that separates the training pairs best."""
+    """The threshold that separates these pairs best."""
     candidates = np.quantile(values, np.linspace(0.01, 0.99, 197))
     return float(candidates[np.argmax([((values > t) == same).mean() for t in candidates])])
 
@@ -237,10 +237,10 @@ def run(steps: int, judged: int, out: Path, by_trainer: bool = False, seed: int 
     torch.manual_seed(seed)
     encoder = lorica.load_base(encoder_folder())
     tokenizer: Any = encoder.tokenizer
-    seen, held_out = split(seed)
+    seen, apart, held_out = split(seed)
     training, fitted, test = (
         batches(seen, steps, seed),
-        pairs(seen, judged // 2, seed),
+        pairs(apart, judged // 2, seed),
         pairs(held_out, judged, seed + 1),
     )
     model = SamePair(encoder)
@@ -275,7 +275,7 @@ def main() -> None:
     parser.add_argument("--trainer", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/docstring-pairs"))
     chosen = parser.parse_args()
-    print(json.dumps(run(STEPS, 2000, chosen.out, chosen.trainer), indent=2))
+    print(json.dumps(run(STEPS, 4000, chosen.out, chosen.trainer), indent=2))
 
 
 if __name__ == "__main__":
