@@ -60,7 +60,7 @@ def test_no_prompt_is_given_twice_and_every_kind_is_asked(split: str):
     assert len({question.prompt for question in asked}) == len(asked)
     counts = Counter(question.kind for question in asked)
     assert set(counts) == set(KINDS)
-    assert min(counts.values()) > len(asked) / 12
+    assert min(counts.values()) > len(asked) / 20
 
 
 def test_names_and_values_of_the_test_split_never_occur_in_training_or_pretraining():

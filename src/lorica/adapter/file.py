@@ -162,9 +162,7 @@ def _require_safetensors(folder: Path) -> None:
         )
     within = sorted(place.parent.name for place in folder.glob(f"*/{TENSORS}"))
     if within:
-        raise AdapterError(
-            f"{folder}: holds {', '.join(within)} in folders of their own; name one, {folder / within[0]}"
-        )
+        raise AdapterError(f"{folder}: no {TENSORS} here, but in {', '.join(within)}; name one, {folder / within[0]}")
     raise AdapterError(f"{folder}: no {TENSORS}, so it is no adapter folder")
 
 
