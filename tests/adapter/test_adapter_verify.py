@@ -185,8 +185,11 @@ def test_verifying_gives_the_base_back_as_it_was(tmp_path):
     adapter.attach(model, LoRA(r=2))
 
 
-def test_a_rank_beyond_any_memory_is_refused_before_anything_is_made(tmp_path):
+@pytest.mark.parametrize("rank", [2**31 - 1, 10**12, 2**63 - 1, 10**40])
+@pytest.mark.parametrize("place", ["r", "rank_pattern"])
+def test_a_rank_beyond_any_memory_is_refused_before_anything_is_made(tmp_path, rank, place):
     saved(tmp_path / "a")
-    forged(tmp_path / "a", lambda tensors, config: config.update(r=10**12))
-    with pytest.raises(AdapterError, match="1000000000000"):
+    given = rank if place == "r" else {"q_proj": rank}
+    forged(tmp_path / "a", lambda tensors, config: config.update({place: given}))
+    with pytest.raises(AdapterError, match="2147483647"):
         adapter.load(LLAMA.build(torch.float32), tmp_path / "a")

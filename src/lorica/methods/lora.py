@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Collection, Container, Iterable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field, ValidationError, model_validator
@@ -25,6 +25,8 @@ from lorica.methods.token_rows import TokenRows, Tokens
 from lorica.site import Site
 
 T = TypeVar("T")
+LARGEST_RANK = 2**31 - 1
+"""Beyond it the sizes of a module overflow before anything is compared with the layer."""
 
 
 class LoRA(Method):
@@ -58,12 +60,12 @@ class LoRA(Method):
         "layers_to_transform": "name what is adapted in target_modules, a glob such as 'model.layers.[0-7].*'",
     }
 
-    r: int = Field(8, ge=1)
+    r: int = Field(8, ge=1, le=LARGEST_RANK)
     alpha: float = Field(16.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: str | tuple[str, ...] = "all-linear"
     bias: Literal["none", "all", "lora_only"] = "none"
-    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    rank_pattern: dict[str, Annotated[int, Field(le=LARGEST_RANK)]] = Field(default_factory=dict)
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
     modules_to_save: tuple[str, ...] = ()
     trainable_token_indices: Tokens | dict[str, Tokens] = ()
