@@ -53,13 +53,14 @@ def curve(history: Iterable[Mapping[str, Any]]) -> str:
         *(_dot(frame, point) for point in evaluated),
     ]
     label = escape(_spoken(trained, evaluated), quote=True)
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>{LEGEND}'
+    drawing = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return drawing + _legend(evaluated)
 
 
-LEGEND = (
-    '<p class="legend"><span class="swatch train"></span>training loss (running mean over faint steps)'
-    '<span class="swatch eval"></span>held-out loss</p>'
-)
+def _legend(evaluated: Sequence[Point]) -> str:
+    held_out = '<span class="swatch eval"></span>held-out loss' if evaluated else ""
+    trained = '<span class="swatch train"></span>training loss (running mean over faint steps)'
+    return f'<p class="legend">{trained}{held_out}</p>'
 
 
 def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
@@ -72,8 +73,8 @@ def _finite(value: Any) -> TypeGuard[float]:
 
 
 def running_mean(points: Sequence[Point]) -> list[Point]:
-    """Exponential, over about a twentieth of the run, and without the pull of its first value."""
-    keep = 1 - 1 / max(len(points) / 20, 1)
+    """Exponential, over about a sixtieth of the run, and without the pull of its first value."""
+    keep = 1 - 1 / max(len(points) / 60, 1)
     total = weight = 0.0
     smooth = []
     for step, value in points:

@@ -96,7 +96,7 @@ def _row(measure: Measure) -> str:
 
 
 def _number(value: float, sign: str = "") -> str:
-    places = 1 if abs(value) >= 100 else 3
+    places = 1 if abs(value) >= 10 else 3
     return f"{value:{sign},.{places}f}".replace("-", "\u2212")
 
 
