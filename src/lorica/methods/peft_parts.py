@@ -1,0 +1,109 @@
+"""Where PEFT puts the tensors of weights that their module reads itself: under the module, one wrapper inside the other.
+
+nn.MultiheadAttention, both of its projections at once:
+    attn.in_proj_weight             attn.lora_A.weight
+    attn.out_proj                   attn.base_layer.out_proj.lora_A.weight
+experts (`target_parameters`), the parameter that the module defines last being the outermost:
+    experts.down_proj               experts.lora_A.weight
+    experts.gate_up_proj            experts.base_layer.lora_A.weight
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from lorica.methods.targets import ends, matches
+from lorica.site import Site
+
+IN, OUT = ".in_proj_weight", ".out_proj"
+WITHIN = ".base_layer"
+
+
+def place(site: Site, around: Collection[str]) -> str:
+    """The path under which PEFT has the low-rank tensors of a site; `around` holds all adapted sites in order."""
+    if site.kind == "experts":
+        beside = [name for name in around if name.rpartition(".")[0] == site.part_of]
+        return site.part_of + WITHIN * (len(beside) - 1 - beside.index(site.name))
+    return moved(site.name, around)
+
+
+def moved(name: str, around: Collection[str]) -> str:
+    """The path of a projection of nn.MultiheadAttention whose other projection is adapted too; others stay."""
+    owner, _, leaf = name.rpartition(".")
+    if not owner or owner + IN not in around or owner + OUT not in around:
+        return name
+    return {"in_proj_weight": owner, "out_proj": owner + WITHIN + OUT}.get(leaf, name)
+
+
+def located(places: Collection[str], config: Mapping[str, Any], sites: Sequence[Site] = ()) -> dict[str, str]:
+    """The site that each path of low-rank tensors means.
+
+    Which parameters of a module are adapted is in the config, and their order in the base; without `sites` the config's
+    own order stands in for it.
+    """
+    known = {site.name for site in sites}
+    experts = _of_sites(listed(config), sites) if sites else _of_names(listed(config))
+    return {path: path if path in known else _site(path, places, experts) for path in places}
+
+
+def listed(config: Mapping[str, Any]) -> list[str]:
+    """`target_parameters` of a config."""
+    given = config.get("target_parameters")
+    return [name for name in given if isinstance(name, str)] if isinstance(given, list | tuple | set) else []
+
+
+def _site(path: str, places: Collection[str], experts: Mapping[str, list[str]]) -> str:
+    if path.endswith(WITHIN + OUT):
+        return path.removesuffix(WITHIN + OUT) + OUT
+    if path + WITHIN + OUT in places:
+        return path + IN
+    owner = path
+    while owner.endswith(WITHIN):
+        owner = owner.removesuffix(WITHIN)
+    depth = (len(path) - len(owner)) // len(WITHIN)
+    names = next((experts[end] for end in ends(owner) if end in experts), [])
+    return f"{owner}.{names[-1 - depth]}" if depth < len(names) else path
+
+
+def _of_sites(targets: Collection[str], sites: Sequence[Site]) -> dict[str, list[str]]:
+    """The adapted parameters of each module that holds experts, in the order in which it defines them."""
+    wanted, found = set(targets), dict[str, list[str]]()
+    for site in sites:
+        if site.kind == "experts" and not wanted.isdisjoint(ends(site.name)):
+            found.setdefault(site.part_of, []).append(site.leaf)
+    return found
+
+
+def _of_names(targets: Sequence[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for target in targets:
+        owner, _, leaf = target.rpartition(".")
+        found.setdefault(owner or "experts", []).append(leaf)
+    return found
+
+
+def as_modules(adapted: Sequence[Site]) -> list[Site]:
+    """The sites that PEFT's `target_modules` names: both projections of an nn.MultiheadAttention are the module itself."""
+    names = {site.name for site in adapted}
+    whole = {site.part_of for site in adapted if site.bare and site.kind == "linear" and site.part_of + OUT in names}
+    kept = [site for site in adapted if site.kind != "experts" and site.part_of not in whole]
+    return [*kept, *(replace(site, name=site.part_of) for site in adapted if site.bare and site.part_of in whole)]
+
+
+def target_parameters(adapted: Sequence[Site], others: Collection[str]) -> list[str]:
+    """Names that choose the parameters of these experts and no other, with the module's own name in each."""
+    chosen = {site.name for site in adapted}
+    left = [name for name in others if name not in chosen]
+    names = (_shortest(site.name, left) for site in adapted)
+    return list(dict.fromkeys(names))
+
+
+def _shortest(path: str, others: Sequence[str]) -> str:
+    candidates = [end for end in reversed(list(ends(path))) if "." in end]
+    return next((end for end in candidates if not any(matches(other, end) for other in others)), path)
+
+
+def names_of(site: Site) -> list[str]:
+    """The names by which a pattern of ranks means a site: PEFT has one rank for both projections of an attention."""
+    both = ends(site.part_of) if site.kind == "linear" and site.part_of else ()
+    return [*ends(site.name), *both]
