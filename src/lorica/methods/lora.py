@@ -3,10 +3,12 @@
 A (r, d_in) starts random, B (d_out, r) starts at zero, so training starts at the base.  s = alpha / r, or
 alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, arXiv:2312.03732), in the forward pass and in the merge.
 On an embedding (rows, d) the roles swap: A (r, rows) starts at zero, B (d, r) random, and A is looked up by column.
+Convolutions are in `lora_conv.py`, weights of experts in `lora_experts.py`.
 """
 
 import math
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -16,8 +18,10 @@ from torch import Tensor, nn
 
 from lorica.errors import AdapterError
 from lorica.kernels import LowRank, site_id
-from lorica.methods import presets, token_rows
+from lorica.methods import peft_parts, presets, token_rows
 from lorica.methods.contract import AroundLinear, Build, Copy, Edit, Flow, Instead, Start
+from lorica.methods.lora_conv import LoRAConv
+from lorica.methods.lora_experts import LoRAExperts
 from lorica.methods.peft_keys import PREFIX
 from lorica.methods.ranked import Ranked, plain_number
 from lorica.methods.token_rows import TokenRows, Tokens
@@ -25,7 +29,7 @@ from lorica.site import Kind, Site
 
 
 class LoRA(Ranked):
-    """Low-rank adaptation of linears (and embeddings named in `target_modules`).
+    """Low-rank adaptation of linears (and embeddings, convolutions and experts named in `target_modules`).
 
     r, alpha        rank and numerator of the scale, 8 and 16
     dropout         probability, on the input of A alone
@@ -55,7 +59,7 @@ class LoRA(Ranked):
         "layers_to_transform": "name what is adapted in target_modules, a glob such as 'model.layers.[0-7].*'",
     }
 
-    kinds: ClassVar[tuple[Kind, ...]] = ("linear", "embedding")
+    kinds: ClassVar[tuple[Kind, ...]] = ("linear", "embedding", "conv", "experts")
     keys: ClassVar[Mapping[str, str]] = {
         "A": ".lora_A.weight",
         "B": ".lora_B.weight",
@@ -70,7 +74,7 @@ class LoRA(Ranked):
         "use_rslora": "rslora",
     }
     understood: ClassVar[frozenset[str]] = frozenset(
-        {"rank_pattern", "alpha_pattern", "trainable_token_indices", "init_lora_weights"}
+        {"rank_pattern", "alpha_pattern", "target_parameters", "trainable_token_indices", "init_lora_weights"}
     )
 
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -93,7 +97,7 @@ class LoRA(Ranked):
         return {**presets.preset(values["preset"]).fields(), **rest}
 
     def around(self, site: Site) -> Build:
-        module = LoRAEmbedding if site.kind == "embedding" else LoRALinear
+        module = MODULES[site.kind]
         return lambda start: module(self, site, start)
 
     def edits(self, sites: tuple[Site, ...], statistics: Mapping[str, Any] | None = None) -> tuple[Edit, ...]:
@@ -108,7 +112,17 @@ class LoRA(Ranked):
         rows, problems = token_rows.chosen(self.trainable_token_indices, sites)
         saved = self.saved(sites)
         twice = [f"{site.name}: modules_to_save trains all of its rows already" for site, _ in rows if site in saved]
-        return [*problems, *super().problems(adapted, sites), *twice]
+        return [*problems, *super().problems(adapted, sites), *twice, *self._dropout_problems(adapted)]
+
+    def _dropout_problems(self, adapted: list[Site]) -> list[str]:
+        parts = [site for site in adapted if site.part_of]
+        if not parts or not self.dropout:
+            return []
+        leaves = ", ".join(sorted({site.leaf for site in parts}))
+        return [
+            f"dropout: {parts[0].part_of} reads its weights itself, so what enters A cannot be dropped there; set "
+            f"dropout: 0, or leave {leaves} out of target_modules"
+        ]
 
     def scale(self, site: Site) -> float:
         r = self.rank(site)
@@ -118,18 +132,18 @@ class LoRA(Ranked):
         return f"{len(edit.build.args[0])} rows" if isinstance(edit.build, partial) else super().note(edit)
 
     def remarks(self, sites: tuple[Site, ...]) -> tuple[str, ...]:
-        return token_rows.remarks(self.trainable_token_indices, sites)
+        return (*token_rows.remarks(self.trainable_token_indices, sites), *self.left_out(sites))
 
     def advice(self) -> str:
         tune = " (rsLoRA: lower it as r grows)" if self.rslora else ""
         return f"learning rate for LoRA: start at {presets.LEARNING_RATE}{tune}"
 
     def _trains_bias(self, site: Site, adapted: Container[str]) -> bool:
-        if site.kind != "parameter" or site.leaf != "bias" or self.bias == "none":
+        if site.kind != "parameter" or site.leaf not in ("bias", "in_proj_bias") or self.bias == "none":
             return False
         return self.bias == "all" or site.name.rpartition(".")[0] in adapted
 
-    def file_name(self, edit: Edit, parameter: str, around: Container[str]) -> str:
+    def file_name(self, edit: Edit, parameter: str, around: Collection[str]) -> str:
         if isinstance(edit.build, partial):
             return f"{PREFIX}{edit.site.name.rpartition('.')[0]}{token_rows.SUFFIX}"
         return super().file_name(edit, self._part(edit.site, parameter), around)
@@ -147,6 +161,23 @@ class LoRA(Ranked):
     @classmethod
     def parameter_name(cls, key: str) -> str:
         return super().parameter_name(key).replace(".token_adapter.", ".")
+
+    def peft_problems(self, edits: tuple[Edit, ...]) -> list[str]:
+        adapted = {edit.site.name: edit.site for edit in edits if edit.place == "around"}
+        return [problem for site in adapted.values() if (problem := self._peft_problem(site, adapted))]
+
+    def _peft_problem(self, site: Site, adapted: Mapping[str, Site]) -> str | None:
+        if site.groups > 1:
+            return f"{site.name}: PEFT's adapter of a convolution with groups is no weight of one"
+        if site.kind != "linear" or not site.bare:
+            return None
+        other = adapted.get(site.part_of + peft_parts.OUT)
+        if site.leaf != "in_proj_weight" or other is None:
+            return f"{site.name}: PEFT adapts nn.MultiheadAttention as a whole, where all widths are one"
+        parts = (site, other, replace(site, name=site.part_of, part_of=""))
+        if len({(self.rank(part), self.scale(part)) for part in parts}) > 1:
+            return f"{site.part_of}: PEFT has one rank and one alpha for the whole of an nn.MultiheadAttention"
+        return None
 
     def peft_config(self, edits: tuple[Edit, ...], sites: tuple[Site, ...]) -> dict[str, Any]:
         return {
@@ -171,14 +202,30 @@ class LoRA(Ranked):
         if not ends:
             return super().site_of_file(name, shapes)
         if {"A.weight", "B.weight"} <= ends.keys():
-            return Site(name=name, kind="linear", shape=(ends["B.weight"][0], ends["A.weight"][-1]))
+            key = next(key for key in shapes if key.endswith(self.keys["A"]))
+            path = key.removeprefix(PREFIX).removesuffix(self.keys["A"])
+            return self._site_of_pair(name, path, ends["A.weight"], ends["B.weight"])
         if set(ends) == {"embedding_A", "embedding_B"}:
             return Site(name=name, kind="embedding", shape=(ends["embedding_A"][-1], ends["embedding_B"][0]))
         raise AdapterError(f"{name}: half of a low-rank pair is missing from the file")
 
+    def _site_of_pair(self, name: str, path: str, A: tuple[int, ...], B: tuple[int, ...]) -> Site:
+        """path: under which the file has it, which is not the name where a module reads its weights itself."""
+        if len(A) > 2:
+            return Site(name=name, kind="conv", shape=(B[0], *A[1:]))
+        owner = name.rpartition(".")[0]
+        bare = owner == path.replace(peft_parts.WITHIN, "")
+        if not bare or name.endswith(peft_parts.IN):
+            return Site(name=name, kind="linear", shape=(B[0], A[1]), part_of=owner if bare else "", bare=bare)
+        each = max(1, self.rank(Site(name=name, kind="experts")))
+        return Site(name=name, kind="experts", shape=(A[0] // each, B[0], A[1]), part_of=owner, bare=True)
+
     @classmethod
     def where_of_config(cls, given: Mapping[str, Any], sites: tuple[Site, ...]) -> tuple[dict[str, Any], list[str]]:
         ours, problems = super().where_of_config(given, sites)
+        if parameters := peft_parts.listed(given):
+            modules, strange = peft_parts.beside(given, ours["target_modules"], sites)
+            ours["target_modules"], problems = (*modules, *parameters), [*problems, *strange]
         init = STARTS.get(str(given.get("init_lora_weights", True)))
         if init is None:
             remedy = "start from kaiming or gaussian"
@@ -245,3 +292,11 @@ class LoRAEmbedding(nn.Module):
         y = base(ids)
         rows = nn.functional.embedding(ids, self.A.T.to(y.dtype))
         return y + self.scale * getattr(base, "embed_scale", 1.0) * (rows @ self.B.T.to(y.dtype))
+
+
+MODULES: Mapping[str, Callable[[LoRA, Site, Start], nn.Module]] = {
+    "linear": LoRALinear,
+    "embedding": LoRAEmbedding,
+    "conv": LoRAConv,
+    "experts": LoRAExperts,
+}

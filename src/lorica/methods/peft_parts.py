@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lorica.methods.targets import ends, matches
+from lorica.methods.targets import ends, matches, select
 from lorica.site import Site
 
 IN, OUT = ".in_proj_weight", ".out_proj"
@@ -22,8 +22,8 @@ WITHIN = ".base_layer"
 def place(site: Site, around: Collection[str]) -> str:
     """The path under which PEFT has the low-rank tensors of a site; `around` holds all adapted sites in order."""
     if site.kind == "experts":
-        beside = [name for name in around if name.rpartition(".")[0] == site.part_of]
-        return site.part_of + WITHIN * (len(beside) - 1 - beside.index(site.name))
+        held = [name for name in around if name.rpartition(".")[0] == site.part_of]
+        return site.part_of + WITHIN * (len(held) - 1 - held.index(site.name))
     return moved(site.name, around)
 
 
@@ -103,7 +103,21 @@ def _shortest(path: str, others: Sequence[str]) -> str:
     return next((end for end in candidates if not any(matches(other, end) for other in others)), path)
 
 
-def names_of(site: Site) -> list[str]:
-    """The names by which a pattern of ranks means a site: PEFT has one rank for both projections of an attention."""
-    both = ends(site.part_of) if site.kind == "linear" and site.part_of else ()
-    return [*ends(site.name), *both]
+def whole(site: Site) -> str:
+    """The module by whose name a pattern of ranks means a site too: PEFT has one rank for both projections of an
+    attention."""
+    return site.part_of if site.kind == "linear" else ""
+
+
+def beside(
+    config: Mapping[str, Any], targets: str | Sequence[str], sites: Sequence[Site]
+) -> tuple[Sequence[str], list[str]]:
+    """The modules that a config with `target_parameters` adapts as well, by name, and the complaints: a preset is
+    spelled out on the base."""
+    if not isinstance(targets, str):
+        return targets, []
+    if config.get("target_modules") is not None and not config["target_modules"]:
+        return (), []
+    if not sites:
+        return (), ["target_modules: a preset beside target_parameters; give the config to lorica.attach"]
+    return [site.name for site in select(sites, targets).sites], []
