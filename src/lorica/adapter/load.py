@@ -74,7 +74,9 @@ def plan_on(model: nn.Module, file: AdapterFile) -> Plan:
     own = _own_keys(model, file) - planned.tensors.keys()
     problems = [*_key_problems(model, file, planned, own), *_value_problems(file, planned)]
     problems += _surplus_problems(file, own)
-    told = [problem for each in planned.methods for problem in each.peft_problems(planned.of(each))] if file.peft else []
+    told = (
+        [problem for each in planned.methods for problem in each.peft_problems(planned.of(each))] if file.peft else []
+    )
     problems = [f"{problem}; {MERGE}" for problem in told] or problems
     if problems:
         raise refusal(file.where, problems)
@@ -129,7 +131,9 @@ def _what_fits(file: AdapterFile, found: Sequence[Site]) -> tuple[tuple[Site, ..
 def _site_names(file: AdapterFile, found: Sequence[Site]) -> dict[str, str]:
     """The site that each key of a PEFT file means on this base."""
     (method,) = file.methods
-    return {key: method.site_name(meant) for key, meant in method.located(file.tensors, file.config, tuple(found)).items()}
+    return {
+        key: method.site_name(meant) for key, meant in method.located(file.tensors, file.config, tuple(found)).items()
+    }
 
 
 def _strangers(model: nn.Module, file: AdapterFile, found: Sequence[Site]) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
     y[n, o, p] = sum_c,k  W[o, c, k] * x[n, group(o) + c, stride p + dilation k - padding]  +  bias[o]
 
-W (d_out, channels_in / groups, *kernel); x (N, channels_in, *space), padded by zeros or as `padding_mode` says.  Because
-all of stride, padding, dilation and groups belong to the reading, a low-rank weight is two convolutions:
+W (d_out, channels_in / groups, *kernel); x (N, channels_in, *space), padded by zeros or as `padding_mode` says.
+Because stride, padding, dilation and groups belong to the reading, a low-rank weight is two convolutions:
 
     W = s B A      y = s * conv_1x1(conv(x, A), B)      A (r, channels_in / groups, *kernel)    B (d_out, r, 1...)
 
@@ -59,9 +59,9 @@ class FrozenConv:
 
     def _around(self) -> list[int]:
         """What is padded before and behind, the last dimension first."""
-        kernel = self.weight.shape[2:]
-        if self.padding == "same":
-            whole = [d * (k - 1) for d, k in zip(self.dilation, kernel, strict=True)]
+        if isinstance(self.padding, str):
+            same = 1 if self.padding == "same" else 0
+            whole = [same * d * (k - 1) for d, k in zip(self.dilation, self.weight.shape[2:], strict=True)]
         else:
-            whole = [0 if isinstance(self.padding, str) else 2 * p for p in self.padding]
+            whole = [2 * p for p in self.padding]
         return [side for total in reversed(whole) for side in (total // 2, total - total // 2)]

@@ -12,7 +12,7 @@ Five edits are closed, methods are open.  Each edit says where it goes; what its
     Instead(site)             forward() -> the trainable copy that takes the parameter's place
 """
 
-from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 

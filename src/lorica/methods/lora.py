@@ -211,14 +211,15 @@ class LoRA(Ranked):
 
     def _site_of_pair(self, name: str, path: str, A: tuple[int, ...], B: tuple[int, ...]) -> Site:
         """path: under which the file has it, which is not the name where a module reads its weights itself."""
-        if len(A) > 2:
-            return Site(name=name, kind="conv", shape=(B[0], *A[1:]))
+        under = A[1:]
+        if len(under) > 1:
+            return Site(name=name, kind="conv", shape=(B[0], *under))
         owner = name.rpartition(".")[0]
         bare = owner == path.replace(peft_parts.WITHIN, "")
         if not bare or name.endswith(peft_parts.IN):
-            return Site(name=name, kind="linear", shape=(B[0], A[1]), part_of=owner if bare else "", bare=bare)
+            return Site(name=name, kind="linear", shape=(B[0], A[-1]), part_of=owner if bare else "", bare=bare)
         each = max(1, self.rank(Site(name=name, kind="experts")))
-        return Site(name=name, kind="experts", shape=(A[0] // each, B[0], A[1]), part_of=owner, bare=True)
+        return Site(name=name, kind="experts", shape=(A[0] // each, B[0], A[-1]), part_of=owner, bare=True)
 
     @classmethod
     def where_of_config(cls, given: Mapping[str, Any], sites: tuple[Site, ...]) -> tuple[dict[str, Any], list[str]]:

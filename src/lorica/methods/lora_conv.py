@@ -1,12 +1,12 @@
-"""LoRA on a convolution: y = W * x + s B * (A * dropout(x)).     Hu et al. 2021, arXiv:2106.09685, as their code has it
+"""LoRA on a convolution: y = W * x + s B * (A * dropout(x)).     Hu et al. 2021, arXiv:2106.09685, as in their code
 
-A (r, channels_in / groups, *kernel) reads x as W does, with its stride, padding, dilation and padding mode; B (d_out, r,
-1...) is a convolution with a kernel of one place.  So W' = W + s B A, where A is taken as the matrix (r, d_in) of all that
-is under the kernel.  With groups, A is one matrix for every group, as each group of W has the same shape.
+A (r, channels_in / groups, *kernel) reads x as W does, with its stride, padding, dilation and padding mode; B (d_out,
+r, 1...) is a convolution with a kernel of one place.  So W' = W + s B A, with A as the matrix (r, d_in) of all that is
+under the kernel.  With groups, A is one matrix for every group, as each group of W has the same shape.
 
-PEFT writes the same tensors where groups = 1.  With groups, its A reads all channels and its B is grouped, which no weight
-of a grouped convolution can hold, so neither side reads the other's files; with dilation or a padding mode other than
-zeros its A reads x otherwise than W does (its issues 3697, 3758), and what it merges is nevertheless this W'.
+PEFT writes the same tensors where groups = 1.  With groups, its A reads all channels and its B is grouped, which no
+weight of a grouped convolution can hold, so neither side reads the other's files.  With dilation or a padding mode
+other than zeros its A reads x otherwise than W does (its issues 3697, 3758), and yet it merges to this W'.
 """
 
 from typing import Protocol

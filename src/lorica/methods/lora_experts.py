@@ -3,8 +3,8 @@
     A (r E, d_in)     expert-major: A_e is rows e r .. e r + r
     B (d_out, r E)    rank-major: B_e is columns e, e + E, e + 2 E ...
 
-These are the tensors of PEFT's `target_parameters`.  W (E, d_out, d_in) is read by its module without a call, so W' takes
-its place in each forward pass.
+These are the tensors of PEFT's `target_parameters`.  W (E, d_out, d_in) is read by its module without a call, so W'
+takes its place in each forward pass.
 """
 
 import torch

@@ -108,9 +108,7 @@ class OnLayers(Method):
         return f"{PREFIX}{within}.base_layer.{leaf}" if module in around else PREFIX + edit.site.name
 
     @classmethod
-    def located(
-        cls, keys: Collection[str], config: Mapping[str, Any], sites: tuple[Site, ...] = ()
-    ) -> dict[str, str]:
+    def located(cls, keys: Collection[str], config: Mapping[str, Any], sites: tuple[Site, ...] = ()) -> dict[str, str]:
         ends = {key: end for key in keys if (end := cls.end_of(key))}
         paths = {key: key.removeprefix(PREFIX).removesuffix(end) for key, end in ends.items()}
         names = peft_parts.located(set(paths.values()), config, sites)

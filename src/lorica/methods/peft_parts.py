@@ -1,4 +1,4 @@
-"""Where PEFT puts the tensors of weights that their module reads itself: under the module, one wrapper inside the other.
+"""Where PEFT puts tensors for weights that their module reads itself: under the module, one wrapper inside the other.
 
 nn.MultiheadAttention, both of its projections at once:
     attn.in_proj_weight             attn.lora_A.weight
@@ -83,7 +83,7 @@ def _of_names(targets: Sequence[str]) -> dict[str, list[str]]:
 
 
 def as_modules(adapted: Sequence[Site]) -> list[Site]:
-    """The sites that PEFT's `target_modules` names: both projections of an nn.MultiheadAttention are the module itself."""
+    """The sites that PEFT's `target_modules` names: both projections of an nn.MultiheadAttention are the module."""
     names = {site.name for site in adapted}
     whole = {site.part_of for site in adapted if site.bare and site.kind == "linear" and site.part_of + OUT in names}
     kept = [site for site in adapted if site.kind != "experts" and site.part_of not in whole]

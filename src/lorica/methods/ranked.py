@@ -74,7 +74,9 @@ class Ranked(OnLayers):
     def rank_entries(self, edits: Iterable[Edit]) -> dict[str, Any]:
         """The part of PEFT's config that says the ranks."""
         around = [edit.site for edit in edits if edit.place == "around"]
-        names = {site.name for site in (*peft_parts.as_modules(around), *around) if site.kind == "experts" or not site.bare}
+        names = {
+            site.name for site in (*peft_parts.as_modules(around), *around) if site.kind == "experts" or not site.bare
+        }
         alphas = peft_config.unordered(self.alpha_pattern, names)
         return {
             "r": self.r,

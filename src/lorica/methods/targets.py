@@ -4,8 +4,8 @@
     a list           names matched as PEFT matches them: the whole path, or its end after a dot
     another string   a glob over the whole path
 
-Presets mean linears.  Convolutions and the weights of experts are adapted where a list or a glob names them; the name of
-a module that reads its weights itself (nn.MultiheadAttention, experts) means all of these.
+Presets mean linears.  Convolutions and the weights of experts are adapted where a list or a glob names them; the name
+of a module that reads its weights itself (nn.MultiheadAttention, experts) means all of these.
 
 An entry that matches nothing is an error that names the nearest sites.
 """

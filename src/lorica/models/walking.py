@@ -230,7 +230,7 @@ IN_PROJECTIONS: dict[str, tuple[str, ...]] = {
     "k_proj_weight": ("k",),
     "v_proj_weight": ("v",),
 }
-"""What nn.MultiheadAttention holds as parameters: one matrix, or three where keys or values have a width of their own."""
+"""What nn.MultiheadAttention holds as parameters: one matrix, or three where keys or values have their own width."""
 
 
 def _projections(name: str, module: nn.MultiheadAttention) -> Iterator[Site]:

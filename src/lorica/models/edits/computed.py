@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lorica.models.edited import Beside, slot
 from lorica.models.edits.holders import Undo, together
 
-_held: ContextVar[Mapping[int, Tensor]] = ContextVar("lorica_held", default=MappingProxyType({}))  # noqa: B039  frozen
+_held: ContextVar[Mapping[int, Tensor]] = ContextVar("lorica_held", default=MappingProxyType({}))
 """Values of the calls that are under way here, by the identity of what computes them."""
 
 
