@@ -18,7 +18,7 @@ from lorica.adapter.lineage import Lineage
 from lorica.adapter.proof import Proof, recorded
 from lorica.errors import AdapterError
 from lorica.kernels import FrozenWeight, LowRank
-from lorica.methods import Method
+from lorica.methods import Method, peft_parts
 from lorica.methods.contract import Edit, Start
 from lorica.site import Site
 
@@ -124,7 +124,7 @@ def update_norm(A: Tensor, B: Tensor, scale: float) -> float:
 
 
 def _sites(file: AdapterFile) -> list[SiteUpdate]:
-    sites = tuple(_sites_of_tensors(file))
+    sites = tuple(peft_parts.with_owners(tuple(_sites_of_tensors(file))))
     pairs = [(edit, method) for method in file.methods for edit in method.edits(sites)]
     around = tuple(edit.site.name for edit, _ in pairs if edit.place == "around")
     return sorted((_update(edit, method, file, around) for edit, method in pairs), key=lambda s: _in_order(s.name))

@@ -189,7 +189,7 @@ class LoRA(Ranked):
             "trainable_token_indices": token_rows.listed(self.trainable_token_indices),
             "init_lora_weights": True if self.init == "kaiming" else self.init,
             "use_rslora": self.rslora,
-            "fan_in_fan_out": any(edit.site.transposed for edit in edits if edit.place == "around"),
+            "fan_in_fan_out": any(edit.site.transposed and edit.site.kind == "linear" for edit in edits),
         }
 
     def site_of_file(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
@@ -217,7 +217,7 @@ class LoRA(Ranked):
         owner = name.rpartition(".")[0]
         bare = owner == path.replace(peft_parts.WITHIN, "")
         if not bare or name.endswith(peft_parts.IN):
-            return Site(name=name, kind="linear", shape=(B[0], A[-1]), part_of=owner if bare else "", bare=bare)
+            return Site(name=name, kind="linear", shape=(B[0], A[-1]))
         each = max(1, self.rank(Site(name=name, kind="experts")))
         return Site(name=name, kind="experts", shape=(A[0] // each, B[0], A[-1]), part_of=owner, bare=True)
 

@@ -38,12 +38,19 @@ def moved(name: str, around: Collection[str]) -> str:
 def located(places: Collection[str], config: Mapping[str, Any], sites: Sequence[Site] = ()) -> dict[str, str]:
     """The site that each path of low-rank tensors means.
 
-    Which parameters of a module are adapted is in the config, and their order in the base; without `sites` the config's
-    own order stands in for it.
+    Which parameters of a module are adapted is in the config, and their order in the base.  Without `sites` it is the
+    config's, with those called down last, as every family of transformers defines them.
     """
     known = {site.name for site in sites}
     experts = _of_sites(listed(config), sites) if sites else _of_names(listed(config))
     return {path: path if path in known else _site(path, places, experts) for path in places}
+
+
+def with_owners(sites: Sequence[Site]) -> list[Site]:
+    """Sites read off a file, those of an nn.MultiheadAttention known as its parts by their neighbours' names."""
+    owners = {site.name.rpartition(".")[0] for site in sites if site.leaf.endswith("_proj_weight")}
+    parts = [site.name.rpartition(".")[0] for site in sites]
+    return [replace(site, part_of=of) if of in owners else site for site, of in zip(sites, parts, strict=True)]
 
 
 def listed(config: Mapping[str, Any]) -> list[str]:
@@ -79,7 +86,7 @@ def _of_names(targets: Sequence[str]) -> dict[str, list[str]]:
     for target in targets:
         owner, _, leaf = target.rpartition(".")
         found.setdefault(owner or "experts", []).append(leaf)
-    return found
+    return {owner: sorted(leaves, key=lambda leaf: "down" in leaf) for owner, leaves in found.items()}
 
 
 def as_modules(adapted: Sequence[Site]) -> list[Site]:
