@@ -175,7 +175,7 @@ class UNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(2, 4, 3, padding=1)
-        self.time_embedding = nn.ModuleDict({"linear_1": nn.Linear(1, TIME), "linear_2": nn.Linear(TIME, TIME)})
+        self.time_embedding = nn.ModuleDict({"linear_1": nn.Linear(4, TIME), "linear_2": nn.Linear(TIME, TIME)})
         self.down_blocks = nn.ModuleList([CrossAttnBlock(4)])
         self.downsample = nn.Conv2d(WIDTH, WIDTH, 3, stride=2, padding=1)
         self.mid_block = CrossAttnBlock(WIDTH)
@@ -184,7 +184,8 @@ class UNet(nn.Module):
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         first, second = self.time_embedding.values()
-        time = second(nn.functional.silu(first(timestep[:, None])))
+        angles = timestep[:, None] * timestep.new_tensor([1.0, 0.1])
+        time = second(nn.functional.silu(first(torch.cat([angles.cos(), angles.sin()], -1))))
         down = self.down_blocks[0](self.conv_in(sample), time, encoder_hidden_states)
         middle = self.mid_block(self.downsample(down), time, encoder_hidden_states)
         up = nn.functional.interpolate(middle, scale_factor=2, mode="nearest")

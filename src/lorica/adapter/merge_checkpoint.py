@@ -177,10 +177,9 @@ class _Merge:
         tied = self.ties.get(parameter, ())
         stored = next((s for s in map(self._stored_name, (parameter, *tied)) if s is not None), None)
         if stored is None:
-            remedy = "; merge it in memory instead: lorica.load(model, ...).merge().save_pretrained(...)"
             raise AdapterError(
-                f"{self.stored.folder}: no tensor for {parameter} of {type(self.model).__name__}"
-                + (remedy if planned.site.kind == "experts" else "")
+                f"{self.stored.folder}: no tensor for {parameter} of {type(self.model).__name__}, which is made of "
+                "others as it loads; merge in memory: lorica.load(model, ...).merge().save_pretrained(...)"
             )
         if not tied or (planned.edit.place == "instead" and not planned.site.alone):
             self.edits[stored] = planned
