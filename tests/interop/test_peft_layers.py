@@ -177,6 +177,22 @@ def test_peft_adds_its_update_of_an_output_projection_twice_and_we_add_it_once(a
         assert distance(attached.merge()(x), once) < ROUNDING
 
 
+def test_biases_and_a_dropout_that_peft_does_not_apply_to_an_attention_are_read_and_written(attention, tmp_path):
+    config = peft.LoraConfig(r=R, lora_alpha=ALPHA, target_modules=["attn"], bias="all", lora_dropout=0.3)
+    with only_their_own_warnings():
+        model = peft.get_peft_model(attention(), config).eval()
+    add_noise([p for p in model.parameters() if p.requires_grad])
+    saved(model, tmp_path / "theirs")
+    attached = adapter.load(attention(), tmp_path / "theirs")
+    attached.save(tmp_path / "ours")
+    before, after = load_file(tmp_path / "theirs" / TENSORS), load_file(tmp_path / "ours" / TENSORS)
+    assert before.keys() == after.keys()
+    assert "base_model.model.attn.base_layer.in_proj_bias" in after
+    assert all(torch.equal(after[key], before[key]) for key in after)
+    x = torch.randn(2, 5, 16)
+    assert torch.equal(attached.train()(x), attached.eval()(x))
+
+
 def test_an_attention_is_peft_s_where_both_projections_are_adapted_alike(attention, tmp_path):
     """Otherwise the folder names no `peft_type`, and loads here."""
     x, names = torch.randn(2, 5, 16), {"whole": ("attn",), "one": ("in_proj_weight",)}

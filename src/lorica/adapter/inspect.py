@@ -19,7 +19,7 @@ from lorica.adapter.proof import Proof, recorded
 from lorica.errors import AdapterError
 from lorica.kernels import FrozenWeight, LowRank
 from lorica.methods import Method, peft_parts
-from lorica.methods.contract import Edit, Start
+from lorica.methods.contract import Edit, Start, neighbours
 from lorica.site import Site
 
 UNVERIFIED = "unverified: no lorica.json, written by others"
@@ -126,7 +126,7 @@ def update_norm(A: Tensor, B: Tensor, scale: float) -> float:
 def _sites(file: AdapterFile) -> list[SiteUpdate]:
     sites = tuple(peft_parts.with_owners(tuple(_sites_of_tensors(file))))
     pairs = [(edit, method) for method in file.methods for edit in method.edits(sites)]
-    around = tuple(edit.site.name for edit, _ in pairs if edit.place == "around")
+    around = neighbours(edit.site.name for edit, _ in pairs if edit.place == "around")
     return sorted((_update(edit, method, file, around) for edit, method in pairs), key=lambda s: _in_order(s.name))
 
 
@@ -148,7 +148,7 @@ def _sites_of_tensors(file: AdapterFile) -> Iterator[Site]:
             yield site
 
 
-def _update(edit: Edit, method: Method, file: AdapterFile, around: Sequence[str]) -> SiteUpdate:
+def _update(edit: Edit, method: Method, file: AdapterFile, around: Mapping[str, Sequence[str]]) -> SiteUpdate:
     site = edit.site
     blank = torch.zeros(site.shape)
     weight = FrozenWeight(blank) if edit.place == "around" else None

@@ -74,9 +74,8 @@ def plan_on(model: nn.Module, file: AdapterFile) -> Plan:
     own = _own_keys(model, file) - planned.tensors.keys()
     problems = [*_key_problems(model, file, planned, own), *_value_problems(file, planned)]
     problems += _surplus_problems(file, own)
-    told = (
-        [problem for each in planned.methods for problem in each.peft_problems(planned.of(each))] if file.peft else []
-    )
+    methods = planned.methods if file.peft else ()
+    told = [problem for each in methods for problem in each.peft_problems(planned.of(each))]
     problems = [f"{problem}; {MERGE}" for problem in told] or problems
     if problems:
         raise refusal(file.where, problems)

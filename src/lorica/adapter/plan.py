@@ -6,7 +6,7 @@ Only shapes are needed: modules are counted by building them on the meta device,
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from torch import nn
 from lorica.errors import TargetError
 from lorica.kernels import FrozenWeight
 from lorica.methods import Method, method_of_peft
-from lorica.methods.contract import Edit, Start
+from lorica.methods.contract import Edit, Start, neighbours
 from lorica.models import sites as sites_of
 from lorica.site import Site
 
@@ -204,7 +204,7 @@ def plan(
     wasteful = [problem for each in methods for problem in each.wasteful(edit for edit, of in pairs if of is each)]
     if wasteful and not trained:
         raise TargetError.of(wasteful)
-    around = dict.fromkeys(edit.site.name for edit, _ in pairs if edit.place == "around")
+    around = neighbours(edit.site.name for edit, _ in pairs if edit.place == "around")
     edits = tuple(PlannedEdit(edit=edit, method=each, tensors=_tensors(edit, each, around)) for edit, each in pairs)
     source = source or (getattr(base, "source", None) if isinstance(base, nn.Module) else None)
     return Plan(methods=methods, edits=edits, base=sites, source=source)
@@ -220,7 +220,7 @@ def _method(given: Any, sites: tuple[Site, ...]) -> Method:
     return method_of_peft(given).from_peft(given, sites)
 
 
-def _tensors(edit: Edit, method: Method, around: Collection[str]) -> dict[str, PlannedTensor]:
+def _tensors(edit: Edit, method: Method, around: Mapping[str, Sequence[str]]) -> dict[str, PlannedTensor]:
     shape = edit.site.shape
     weight = FrozenWeight(torch.empty(shape, device=META)) if edit.place == "around" else None
     parameter = torch.empty(shape, device=META) if edit.place == "instead" else None

@@ -12,7 +12,7 @@ Five edits are closed, methods are open.  Each edit says where it goes; what its
     Instead(site)             forward() -> the trainable copy that takes the parameter's place
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -103,6 +103,14 @@ class Instead(Edit):
     """A trainable copy takes the place of a parameter, whose own object is kept: full, BitFit, modules_to_save."""
 
     place = "instead"
+
+
+def neighbours(names: Iterable[str]) -> dict[str, list[str]]:
+    """Each name with those under the same parent, itself among them, in their order."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.rpartition(".")[0], []).append(name)
+    return {name: group for group in groups.values() for name in group}
 
 
 class Copy(nn.Module):
@@ -231,11 +239,11 @@ class Method(BaseModel):
         """The running state of a method that has one; modules by site name."""
         return None
 
-    def file_name(self, edit: Edit, parameter: str, around: Collection[str]) -> str:
+    def file_name(self, edit: Edit, parameter: str, around: Mapping[str, Sequence[str]]) -> str:
         """The key of a trainable tensor in the adapter file, PEFT's where PEFT has the method.
 
-        `around` holds the names of the sites that have a module around them, in their order: PEFT moves their base one
-        level down.
+        `around` holds the names of the sites that have a module around them, each with its neighbours: PEFT moves their
+        base one level down.
         """
         return edit.site.name if edit.place == "instead" else f"{edit.site.name}.{parameter}"
 

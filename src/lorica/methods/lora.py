@@ -7,7 +7,7 @@ Convolutions are in `lora_conv.py`, weights of experts in `lora_experts.py`.
 """
 
 import math
-from collections.abc import Callable, Collection, Container, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -112,17 +112,19 @@ class LoRA(Ranked):
         rows, problems = token_rows.chosen(self.trainable_token_indices, sites)
         saved = self.saved(sites)
         twice = [f"{site.name}: modules_to_save trains all of its rows already" for site, _ in rows if site in saved]
-        return [*problems, *super().problems(adapted, sites), *twice, *self._dropout_problems(adapted)]
+        return [*problems, *super().problems(adapted, sites), *twice]
 
-    def _dropout_problems(self, adapted: list[Site]) -> list[str]:
-        parts = [site for site in adapted if site.part_of]
+    def wasteful(self, edits: Iterable[Edit]) -> list[str]:
+        edits = tuple(edits)
+        parts = [edit.site for edit in edits if edit.place == "around" and edit.site.part_of]
         if not parts or not self.dropout:
-            return []
+            return super().wasteful(edits)
         leaves = ", ".join(sorted({site.leaf for site in parts}))
-        return [
+        dropped = (
             f"dropout: {parts[0].part_of} reads its weights itself, so what enters A cannot be dropped there; set "
             f"dropout: 0, or leave {leaves} out of target_modules"
-        ]
+        )
+        return [*super().wasteful(edits), dropped]
 
     def scale(self, site: Site) -> float:
         r = self.rank(site)
@@ -143,7 +145,7 @@ class LoRA(Ranked):
             return False
         return self.bias == "all" or site.name.rpartition(".")[0] in adapted
 
-    def file_name(self, edit: Edit, parameter: str, around: Collection[str]) -> str:
+    def file_name(self, edit: Edit, parameter: str, around: Mapping[str, Sequence[str]]) -> str:
         if isinstance(edit.build, partial):
             return f"{PREFIX}{edit.site.name.rpartition('.')[0]}{token_rows.SUFFIX}"
         return super().file_name(edit, self._part(edit.site, parameter), around)
@@ -260,7 +262,8 @@ class LoRALinear(AroundLinear):
         kaiming = config.init == "kaiming"
         self.A = start.uniform(site.d_in**-0.5, r, site.d_in) if kaiming else start.normal(1 / r, r, site.d_in)
         self.B = start.zeros(site.d_out, r)
-        self.scale, self.dropout, self.site = config.scale(site), config.dropout, site_id(site.name)
+        dropout = 0.0 if site.part_of else config.dropout  # what enters A is never seen there
+        self.scale, self.dropout, self.site = config.scale(site), dropout, site_id(site.name)
 
     def low_rank(self) -> LowRank:
         return LowRank(A=self.A, B=self.B, scale=self.scale, dropout=self.dropout, site=self.site)

@@ -23,7 +23,7 @@ class LoRAExperts(nn.Module):
         shape = (r * self.experts, d_in)
         self.A = start.normal(1 / r, *shape) if config.init == "gaussian" else start.uniform(d_in**-0.5, *shape)
         self.B = start.zeros(d_out, r * self.experts)
-        self.scale, self.dropout = config.scale(site), config.dropout
+        self.scale = config.scale(site)
 
     def low_rank(self) -> None:
         """None: there is a product for each expert."""

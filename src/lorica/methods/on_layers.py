@@ -8,7 +8,7 @@ Layers that their module reads itself have the paths of `peft_parts`.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from pydantic import ValidationError
@@ -100,12 +100,11 @@ class OnLayers(Method):
         ]
         return missing + confused
 
-    def file_name(self, edit: Edit, parameter: str, around: Collection[str]) -> str:
+    def file_name(self, edit: Edit, parameter: str, around: Mapping[str, Sequence[str]]) -> str:
         if edit.place != "instead":
             return PREFIX + peft_parts.place(edit.site, around) + self.keys.get(parameter, f".{parameter}")
         module, _, leaf = edit.site.name.rpartition(".")
-        within = peft_parts.moved(module, around)
-        return f"{PREFIX}{within}.base_layer.{leaf}" if module in around else PREFIX + edit.site.name
+        return f"{PREFIX}{peft_parts.wrapped(module, around)}.{leaf}" if module else PREFIX + leaf
 
     @classmethod
     def located(cls, keys: Collection[str], config: Mapping[str, Any], sites: tuple[Site, ...] = ()) -> dict[str, str]:

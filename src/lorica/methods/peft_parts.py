@@ -8,7 +8,7 @@ experts (`target_parameters`), the parameter that the module defines last being 
     experts.gate_up_proj            experts.base_layer.lora_A.weight
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,15 +19,22 @@ IN, OUT = ".in_proj_weight", ".out_proj"
 WITHIN = ".base_layer"
 
 
-def place(site: Site, around: Collection[str]) -> str:
-    """The path under which PEFT has the low-rank tensors of a site; `around` holds all adapted sites in order."""
+def place(site: Site, around: Mapping[str, Sequence[str]]) -> str:
+    """The path under which PEFT has the low-rank tensors of a site; `around` has every adapted site's neighbours."""
     if site.kind == "experts":
-        held = [name for name in around if name.rpartition(".")[0] == site.part_of]
+        held = around[site.name]
         return site.part_of + WITHIN * (len(held) - 1 - held.index(site.name))
     return moved(site.name, around)
 
 
-def moved(name: str, around: Collection[str]) -> str:
+def wrapped(module: str, around: Container[str]) -> str:
+    """The path under which PEFT has the module's own parameters."""
+    if module + IN in around and module + OUT in around:
+        return module + WITHIN
+    return moved(module, around) + WITHIN if module in around else module
+
+
+def moved(name: str, around: Container[str]) -> str:
     """The path of a projection of nn.MultiheadAttention whose other projection is adapted too; others stay."""
     owner, _, leaf = name.rpartition(".")
     if not owner or owner + IN not in around or owner + OUT not in around:

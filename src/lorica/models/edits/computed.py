@@ -53,7 +53,8 @@ class Merged(Computed):
 
     def fresh(self) -> Tensor:
         W = self.base.detach().to(torch.promote_types(self.base.dtype, torch.float32))
-        merged = self.adapter.merged(W.mT if self.transposed else W)  # type: ignore[operator]
+        with torch.autocast(W.device.type, enabled=False):  # it would round the sum of W and its update
+            merged = self.adapter.merged(W.mT if self.transposed else W)  # type: ignore[operator]
         return (merged.mT.contiguous() if self.transposed else merged).to(self.base.dtype)
 
 
