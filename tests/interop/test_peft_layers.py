@@ -187,7 +187,7 @@ def test_biases_and_a_dropout_that_peft_does_not_apply_to_an_attention_are_read_
     attached.save(tmp_path / "ours")
     before, after = load_file(tmp_path / "theirs" / TENSORS), load_file(tmp_path / "ours" / TENSORS)
     assert before.keys() == after.keys()
-    assert "base_model.model.attn.base_layer.in_proj_bias" in after
+    assert "base_model.model.attn.base_layer.out_proj.base_layer.bias" in after
     assert all(torch.equal(after[key], before[key]) for key in after)
     x = torch.randn(2, 5, 16)
     assert torch.equal(attached.train()(x), attached.eval()(x))

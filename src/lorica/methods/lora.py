@@ -141,7 +141,7 @@ class LoRA(Ranked):
         return f"learning rate for LoRA: start at {presets.LEARNING_RATE}{tune}"
 
     def _trains_bias(self, site: Site, adapted: Container[str]) -> bool:
-        if site.kind != "parameter" or site.leaf not in ("bias", "in_proj_bias") or self.bias == "none":
+        if site.kind != "parameter" or site.leaf != "bias" or self.bias == "none":
             return False
         return self.bias == "all" or site.name.rpartition(".")[0] in adapted
 

@@ -104,7 +104,8 @@ class OnLayers(Method):
         if edit.place != "instead":
             return PREFIX + peft_parts.place(edit.site, around) + self.keys.get(parameter, f".{parameter}")
         module, _, leaf = edit.site.name.rpartition(".")
-        return f"{PREFIX}{peft_parts.wrapped(module, around)}.{leaf}" if module else PREFIX + leaf
+        within = peft_parts.moved(module, around)
+        return f"{PREFIX}{within}.base_layer.{leaf}" if module in around else PREFIX + edit.site.name
 
     @classmethod
     def located(cls, keys: Collection[str], config: Mapping[str, Any], sites: tuple[Site, ...] = ()) -> dict[str, str]:

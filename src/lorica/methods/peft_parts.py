@@ -27,13 +27,6 @@ def place(site: Site, around: Mapping[str, Sequence[str]]) -> str:
     return moved(site.name, around)
 
 
-def wrapped(module: str, around: Container[str]) -> str:
-    """The path under which PEFT has the module's own parameters."""
-    if module + IN in around and module + OUT in around:
-        return module + WITHIN
-    return moved(module, around) + WITHIN if module in around else module
-
-
 def moved(name: str, around: Container[str]) -> str:
     """The path of a projection of nn.MultiheadAttention whose other projection is adapted too; others stay."""
     owner, _, leaf = name.rpartition(".")
