@@ -7,6 +7,7 @@ from lorica.api.merging import merge
 from lorica.api.planning import plan
 from lorica.api.recorded import unverified
 from lorica.api.scoring import Score, evaluate
+from lorica.api.collecting import statistics
 from lorica.api.training import fit, next_steps, train
 from lorica.api.verifying import verify
 from lorica.models import add_tokens, load_base
@@ -32,6 +33,7 @@ __all__ = [
     "method_table",
     "next_steps",
     "plan",
+    "statistics",
     "train",
     "unverified",
     "verify",
