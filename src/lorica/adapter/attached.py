@@ -160,6 +160,11 @@ class Attached:
             for key, parameter in parameters.items():
                 parameter.copy_(state[key])
 
+    @property
+    def rewritten(self) -> bool:
+        """Whether a file of this adapter holds other tensors than those that are trained."""
+        return any(hasattr(module, "finished") for module in self.modules.values())
+
     def start(self) -> dict[str, Tensor]:
         """The frozen tensors that starts bring along, by `SITE.PARAMETER`: given to `attach` as `statistics`, the same
         plan begins from the same again."""

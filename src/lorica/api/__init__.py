@@ -2,12 +2,12 @@
 
 from lorica.adapter import Bank, attach, inspect, load
 from lorica.api.answers import Answer, Speaker, generate
+from lorica.api.collecting import statistics
 from lorica.api.looking import Machinery, MethodTable, data_report, doctor, method_table
 from lorica.api.merging import merge
 from lorica.api.planning import plan
 from lorica.api.recorded import unverified
 from lorica.api.scoring import Score, evaluate
-from lorica.api.collecting import statistics
 from lorica.api.training import fit, next_steps, train
 from lorica.api.verifying import verify
 from lorica.models import add_tokens, load_base

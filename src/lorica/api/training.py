@@ -8,10 +8,10 @@ from torch import nn
 
 from lorica import durable, study
 from lorica.adapter import Attached, attach
-from lorica.api.lessons import Rows, from_anything, from_files
 from lorica.adapter import plan as plan_of
-from lorica.api.planning import plan
 from lorica.api.collecting import for_run
+from lorica.api.lessons import Rows, from_anything, from_files
+from lorica.api.planning import plan
 from lorica.api.vocabulary import with_tokens
 from lorica.data import DataConfig, Dataset
 from lorica.errors import RecipeError, did_you_mean

@@ -124,7 +124,8 @@ class LoRA(Ranked):
             for site in adapted
             if site.kind == "embedding" and not self.init.embeddings
         ]
-        return [*problems, *super().problems(adapted, sites), *twice, *started]
+        unfit = [self.init.problem(site, self.rank(site)) for site in adapted if site.kind != "embedding"]
+        return [*problems, *super().problems(adapted, sites), *twice, *started, *filter(None, unfit)]
 
     def statistic(self, sites: tuple[Site, ...]) -> Statistic | None:
         return self.init.statistic([Adapted(site, self.rank(site)) for site in self.adapted(sites)])
@@ -164,7 +165,8 @@ class LoRA(Ranked):
         return f"{len(edit.build.args[0])} rows" if isinstance(edit.build, partial) else super().note(edit)
 
     def remarks(self, sites: tuple[Site, ...]) -> tuple[str, ...]:
-        remark = self.init.remark()
+        dealt = all(site.name in self.rank_pattern for site in self.adapted(sites))
+        remark = "" if dealt else self.init.remark()
         return (*token_rows.remarks(self.trainable_token_indices, sites), *([remark] if remark else []))
 
     def advice(self) -> str:

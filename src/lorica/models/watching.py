@@ -40,7 +40,6 @@ class Watcher(nn.Module):
 
     def low_rank(self) -> None:
         """None: fused products would go past it."""
-        return None
 
     def forward(self, x: Tensor, base: nn.Module, flow: Flow) -> Tensor:
         y = base(x)

@@ -34,7 +34,11 @@ def parsed(value: Any) -> Init:
 
 
 def _with_options(start: type[Init], options: dict[str, Any]) -> Init:
-    strange = [f"{key}: {start.kind} has no such option{_known(start, key)}" for key in options if key not in start.model_fields]
+    strange = [
+        f"{key}: {start.kind} has no such option{_known(start, key)}"
+        for key in options
+        if key not in start.model_fields
+    ]
     if strange:
         raise ValueError("; ".join(strange))
     try:
@@ -63,4 +67,17 @@ def of_peft(config: Mapping[str, Any]) -> tuple[Init | None, list[str]]:
 Start = Annotated[Init, PlainValidator(parsed), PlainSerializer(spelled)]
 """The field `init` of a method: a name, or a name with options."""
 
-__all__ = ["EVA", "STARTS", "Beside", "Gaussian", "Init", "Kaiming", "LoRAGA", "Moved", "OLoRA", "PiSSA", "Start", "of_peft"]
+__all__ = [
+    "EVA",
+    "STARTS",
+    "Beside",
+    "Gaussian",
+    "Init",
+    "Kaiming",
+    "LoRAGA",
+    "Moved",
+    "OLoRA",
+    "PiSSA",
+    "Start",
+    "of_peft",
+]

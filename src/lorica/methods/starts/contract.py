@@ -33,6 +33,10 @@ class Init(BaseModel):
     embeddings: ClassVar[bool] = False
     """Whether it starts embeddings too."""
 
+    def problem(self, site: Site, r: int) -> str:
+        """Why this layer cannot start so with rank r; empty when it can."""
+        return ""
+
     def statistic(self, sites: Sequence[Adapted]) -> Statistic | None:
         """What sees the training data on these sites; None for a start that needs none of it."""
         return None

@@ -33,6 +33,10 @@ class LoRAGA(Moved):
     gamma: float = Field(16.0, gt=0)
     rows: int = Field(64, ge=1)
 
+    def problem(self, site: Site, r: int) -> str:
+        most = min(site.shape) // 2
+        return "" if r <= most else f"r: {r} at {site.name}, of which lora_ga takes 2 r directions; use 1 to {most}"
+
     def statistic(self, sites: Sequence[Adapted]) -> Statistic:
         return Gradients(self, sites)
 
@@ -82,7 +86,9 @@ class Gradients:
         G = self.sums.pop(name, None)
         if G is None or not G.isfinite().all() or not G.any():
             raise DivergedError(f"{name}: the loss has no finite gradient here, so lora_ga cannot start from it")
-        self.found |= {f"{name}.{part}": value for part, value in zip("AB", _start(G, r, self.config.gamma, name), strict=True)}
+        self.found |= {
+            f"{name}.{part}": value for part, value in zip("AB", _start(G, r, self.config.gamma, name), strict=True)
+        }
 
 
 def _start(G: Tensor, r: int, gamma: float, name: str) -> tuple[Tensor, Tensor]:
