@@ -1,8 +1,8 @@
 """Starts of LoRA in plain float64, each by another route than the fast one.
 
     PiSSA     arXiv:2404.02948, equations 2 and 3     eigenvectors of W^T W
-    OLoRA     arXiv:2406.01775, algorithm 1           Gram-Schmidt, column by column
-    LoRA-GA   arXiv:2407.05000, theorem 3.1 and 3.2   eigenvectors of G^T G and G G^T
+    OLoRA     arXiv:2406.01775                        Gram-Schmidt, column by column
+    LoRA-GA   arXiv:2407.05000, section 3             eigenvectors of G^T G and G G^T
     EVA       arXiv:2410.07170, section 3             eigenvectors of X^T X; ranks dealt out one at a time
 
 W and G are (d_out, d_in), X is (tokens, d_in), A (r, d_in), B (d_out, r).

@@ -65,7 +65,7 @@ def test_what_pissa_leaves_is_the_least_that_rank_r_can_leave(r: int):
 
 
 def test_the_fast_svd_leaves_hardly_more():
-    """On a spectrum that falls as 1/i, by which PiSSA's section 5 argues; without power iterations it leaves more."""
+    """On a spectrum that falls as 1/i; without power iterations it leaves more."""
     U, V = (torch.linalg.qr(normal(60, 60, seed=seed))[0] for seed in (1, 2))
     W = U / torch.arange(1, 61) @ V
     left = {}
@@ -133,7 +133,7 @@ def test_lora_ga_takes_the_gradient_s_directions_as_the_authors_do(gamma: float)
 
 
 def test_the_first_step_of_lora_ga_is_the_best_gradient_step_of_rank_2r():
-    """Theorem 3.1: dA = s B0^T G and dB = s G A0^T change W' by s (B0 dA + dB A0) = s^2 k^2 G_2r."""
+    """What its start is chosen for: dA = s B0^T G and dB = s G A0^T change W' by s (B0 dA + dB A0) = s^2 k^2 G_2r."""
     G = sum(g.T @ x for x, g in tokens())
     A0, B0 = found(LoRAGA())
     s, k = 8 / R, D_OUT**0.25 / 4

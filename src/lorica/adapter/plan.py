@@ -112,6 +112,11 @@ class Plan:
         return sum(planned.parameters for planned in self.edits)
 
     @cached_property
+    def frozen_parameters(self) -> int:
+        """What modules hold beside what is trained: PiSSA's starting factors."""
+        return sum(planned.method.frozen(planned.edit) for planned in self.edits)
+
+    @cached_property
     def total_parameters(self) -> int:
         """Parameters of the adapted model in use; an original that a copy stands in for is not counted twice."""
         return self.base_parameters + sum(planned.parameters - planned.replaces for planned in self.edits)

@@ -208,6 +208,10 @@ class Method(BaseModel):
         """How many sites each entry of `target_modules` chose, for the plan; None where there are no targets."""
         return None
 
+    def frozen(self, edit: Edit) -> int:
+        """How many numbers the module of an edit holds beside those that are trained."""
+        return 0
+
     def note(self, edit: Edit) -> str:
         """A few characters for the plan's table, such as `r=8 s=2`."""
         return ""

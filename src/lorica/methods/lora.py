@@ -161,6 +161,10 @@ class LoRA(Ranked):
         r = self.rank(site)
         return self.alpha_of(site) / (math.sqrt(r) if self.rslora else r)
 
+    def frozen(self, edit: Edit) -> int:
+        moved = self.init.moves and edit.place == "around" and edit.site.kind == "linear"
+        return self.rank(edit.site) * sum(edit.site.shape) if moved else 0
+
     def note(self, edit: Edit) -> str:
         return f"{len(edit.build.args[0])} rows" if isinstance(edit.build, partial) else super().note(edit)
 

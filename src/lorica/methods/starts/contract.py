@@ -91,7 +91,9 @@ def given(site: Site, start: Start, part: str, shape: tuple[int, ...]) -> Tensor
     tensor = start.given.get(part)
     if tensor is None or tuple(tensor.shape) != shape:
         found = "nothing" if tensor is None else tuple(tensor.shape)
-        raise TargetError(f"{site.name}: the statistics hold {found} for {part}, not {shape}; collect them again")
+        raise TargetError(
+            f"{site.name}: the statistics hold {found} for {part}, not {shape}: they are of another method"
+        )
     return tensor
 
 

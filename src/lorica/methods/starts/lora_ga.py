@@ -1,7 +1,7 @@
 """LoRA-GA: G = dL/dW = U S V^T,  A0 = k V_[:r]^T,  B0 = k U_[:, r:2r],  k = d_out^(1/4) / sqrt(gamma).
 
 Exactly the base: B0 A0 is subtracted, with the scale s.  The first step then moves W' along the gradient of full
-fine-tuning.  Wang, Yu and Li 2024, arXiv:2407.05000, theorems 3.1 and 3.2, as the authors' code computes it
+fine-tuning.  Wang, Yu and Li 2024, arXiv:2407.05000, section 3, as the authors' code computes it
 (Outsider565/LoRA-GA: direction ArB2r, scale `stable`, SVD of 4 r directions with 4 power iterations).  PEFT's
 `lora_ga` multiplies B0 by S and scales B0 alone.
 """
@@ -21,7 +21,7 @@ from lorica.methods.starts.leading import leading_projected
 from lorica.methods.statistic import Adapted, Statistic
 from lorica.site import Site
 
-AT_ONCE = 4_000_000_000
+AT_ONCE = 2_000_000_000
 """Bytes of gradients that are summed in one pass over the rows; a base with more of them takes several passes."""
 
 

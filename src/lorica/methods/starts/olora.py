@@ -1,6 +1,6 @@
 """OLoRA: W = Q R,  B0 = Q[:, :r],  A0 = R[:r].        Exactly the base: B0 A0 is subtracted, with the scale s.
 
-B0 has orthonormal columns.  Buyukakyuz 2024, arXiv:2406.01775, algorithm 1; PEFT's `olora`.
+B0 has orthonormal columns.  Buyukakyuz 2024, arXiv:2406.01775; PEFT's `olora`.
 """
 
 from typing import ClassVar

@@ -1,8 +1,8 @@
 """PiSSA: W = U S V^T,  B0 = U_r (S_r / s)^1/2,  A0 = (S_r / s)^1/2 V_r^T.        Exactly the base: B0 A0 is subtracted.
 
 s B0 A0 is the best approximation of W of rank r, so the principal part is what is trained first:
-W' = (W - s B0 A0) + s B A.  Meng, Wang and Zhang 2024, arXiv:2404.02948, equations 2 to 4.  `niter` takes the fast
-SVD of its section 5 in place of the whole one.
+W' = (W - s B0 A0) + s B A.  Meng, Wang and Zhang 2024, arXiv:2404.02948, equations 2 to 4.  `niter` takes its
+fast SVD in place of the whole one.
 """
 
 from collections.abc import Mapping
