@@ -1,4 +1,4 @@
-"""statistics: what data-driven starts read of the training data, before anything is attached.
+"""statistics: what data-driven starts read of the training data, before anything is attached."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
