@@ -27,7 +27,7 @@ def statistics(
     """
     require_free(model)
     planned = plan(model, method)
-    needed = [found for each in planned.methods if (found := each.statistic(planned.base)) is not None]
+    needed = [seen for each in planned.methods if (seen := each.statistic(planned.base)) is not None]
     data = from_anything(model, rows) if needed else None
     found: dict[str, Tensor] = {}
     for statistic in needed:

@@ -37,9 +37,9 @@ class EVA(Beside):
 
     kind: ClassVar[str] = "eva"
     reads: ClassVar[Literal["inputs", "gradients"] | None] = "inputs"
-    rho: float = Field(2.0, ge=1)
-    tau: float = Field(0.99, gt=0, le=1)
-    rows: int = Field(64, ge=1)
+    rho: float = Field(default=2.0, ge=1)
+    tau: float = Field(default=0.99, gt=0, le=1)
+    rows: int = Field(default=64, ge=1)
 
     def A(self, site: Site, r: int, start: Start) -> nn.Parameter:
         if start.device.type == "meta":
@@ -97,9 +97,10 @@ class Stream:
         former = self.SV
         stack = new if former is None else torch.cat([former, new])
         _, S, Vt = torch.linalg.svd(stack, full_matrices=False)
-        self.SV = (S[:, None] * Vt)[: SPARE * self.most + 8]
-        if former is not None and len(former) >= self.most <= len(self.SV):
-            cosines = nn.functional.cosine_similarity(former[: self.most], self.SV[: self.most])
+        kept = (S[:, None] * Vt)[: SPARE * self.most + 8]
+        self.SV = kept
+        if former is not None and len(former) >= self.most <= len(kept):
+            cosines = nn.functional.cosine_similarity(former[: self.most], kept[: self.most])
             self.converged = bool((cosines.abs() >= self.tau).all())
 
     def directions(self) -> tuple[Tensor, Tensor]:
@@ -121,7 +122,7 @@ class Inputs:
         self.config, self.rows, self.ranked = config, config.rows, sites
         self.most = {each.site.name: min(round(config.rho * each.r), *each.site.shape) for each in sites}
         self.streams: dict[str, Stream] = {}
-        self.before: tuple[str, Tensor] | None = None
+        self.before: tuple[Stream, Tensor] | None = None
 
     @property
     def done(self) -> bool:
@@ -133,14 +134,14 @@ class Inputs:
 
     def see(self, site: Site, x: Tensor, g: Tensor | None) -> None:
         name = site.name
-        shared = self.before is not None and self.before[1] is x
+        former = self.before[0] if self.before is not None and self.before[1] is x else None
         if name not in self.streams:
-            self.streams[name] = self.streams[self.before[0]] if shared and self.before else Stream(0, self.config.tau)
+            self.streams[name] = former if former is not None else Stream(0, self.config.tau)
             self.streams[name].most = max(self.streams[name].most, self.most[name])
-        leads = not shared or self.before is None or self.streams[self.before[0]] is not self.streams[name]
-        self.before = (name, x)
-        if leads and not self.streams[name].converged:
-            self.streams[name].add(x)
+        stream = self.streams[name]
+        self.before = (stream, x)
+        if stream is not former and not stream.converged:
+            stream.add(x)
 
     def factors(self) -> dict[str, Tensor]:
         found = {each.site.name: self.streams[each.site.name].directions() for each in self.ranked}

@@ -30,8 +30,8 @@ class LoRAGA(Moved):
 
     kind: ClassVar[str] = "lora_ga"
     reads: ClassVar[Literal["inputs", "gradients"] | None] = "gradients"
-    gamma: float = Field(16.0, gt=0)
-    rows: int = Field(64, ge=1)
+    gamma: float = Field(default=16.0, gt=0)
+    rows: int = Field(default=64, ge=1)
 
     def problem(self, site: Site, r: int) -> str:
         most = min(site.shape) // 2

@@ -24,7 +24,7 @@ class PiSSA(Moved):
     """niter: power iterations of the fast SVD, None for the whole one."""
 
     kind: ClassVar[str] = "pissa"
-    niter: int | None = Field(None, ge=0, le=1000)
+    niter: int | None = Field(default=None, ge=0, le=1000)
 
     def found(self, site: Site, r: int, scale: float, start: Start) -> tuple[Tensor, Tensor]:
         assert start.weight is not None
