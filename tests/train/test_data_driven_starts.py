@@ -122,6 +122,28 @@ def test_a_plan_needs_shapes_alone(init):
     assert lorica.plan(model, LoRA(r=3, init=init)).plan.trainable_parameters == 3 * (4 * 64 - 32 + 3 * 80)
 
 
+def test_the_forecast_counts_the_frozen_factors():
+    """Four bytes each beside the parameter's own four; nothing else of a run grows."""
+    plain, moved = (lorica.plan(base(), LoRA(r=3, init=init)).memory.to_dict() for init in ("kaiming", "pissa"))
+    assert moved["adapter"] == 2 * plain["adapter"]
+    assert {key: moved[key] for key in ("gradients", "optimizer")} == {
+        key: plain[key] for key in ("gradients", "optimizer")
+    }
+
+
+def test_a_bank_holds_a_start_that_was_subtracted_beside_copies_and_rows():
+    ids = torch.arange(3, 9)[None]
+    method = LoRA(r=3, alpha=8, init="olora", modules_to_save=("lm_head",), trainable_token_indices=(5,))
+    attached = noisy(lorica.attach(base(), method))
+    again = lorica.load(base(), attached.file())
+    assert torch.equal(attached(ids).logits, again(ids).logits)
+    alone = noisy(lorica.attach(base(), LoRA(r=3, alpha=8, init="olora")))
+    bank = lorica.Bank(base())
+    bank.add("one", alone)
+    with bank.use("one"):
+        torch.testing.assert_close(bank.model(ids).logits, alone(ids).logits, rtol=0, atol=1e-4)
+
+
 def test_what_cannot_start_is_said_before_anything_is_attached():
     model = base()
     with pytest.raises(TargetError, match=r"eva starts from training data; give .*statistics=lorica\.statistics"):

@@ -137,7 +137,8 @@ class Attached:
             undo()
 
     def state(self) -> dict[str, Tensor]:
-        """The trained tensors by their key in the adapter file, in the type they are trained in.
+        """The trained tensors by their key in the adapter file, in the type they are trained in; the file of an adapter
+        whose start is subtracted holds them joined with it.
 
         They share memory with the parameters: clone what must outlive the next step.
         """
@@ -168,17 +169,19 @@ class Attached:
     def start(self) -> dict[str, Tensor]:
         """The frozen tensors that starts bring along, by `SITE.PARAMETER`: given to `attach` as `statistics`, the same
         plan begins from the same again."""
-        own = {
+        return {**self.plan.statistics, **self._frozen()}
+
+    def _frozen(self) -> dict[str, Tensor]:
+        return {
             f"{planned.site.name}.{part}": value
             for planned in self.plan.edits
             if hasattr(module := self.modules[planned.key], "start")
             for part, value in module.start().items()  # type: ignore[operator]
         }
-        return {**self.plan.statistics, **own}
 
     def load_start(self, start: Mapping[str, Tensor]) -> None:
         """Copies the tensors of `start` back into the modules that hold them."""
-        for key, tensor in self.start().items():
+        for key, tensor in self._frozen().items():
             if key in start:
                 tensor.copy_(start[key])
 

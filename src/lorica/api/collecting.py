@@ -23,7 +23,8 @@ def statistics(
     """What the starts of `method` need of the training data, for `lorica.attach(model, method, statistics=...)`.
 
     rows: those of the training, as `lorica.fit` takes them; as many as the start asks for are read, evenly spread.
-    Empty where no start needs any.  The same rows give the same tensors, and the model is left as it was.
+    Empty where no start needs any.  The same rows give the same tensors (on the CPU), and the model is
+    left as it was.
     """
     require_free(model)
     planned = plan(model, method)
@@ -33,7 +34,7 @@ def statistics(
     for statistic in needed:
         assert data is not None
         _collect(model, statistic, _spread(data, statistic.rows), TASKS[task])
-        found |= statistic.factors()
+        found |= {key: factor.cpu() for key, factor in statistic.factors().items()}
     return found
 
 
