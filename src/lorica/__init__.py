@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         load_base,
         merge,
         plan,
+        statistics,
         train,
         verify,
     )
@@ -83,6 +84,7 @@ __all__ = [
     "load_base",
     "merge",
     "plan",
+    "statistics",
     "train",
     "verify",
 ]

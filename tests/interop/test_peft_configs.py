@@ -47,7 +47,7 @@ def test_pefts_defaults_are_pefts():
     [
         ({"use_dora": True}, "use_dora"),
         ({"target_modules": ".*q_proj"}, "regular expression"),
-        ({"init_lora_weights": "olora"}, "init_lora_weights"),
+        ({"init_lora_weights": "orthogonal"}, "init_lora_weights"),
         ({"init_lora_weights": False}, "init_lora_weights"),
         ({"layers_to_transform": [1], "target_modules": ["q_proj"]}, "layers_to_transform"),
         ({"rank_pattern": {"^q.*": 2}}, r"rank_pattern: '\^q"),

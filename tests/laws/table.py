@@ -111,6 +111,28 @@ UNET_NAMES = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "time_emb_pr
 ROWS = (
     Row("lora", LoRA(r=3, alpha=8, dropout=0.2), _low_rank("all-linear", 3), stored=True),
     Row("lora-biases", LoRA(r=3, alpha=8, target_modules="attention", bias="lora_only"), _with_biases, stored=True),
+    Row("lora-pissa", LoRA(r=3, alpha=8, dropout=0.2, init="pissa"), _low_rank("all-linear", 3), stored=True),
+    Row(
+        "lora-olora",
+        LoRA(r=3, alpha=8, rslora=True, init="olora", target_modules="attention"),
+        _low_rank("attention", 3),
+        bases=(GPT2,),
+        stored=True,
+    ),
+    Row(
+        "lora-eva",
+        LoRA(r=3, alpha=8, dropout=0.2, init={"name": "eva", "rho": 1}),
+        _low_rank("all-linear", 3),
+        bases=(LLAMA,),
+        stored=True,
+    ),
+    Row(
+        "lora-ga",
+        LoRA(r=3, alpha=8, dropout=0.2, init="lora_ga", target_modules="attention"),
+        _low_rank("attention", 3),
+        bases=(LLAMA,),
+        stored=True,
+    ),
     Row("lora-patterns", PATTERNED, _patterned, bases=(LLAMA,), stored=True),
     Row(
         "lora-rows",

@@ -159,3 +159,16 @@ def test_save_pretrained_writes_the_adapter_while_one_is_in_place_and_the_model_
     for again in (lorica.load_base, hf.AutoModelForCausalLM.from_pretrained):
         found = again(tmp_path / "merged")(torch.tensor([[3, 4, 5]])).logits.detach()
         assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+def test_a_start_that_is_subtracted_resumes_to_the_bit(folder, tmp_path):
+    """Its file holds twice the rank, so a checkpoint has what is trained, and what it started from, beside that."""
+
+    def pissa() -> lorica.Attached:
+        return lorica.attach(lorica.load_base(folder), lorica.LoRA(r=4, alpha=8, init="pissa"), seed=3)
+
+    whole, resumed = pissa(), pissa()
+    trainer(whole, tmp_path / "a", max_steps=4).train()
+    trainer(resumed, tmp_path / "b", max_steps=4).train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+    assert all(torch.equal(value, resumed.state()[key]) for key, value in whole.state().items())
+    assert lorica.load(lorica.load_base(folder), tmp_path / "a" / "checkpoint-4" / "adapter").plan.methods[0].r == 8

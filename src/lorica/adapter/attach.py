@@ -1,6 +1,8 @@
 """attach: the edits of a plan are built, started and installed on a base that is frozen but never written."""
 
 import hashlib
+from collections import defaultdict
+from collections.abc import Mapping
 from weakref import WeakSet
 
 import torch
@@ -19,22 +21,29 @@ _OCCUPIED: WeakSet[nn.Module] = WeakSet()
 """Models that carry an adapter or a bank: a second one would silently see the edits of the first as its base."""
 
 
-def attach(model: nn.Module, method: Methods | Plan, *, seed: int = 0) -> Attached:
+def attach(
+    model: nn.Module, method: Methods | Plan, *, seed: int = 0, statistics: Mapping[str, Tensor] | None = None
+) -> Attached:
     """Adapts `model` in place and returns the handle on what is trained.
 
     The base is frozen (`detach` gives back each parameter's `requires_grad`).  Parameters start in float32 (float64 on
     a float64 base) from `seed` and the name of their site alone.  `method` may be several, a plan, or a config of PEFT.
+    statistics: of `lorica.statistics`, for the starts that are read off training data (EVA, LoRA-GA).
     TargetError where the method does not fit; AdapterError where the model carries an adapter already.  After any error
     the model is as it was.
     """
-    plan = method if isinstance(method, Plan) else plan_of(model, method)
+    plan = method if isinstance(method, Plan) else plan_of(model, method, statistics=statistics)
     require_free(model)
     return installed(model, plan, built(model, plan, seed), seed)
 
 
 def built(model: nn.Module, plan: Plan, seed: int) -> Modules:
     """The modules of a plan in their starting state, not yet installed."""
-    return {planned.key: _built(model, planned, seed) for planned in plan.edits}
+    given: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, tensor in plan.statistics.items():
+        site, _, parameter = key.rpartition(".")
+        given[site][parameter] = tensor
+    return {planned.key: _built(model, planned, seed, given.get(planned.site.name, {})) for planned in plan.edits}
 
 
 def installed(model: nn.Module, plan: Plan, modules: Modules, seed: int = 0) -> Attached:
@@ -67,7 +76,7 @@ def require_free(model: nn.Module) -> None:
         )
 
 
-def _built(model: nn.Module, planned: PlannedEdit, seed: int) -> nn.Module:
+def _built(model: nn.Module, planned: PlannedEdit, seed: int, given: Mapping[str, Tensor]) -> nn.Module:
     """The module of one edit, on the device of what it edits.  Its generator knows its site, not its turn."""
     name = f"{seed}:{planned.edit.place}:{planned.site.name}"
     digest = hashlib.sha256(name.encode()).digest()
@@ -77,7 +86,7 @@ def _built(model: nn.Module, planned: PlannedEdit, seed: int) -> nn.Module:
     parameter = parameter_of(model, edit.site) if edit.place == "instead" else None
     near = weight.stored if weight is not None else parameter
     near = near if near is not None else next(model.parameters())
-    return edit.build(Start(generator, near.device, _training_dtype(near), weight, parameter))
+    return edit.build(Start(generator, near.device, _training_dtype(near), weight, parameter, given))
 
 
 def _training_dtype(base: Tensor) -> torch.dtype:

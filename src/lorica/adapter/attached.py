@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lorica.adapter import lineage, merge, norms
 from lorica.adapter.effect import inert, without_effect
 from lorica.adapter.file import AdapterFile, write
+from lorica.adapter.finished import finished
 from lorica.adapter.installed import Installed, Modules, Undo, undone
 from lorica.adapter.lineage import Parent
 from lorica.adapter.origin import base_facts
@@ -136,7 +137,8 @@ class Attached:
             undo()
 
     def state(self) -> dict[str, Tensor]:
-        """The trained tensors by their key in the adapter file, in the type they are trained in.
+        """The trained tensors by their key in the adapter file, in the type they are trained in; the file of an adapter
+        whose start is subtracted holds them joined with it.
 
         They share memory with the parameters: clone what must outlive the next step.
         """
@@ -159,10 +161,34 @@ class Attached:
             for key, parameter in parameters.items():
                 parameter.copy_(state[key])
 
+    @property
+    def rewritten(self) -> bool:
+        """Whether a file of this adapter holds other tensors than those that are trained."""
+        return any(hasattr(module, "finished") for module in self.modules.values())
+
+    def start(self) -> dict[str, Tensor]:
+        """The frozen tensors that starts bring along, by `SITE.PARAMETER`: given to `attach` as `statistics`, the same
+        plan begins from the same again."""
+        return {**self.plan.statistics, **self._frozen()}
+
+    def _frozen(self) -> dict[str, Tensor]:
+        return {
+            f"{planned.site.name}.{part}": value
+            for planned in self.plan.edits
+            if hasattr(module := self.modules[planned.key], "start")
+            for part, value in module.start().items()  # type: ignore[operator]
+        }
+
+    def load_start(self, start: Mapping[str, Tensor]) -> None:
+        """Copies the tensors of `start` back into the modules that hold them."""
+        for key, tensor in self._frozen().items():
+            if key in start:
+                tensor.copy_(start[key])
+
     def file(self) -> AdapterFile:
         """The adapter as a file holds it, in memory: the trained tensors cloned."""
-        tensors = {key: parameter.detach().clone() for key, parameter in self.named_parameters()}
-        return AdapterFile.of(self.model, self.plan, tensors)
+        plan, tensors = finished(self.plan, self.modules)
+        return AdapterFile.of(self.model, plan, {key: tensor.clone() for key, tensor in tensors.items()})
 
     def save(self, folder: str | Path, **facts: Any) -> Path:
         """Writes the adapter folder, whole or not at all, and returns its path.
@@ -172,7 +198,7 @@ class Attached:
         of 16 tokens.  An adapter folder of that name is replaced; any other folder that is not empty is refused.
         RunError when a value is not finite or the disk refuses.
         """
-        file = AdapterFile.of(self.model, self.plan, self.state())
+        file = AdapterFile.of(self.model, *finished(self.plan, self.modules))
         return write(folder, file, self.model, lambda digest: {**self._lineage(digest), **facts}, self._prover.proof)
 
     def came_from(self, file: AdapterFile) -> None:

@@ -7,12 +7,12 @@ Only shapes are needed: modules are counted by building them on the meta device,
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorica.errors import TargetError
 from lorica.kernels import FrozenWeight
@@ -100,6 +100,8 @@ class Plan:
     edits: tuple[PlannedEdit, ...]
     base: tuple[Site, ...]
     source: str | None = None
+    statistics: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    """What modules start from, by `SITE.PARAMETER`, where that was read off training data or a checkpoint."""
 
     @cached_property
     def base_parameters(self) -> int:
@@ -108,6 +110,11 @@ class Plan:
     @cached_property
     def trainable_parameters(self) -> int:
         return sum(planned.parameters for planned in self.edits)
+
+    @cached_property
+    def frozen_parameters(self) -> int:
+        """What modules hold beside what is trained: PiSSA's starting factors."""
+        return sum(planned.method.frozen(planned.edit) for planned in self.edits)
 
     @cached_property
     def total_parameters(self) -> int:
@@ -191,15 +198,25 @@ class Plan:
 
 
 def plan(
-    base: nn.Module | Sequence[Site], method: Methods, *, source: str | None = None, trained: bool = False
+    base: nn.Module | Sequence[Site],
+    method: Methods,
+    *,
+    source: str | None = None,
+    trained: bool = False,
+    statistics: Mapping[str, Tensor] | None = None,
 ) -> Plan:
     """What `method` (or the union of several) would do to a base, given as a model (on any device, meta too) or its
-    sites; `trained` when an adapter exists already.  TargetError where the edits do not fit the base or each other."""
+    sites; `trained` when an adapter exists already.  TargetError where the edits do not fit the base or each other.
+
+    statistics: what was read off training data for starts that need it; without them a plan counts the ranks asked for.
+    """
     sites = sites_of(base) if isinstance(base, nn.Module) else tuple(base)
     methods = tuple(_method(each, sites) for each in (method if isinstance(method, list | tuple) else (method,)))
     if not methods:
         raise TargetError("method: the list is empty; name at least one")
-    pairs = [(edit, each) for each in methods for edit in each.edits(sites)]
+    statistics = statistics or {}
+    methods = tuple(each.given(sites, statistics) for each in methods)
+    pairs = [(edit, each) for each in methods for edit in each.edits(sites, statistics)]
     _refuse_overlaps(pairs)
     wasteful = [problem for each in methods for problem in each.wasteful(edit for edit, of in pairs if of is each)]
     if wasteful and not trained:
@@ -207,7 +224,7 @@ def plan(
     around = neighbours(edit.site.name for edit, _ in pairs if edit.place == "around")
     edits = tuple(PlannedEdit(edit=edit, method=each, tensors=_tensors(edit, each, around)) for edit, each in pairs)
     source = source or (getattr(base, "source", None) if isinstance(base, nn.Module) else None)
-    return Plan(methods=methods, edits=edits, base=sites, source=source)
+    return Plan(methods=methods, edits=edits, base=sites, source=source, statistics=statistics)
 
 
 def _method(given: Any, sites: tuple[Site, ...]) -> Method:

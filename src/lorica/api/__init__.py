@@ -2,6 +2,7 @@
 
 from lorica.adapter import Bank, attach, inspect, load
 from lorica.api.answers import Answer, Speaker, generate
+from lorica.api.collecting import statistics
 from lorica.api.looking import Machinery, data_report, doctor
 from lorica.api.merging import merge
 from lorica.api.method_table import MethodTable, method_table
@@ -33,6 +34,7 @@ __all__ = [
     "method_table",
     "next_steps",
     "plan",
+    "statistics",
     "train",
     "unverified",
     "verify",

@@ -8,6 +8,8 @@ from torch import nn
 
 from lorica import durable, study
 from lorica.adapter import Attached, attach
+from lorica.adapter import plan as plan_of
+from lorica.api.collecting import for_run
 from lorica.api.lessons import Rows, from_anything, from_files
 from lorica.api.planning import plan
 from lorica.api.vocabulary import with_tokens
@@ -34,8 +36,11 @@ def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None
     if not resume:
         refuse_occupied(folder)
     model = load_base(base.source, dtype=base.dtype, quantize=base.quantize, device=base.device)
-    attached = attach(model, with_tokens(model, base.add_tokens, recipe.method), seed=recipe.train.seed)
+    methods = with_tokens(model, base.add_tokens, recipe.method)
+    plan_of(model, methods)
     learned, held = from_files(model, recipe.data)
+    start = for_run(model, methods, learned, recipe.task, folder, resume)
+    attached = attach(model, methods, seed=recipe.train.seed, statistics=start)
     _tell(reporter, "train", learned)
     before = None if resume and (folder / "metrics.jsonl").exists() else _before(recipe, model, held, reporter)
     _keep_recipe(recipe, folder)

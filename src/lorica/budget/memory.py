@@ -1,7 +1,7 @@
 """Bytes of a training run, part by part, from shapes alone.
 
     weights      every parameter of the base in the type it is held in
-    adapter + gradients + optimizer     4 + 4 + 8 bytes a trained parameter: float32 and AdamW
+    adapter + gradients + optimizer     4 + 4 + 8 bytes a trained parameter: float32 and AdamW; 4 for a frozen factor
     activations  what the backward pass needs, for the T tokens of a micro-batch
     logits       the chunk of logits that exists at a time, and the gradient of the last hidden states
     buffers      gradients in flight through one block; embeddings of which some rows are trained, and their gradients;
@@ -86,7 +86,7 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool) -> Memory:
     activations = work.tokens * (kept * block + recomputed * shapes.d * width + (block if recomputed else 0))
     return Memory(
         weights=sum(prod(site.shape) * BYTES[site.dtype] for site in plan.base if site.kind == "parameter"),
-        adapter=TRAINED * plan.trainable_parameters,
+        adapter=TRAINED * (plan.trainable_parameters + plan.frozen_parameters),
         gradients=TRAINED * plan.trainable_parameters,
         optimizer=MOMENTS * TRAINED * plan.trainable_parameters,
         activations=activations,

@@ -13,7 +13,7 @@ Five edits are closed, methods are open.  Each edit says where it goes; what its
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lorica.errors import RecipeError
 from lorica.kernels import FrozenConv, FrozenWeight, LowRank, Noise, low_rank_linear
+from lorica.methods.statistic import Statistic
 from lorica.methods.targets import Selection
 from lorica.site import Place, Site
 
@@ -36,13 +37,15 @@ class Flow(Protocol):
 @dataclass(frozen=True, eq=False)
 class Start:
     """What a module is built from: a generator of its own (seeded by the run's seed and the site's name, so that the
-    order of sites changes nothing), the device and type of its parameters, and the weight that it edits, if any."""
+    order of sites changes nothing), the device and type of its parameters, the weight that it edits, if any, and what
+    the statistics hold for its site, by the name of the parameter."""
 
     generator: torch.Generator
     device: torch.device
     dtype: torch.dtype
     weight: FrozenWeight | None = None
     parameter: Tensor | None = None
+    given: Mapping[str, Tensor] = field(default_factory=dict)
 
     def empty(self, *shape: int) -> nn.Parameter:
         return nn.Parameter(torch.empty(*shape, device=self.device, dtype=self.dtype))
@@ -215,6 +218,19 @@ class Method(BaseModel):
         """The edits on a base with these sites.  TargetError names all that does not fit."""
         raise NotImplementedError
 
+    def statistic(self, sites: tuple[Site, ...]) -> Statistic | None:
+        """What has to see training data before this method can be attached; None for most."""
+        return None
+
+    def given(self, sites: tuple[Site, ...], statistics: Mapping[str, Tensor]) -> "Method":
+        """The method as these statistics decide it: EVA's ranks are theirs."""
+        return self
+
+    def finished(self) -> "Method":
+        """The method that a trained adapter's file is of, where that is not the one that trained it; the tensors are
+        then `module.finished()` of its modules, by the name of the parameter."""
+        return self
+
     def wasteful(self, edits: Iterable[Edit]) -> list[str]:
         """What is a mistake in a new adapter, though one that was trained so is read and computes what it should."""
         return []
@@ -222,6 +238,10 @@ class Method(BaseModel):
     def selection(self, sites: tuple[Site, ...]) -> Selection | None:
         """How many sites each entry of `target_modules` chose, for the plan; None where there are no targets."""
         return None
+
+    def frozen(self, edit: Edit) -> int:
+        """How many numbers the module of an edit holds beside those that are trained."""
+        return 0
 
     def note(self, edit: Edit) -> str:
         """A few characters for the plan's table, such as `r=8 s=2`."""

@@ -10,20 +10,22 @@ import math
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from lorica.errors import AdapterError
+from lorica.errors import AdapterError, TargetError
 from lorica.kernels import LowRank, site_id
-from lorica.methods import peft_parts, presets, token_rows
+from lorica.methods import peft_parts, presets, starts, token_rows
 from lorica.methods.contract import AroundLinear, Build, Copy, Edit, Flow, Instead, Start
 from lorica.methods.lora_conv import LoRAConv
 from lorica.methods.lora_experts import LoRAExperts
 from lorica.methods.peft_keys import PREFIX
 from lorica.methods.ranked import Ranked, plain_number
+from lorica.methods.starts import Beside, Kaiming, Moved
+from lorica.methods.statistic import Adapted, Statistic
 from lorica.methods.token_rows import TokenRows, Tokens
 from lorica.site import Kind, Site
 
@@ -39,7 +41,8 @@ class LoRA(Ranked):
     modules_to_save modules trained in full and saved whole, such as a new head
     trainable_token_indices     tokens whose rows of the input embedding, and of what is tied to it, are trained;
                     a mapping names other embeddings, such as an untied head
-    init            of A: kaiming (U(-1/sqrt(d_in), 1/sqrt(d_in)), as the authors' code) or gaussian (std 1/r)
+    init            of A and B: kaiming (U(-1/sqrt(d_in), 1/sqrt(d_in)), as the authors' code), gaussian (std 1/r),
+                    pissa, olora, eva or lora_ga; with options {name: eva, rho: 1}; see `lorica.methods.starts`
     rslora          s = alpha / sqrt(r)
 
     `preset: small | medium | large` stands for the numbers of a size; what is written beside it counts more.
@@ -51,7 +54,7 @@ class LoRA(Ranked):
         "lora_alpha": "write alpha",
         "lora_dropout": "write dropout",
         "use_rslora": "write rslora",
-        "init_lora_weights": "write init: kaiming or gaussian",
+        "init_lora_weights": "write init: kaiming, gaussian, pissa, olora, eva or lora_ga",
         "rank": "write r",
         "fan_in_fan_out": "leave it out, it is read off the layer",
         "task_type": "leave it out, the task is named in the recipe",
@@ -74,13 +77,21 @@ class LoRA(Ranked):
         "use_rslora": "rslora",
     }
     understood: ClassVar[frozenset[str]] = frozenset(
-        {"rank_pattern", "alpha_pattern", "target_parameters", "trainable_token_indices", "init_lora_weights"}
+        {
+            "rank_pattern",
+            "alpha_pattern",
+            "target_parameters",
+            "trainable_token_indices",
+            "init_lora_weights",
+            "eva_config",
+            "lora_ga_config",
+        }
     )
 
     dropout: float = Field(0.0, ge=0, lt=1)
     bias: Literal["none", "all", "lora_only"] = "none"
     trainable_token_indices: Tokens | dict[str, Tokens] = ()
-    init: Literal["kaiming", "gaussian"] = "kaiming"
+    init: starts.Start = Kaiming()
     rslora: bool = False
 
     @classmethod
@@ -97,7 +108,7 @@ class LoRA(Ranked):
         return {**presets.preset(values["preset"]).fields(), **rest}
 
     def around(self, site: Site) -> Build:
-        module = MODULES[site.kind]
+        module = MovedLinear if self.init.moves and site.kind == "linear" else MODULES[site.kind]
         return lambda start: module(self, site, start)
 
     def edits(self, sites: tuple[Site, ...], statistics: Mapping[str, Any] | None = None) -> tuple[Edit, ...]:
@@ -112,7 +123,43 @@ class LoRA(Ranked):
         rows, problems = token_rows.chosen(self.trainable_token_indices, sites)
         saved = self.saved(sites)
         twice = [f"{site.name}: modules_to_save trains all of its rows already" for site, _ in rows if site in saved]
-        return [*problems, *super().problems(adapted, sites), *twice]
+        started = [
+            f"{site.name}: init {self.init.kind} starts linears alone; choose kaiming or gaussian, or leave it out"
+            for site in adapted
+            if site.kind != "linear" and not self.init.embeddings
+        ]
+        unfit = [self.init.problem(site, self.rank(site)) for site in adapted if site.kind == "linear"]
+        return [*problems, *super().problems(adapted, sites), *twice, *started, *filter(None, unfit)]
+
+    def statistic(self, sites: tuple[Site, ...]) -> Statistic | None:
+        return self.init.statistic([Adapted(site, self.rank(site)) for site in self.adapted(sites)])
+
+    def given(self, sites: tuple[Site, ...], statistics: Mapping[str, Tensor]) -> Self:
+        """Where the start reads inputs, the rank of each layer is that of its A, and a layer without one is left out;
+        alpha keeps its ratio to the rank."""
+        if self.init.reads != "inputs" or not statistics:
+            return self
+        before = self.adapted(sites)
+        ranks = {site.name: len(statistics[f"{site.name}.A"]) for site in before if f"{site.name}.A" in statistics}
+        kept = [site for site in before if site.name in ranks]
+        alphas = {site.name: self.alpha_of(site) * ranks[site.name] / self.rank(site) for site in kept}
+        named = {} if len(kept) == len(before) else {"target_modules": tuple(ranks)}
+        return self.model_copy(update={"rank_pattern": ranks, "alpha_pattern": alphas, **named})
+
+    def finished(self) -> Self:
+        """Its start no longer matters; one that was subtracted has become half of an adapter of twice the rank, whose
+        alpha is such that the scale stays."""
+        if not self.init.moves:
+            return self if self.init.embeddings else self.model_copy(update={"init": Kaiming()})
+        more = math.sqrt(2) if self.rslora else 2
+        changed = {
+            "init": Kaiming(),
+            "r": 2 * self.r,
+            "alpha": more * self.alpha,
+            "rank_pattern": {key: 2 * r for key, r in self.rank_pattern.items()},
+            "alpha_pattern": {key: more * alpha for key, alpha in self.alpha_pattern.items()},
+        }
+        return self.model_copy(update=changed)
 
     def wasteful(self, edits: Iterable[Edit]) -> list[str]:
         edits = tuple(edits)
@@ -130,11 +177,18 @@ class LoRA(Ranked):
         r = self.rank(site)
         return self.alpha_of(site) / (math.sqrt(r) if self.rslora else r)
 
+    def frozen(self, edit: Edit) -> int:
+        moved = self.init.moves and edit.place == "around" and edit.site.kind == "linear"
+        return self.rank(edit.site) * sum(edit.site.shape) if moved else 0
+
     def note(self, edit: Edit) -> str:
         return f"{len(edit.build.args[0])} rows" if isinstance(edit.build, partial) else super().note(edit)
 
     def remarks(self, sites: tuple[Site, ...]) -> tuple[str, ...]:
-        return (*token_rows.remarks(self.trainable_token_indices, sites), *self.left_out(sites))
+        dealt = all(site.name in self.rank_pattern for site in self.adapted(sites))
+        remark = "" if dealt else self.init.remark()
+        rows = token_rows.remarks(self.trainable_token_indices, sites)
+        return (*rows, *self.left_out(sites), *([remark] if remark else []))
 
     def advice(self) -> str:
         tune = " (rsLoRA: lower it as r grows)" if self.rslora else ""
@@ -189,7 +243,7 @@ class LoRA(Ranked):
             "lora_dropout": self.dropout,
             "bias": self.bias,
             "trainable_token_indices": token_rows.listed(self.trainable_token_indices),
-            "init_lora_weights": True if self.init == "kaiming" else self.init,
+            "init_lora_weights": self.init.peft(),
             "use_rslora": self.rslora,
             "fan_in_fan_out": any(edit.site.transposed and edit.site.kind == "linear" for edit in edits),
         }
@@ -229,9 +283,10 @@ class LoRA(Ranked):
         if parameters := peft_parts.listed(given):
             modules, strange = peft_parts.beside(given, ours["target_modules"], sites)
             ours["target_modules"], problems = (*modules, *parameters), [*problems, *strange]
-        init = STARTS.get(str(given.get("init_lora_weights", True)))
+        init, strange = starts.of_peft(given)
+        problems += strange
         if init is None:
-            remedy = "start from kaiming or gaussian"
+            remedy = f"start from {', '.join(starts.STARTS)}"
             problems.append(f"init_lora_weights: {given['init_lora_weights']!r} has no counterpart here; {remedy}")
         return {**ours, "init": init, "trainable_token_indices": given.get("trainable_token_indices") or ()}, problems
 
@@ -251,7 +306,6 @@ class LoRA(Ranked):
         return {**ours, "trainable_token_indices": tokens}, problems
 
 
-STARTS = {"True": "kaiming", "None": "kaiming", "gaussian": "gaussian"}
 MOVES_THE_BASE = frozenset({"pissa", "olora", "corda", "loftq", "lora_ga"})
 
 
@@ -259,8 +313,9 @@ class LoRALinear(AroundLinear):
     def __init__(self, config: LoRA, site: Site, start: Start) -> None:
         super().__init__()
         r = config.rank(site)
-        kaiming = config.init == "kaiming"
-        self.A = start.uniform(site.d_in**-0.5, r, site.d_in) if kaiming else start.normal(1 / r, r, site.d_in)
+        if not isinstance(config.init, Beside):
+            raise TargetError(f"init: {config.kind} cannot start from {config.init.kind}; lora can")
+        self.A = config.init.A(site, r, start)
         self.B = start.zeros(site.d_out, r)
         dropout = 0.0 if site.part_of else config.dropout  # what enters A is never seen there
         self.scale, self.dropout, self.site = config.scale(site), dropout, site_id(site.name)
@@ -270,6 +325,40 @@ class LoRALinear(AroundLinear):
 
     def merged(self, W: Tensor) -> Tensor:
         return torch.addmm(W, self.B.to(W.dtype), self.A.to(W.dtype), alpha=self.scale)
+
+
+class MovedLinear(LoRALinear):
+    """W' = W + s (B A - B0 A0) = W + s [B - B0, B0] [A; A - A0]: LoRA of twice the rank.
+
+    At the start both differences are zero, and so is every term of the product, to the bit in any order and type;
+    [B, -B0] [A; A0] would round.  A0 and B0 stay as they are.
+    """
+
+    A0: Tensor
+    B0: Tensor
+
+    def __init__(self, config: LoRA, site: Site, start: Start) -> None:
+        AroundLinear.__init__(self)
+        assert isinstance(config.init, Moved)
+        A, B = config.init.factors(site, config.rank(site), config.scale(site), start)
+        self.A, self.B = nn.Parameter(A), nn.Parameter(B)
+        self.register_buffer("A0", A.clone())
+        self.register_buffer("B0", B.clone())
+        self.scale, self.dropout, self.site = config.scale(site), config.dropout, site_id(site.name)
+
+    def finished(self) -> dict[str, Tensor]:
+        return {"A": torch.cat([self.A, self.A - self.A0]), "B": torch.cat([self.B - self.B0, self.B0], dim=1)}
+
+    def start(self) -> dict[str, Tensor]:
+        """What a checkpoint has to hold beside the parameters."""
+        return {"A": self.A0, "B": self.B0}
+
+    def low_rank(self) -> LowRank:
+        return LowRank(**self.finished(), scale=self.scale, dropout=self.dropout, site=self.site)
+
+    def merged(self, W: Tensor) -> Tensor:
+        both = self.finished()
+        return torch.addmm(W, both["B"].to(W.dtype), both["A"].to(W.dtype), alpha=self.scale)
 
 
 class LoRAEmbedding(nn.Module):

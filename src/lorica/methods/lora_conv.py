@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lorica.kernels import FrozenConv, LowRank, site_id
 from lorica.methods.contract import AroundConv, Flow, Start
+from lorica.methods.starts.contract import Init
 from lorica.site import Site
 
 
@@ -25,7 +26,7 @@ class Config(Protocol):
     @property
     def dropout(self) -> float: ...
     @property
-    def init(self) -> str: ...
+    def init(self) -> Init: ...
     def rank(self, site: Site) -> int: ...
     def scale(self, site: Site) -> float: ...
 
@@ -34,7 +35,7 @@ class LoRAConv(AroundConv):
     def __init__(self, config: Config, site: Site, start: Start) -> None:
         super().__init__()
         r, under = config.rank(site), site.shape[1:]
-        kaiming = config.init != "gaussian"
+        kaiming = config.init.kind != "gaussian"
         self.A = start.uniform(site.d_in**-0.5, r, *under) if kaiming else start.normal(1 / r, r, *under)
         self.B = start.zeros(site.d_out, r, *(1,) * (len(under) - 1))
         self.scale, self.dropout, self.site = config.scale(site), config.dropout, site_id(site.name)

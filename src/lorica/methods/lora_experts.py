@@ -21,7 +21,7 @@ class LoRAExperts(nn.Module):
         super().__init__()
         r, (self.experts, d_out, d_in) = config.rank(site), site.shape
         shape = (r * self.experts, d_in)
-        self.A = start.normal(1 / r, *shape) if config.init == "gaussian" else start.uniform(d_in**-0.5, *shape)
+        self.A = start.normal(1 / r, *shape) if config.init.kind == "gaussian" else start.uniform(d_in**-0.5, *shape)
         self.B = start.zeros(d_out, r * self.experts)
         self.scale = config.scale(site)
 

@@ -226,6 +226,7 @@ class Trainer:
         life = self.learner.life
         tensors = {
             "adapter": self._adapter_state(),
+            "start": {name: tensor.cpu().contiguous() for name, tensor in self.attached.start().items()},
             "optimizer": {name: tensor.cpu() for name, tensor in self.learner.optimizer.state().items()},
             "best": self.progress.best,
             "life": {} if life is None else dict(life.state_dict()),
@@ -244,6 +245,7 @@ class Trainer:
 
     def _restore(self, start: Checkpoint) -> None:
         self.attached.load_state(start.tensors["adapter"])
+        self.attached.load_start(start.tensors.get("start", {}))
         self.learner.optimizer.load_state(start.tensors["optimizer"])
         if self.learner.life is not None:
             self.learner.life.load_state_dict(start.tensors.get("life", {}))

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from lorica.adapter import Attached, read
 from lorica.errors import CheckpointError, LoricaError, RequestError
+from lorica.train import checkpoint as checkpoints
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-ADAPTER = "adapter"
+ADAPTER, TRAINED = "adapter", "trained"
 _Trainer: Any = import_module("transformers").Trainer
 """Without its types, for which a type checker reads a thousand files of models."""
 
@@ -34,6 +35,11 @@ class Trainer(_Trainer):
             return
         folder = Path(output_dir or str(self.args.output_dir))
         self.attached.save(folder / ADAPTER, training_forwards=self.attached.clock.step)
+        if self.attached.rewritten:
+            parts = {"adapter": self.attached.state(), "start": self.attached.start()}
+            checkpoints.save(
+                folder / TRAINED, self.state.global_step, {name: _held(part) for name, part in parts.items()}, {}
+            )
         if self.processing_class is not None:
             self.processing_class.save_pretrained(str(folder))
 
@@ -47,7 +53,14 @@ class Trainer(_Trainer):
         """Dropout goes on where it was: its step is the number of training forwards made."""
         try:
             file = read(Path(checkpoint) / ADAPTER)
-            self.attached.load_state(file.tensors)
+            trained, _ = checkpoints.newest(Path(checkpoint) / TRAINED)
+            if trained is not None:
+                self.attached.load_start(trained.tensors["start"])
+            self.attached.load_state(file.tensors if trained is None else trained.tensors["adapter"])
         except LoricaError as error:
             raise CheckpointError(str(error)) from error
         self.attached.clock.step = int((file.manifest or {}).get("training_forwards", 0))
+
+
+def _held(part: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in part.items()}

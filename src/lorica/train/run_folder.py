@@ -79,6 +79,15 @@ class RunFolder:
             )
 
 
+def start_of(path: Path) -> Mapping[str, Tensor] | None:
+    """What the modules of the run in a folder started from, by its newest checkpoint; None without one."""
+    if not any((path / "checkpoints").glob("step-*/start.safetensors")):
+        return None
+    with durable.Lock(path):
+        found, _ = checkpoint.newest(path / "checkpoints")
+    return None if found is None else found.tensors.get("start", {})
+
+
 def refuse_occupied(path: Path) -> None:
     """RequestError where a run is in the folder already."""
     held = [name for name in HOLDINGS if (path / name).exists()]

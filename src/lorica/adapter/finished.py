@@ -1,0 +1,34 @@
+"""A trained adapter as its file holds it, where the method of the file is not the one that trained it.
+
+PiSSA's starting product is subtracted in one of its own: what is written is a plain LoRA of twice the rank, which any
+reader of such files computes with, and from which training goes on as from any other.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from lorica.adapter.installed import Modules
+from lorica.adapter.plan import Plan, plan
+
+
+def finished(trained: Plan, modules: Modules) -> tuple[Plan, dict[str, Tensor]]:
+    """The plan of the file, and its tensors by their key, which may share memory with the parameters."""
+    methods = [method.finished() for method in trained.methods]
+    if all(method is before for method, before in zip(methods, trained.methods, strict=True)):
+        return trained, _held(trained, modules)
+    file = plan(trained.base, methods, source=trained.source, trained=True)
+    return file, _held(file, modules)
+
+
+def _held(file: Plan, modules: Modules) -> dict[str, Tensor]:
+    values = {planned.key: _values(modules[planned.key]) for planned in file.edits}
+    return {
+        key: values[planned.key][tensor.name].detach()
+        for planned in file.edits
+        for key, tensor in planned.tensors.items()
+    }
+
+
+def _values(module: nn.Module) -> Mapping[str, Tensor]:
+    return module.finished() if hasattr(module, "finished") else dict(module.named_parameters())  # type: ignore[operator]

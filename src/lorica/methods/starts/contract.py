@@ -1,0 +1,104 @@
+"""The contract of a start: what A and B of a low-rank module are before the first step.
+
+    Beside    A = start.A(...), B = 0                                   W' = W
+    Moved     A0, B0 = start.factors(...), neither of them zero         W' = W + s (B A - B0 A0),  A = A0, B = B0
+
+Either way step 0 is exactly the base, and the base is not written.  A start that `reads` the training data has a
+`statistic`, which sees the inputs of the layers, or the gradients of their weights, before anything is attached; what
+it found comes back as `start.given`.  Every start is a frozen config, so that its options are a recipe's entries.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from lorica.errors import TargetError
+from lorica.methods.contract import Start
+from lorica.methods.statistic import Adapted, Statistic
+from lorica.site import Site
+
+
+class Init(BaseModel):
+    """A start by its name, with its options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    kind: ClassVar[str]
+    moves: ClassVar[bool] = False
+    """Whether the start is subtracted in a product of its own."""
+    reads: ClassVar[Literal["inputs", "gradients"] | None] = None
+    """What of the training data it is made from."""
+    embeddings: ClassVar[bool] = False
+    """Whether it starts embeddings too."""
+
+    def problem(self, site: Site, r: int) -> str:
+        """Why this layer cannot start so with rank r; empty when it can."""
+        return ""
+
+    def statistic(self, sites: Sequence[Adapted]) -> Statistic | None:
+        """What sees the training data on these sites; None for a start that needs none of it."""
+        return None
+
+    def remark(self) -> str:
+        """What a plan says about it; empty when there is nothing to say."""
+        return ""
+
+    def peft(self) -> str | bool:
+        """`init_lora_weights` of an adapter that is finished, to which its start no longer matters."""
+        return True
+
+    @classmethod
+    def of_peft(cls, named: str, config: Mapping[str, Any]) -> "tuple[Init | None, list[str]]":
+        """The start that `init_lora_weights: named` of a PEFT config means, if it is one of this kind, and what of its
+        options has no counterpart."""
+        return (cls(), []) if named == cls.kind else (None, [])
+
+
+class Beside(Init):
+    """B is zero and A is not."""
+
+    def A(self, site: Site, r: int, start: Start) -> nn.Parameter:
+        """(r, d_in)"""
+        raise NotImplementedError
+
+
+class Moved(Init):
+    """B A is not zero at the start, and B0 A0 is subtracted."""
+
+    moves: ClassVar[bool] = True
+
+    def factors(self, site: Site, r: int, scale: float, start: Start) -> tuple[Tensor, Tensor]:
+        """A0 (r, d_in) and B0 (d_out, r) as the start's own type and device; those that were given come first, so that
+        a run that is resumed goes on from the ones that it began with."""
+        if start.device.type == "meta":
+            return start.empty(r, site.d_in).data, start.empty(site.d_out, r).data
+        if not start.given:
+            A, B = self.found(site, r, scale, start)
+        else:
+            A, B = given(site, start, "A", (r, site.d_in)), given(site, start, "B", (site.d_out, r))
+        # contiguous, and never a view that shares its memory with the base
+        return tuple(F.to(start.device, start.dtype, copy=True).contiguous() for F in (A, B))  # type: ignore[return-value]
+
+    def found(self, site: Site, r: int, scale: float, start: Start) -> tuple[Tensor, Tensor]:
+        """A0 and B0 from the weight alone."""
+        raise NotImplementedError
+
+
+def given(site: Site, start: Start, part: str, shape: tuple[int, ...]) -> Tensor:
+    """What the statistics hold for this part of a site's module.  TargetError where it has another shape."""
+    tensor = start.given.get(part)
+    if tensor is None or tuple(tensor.shape) != shape:
+        found = "nothing" if tensor is None else tuple(tensor.shape)
+        raise TargetError(
+            f"{site.name}: the statistics hold {found} for {part}, not {shape}: they are of another method"
+        )
+    return tensor
+
+
+def need_statistics(name: str) -> TargetError:
+    return TargetError(
+        f"init: {name} starts from training data; give lorica.attach(model, method, "
+        "statistics=lorica.statistics(model, method, rows))"
+    )
