@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from campaign.interop.cases import Case, cases
-from lorica.adapter import Attached
+from lorica.adapter import attached
 from lorica.methods import lora
 from lorica.methods.lora import LoRA
 from lorica.models import parameter_of
@@ -94,14 +94,14 @@ def _written_without(field: str, value: Any):
 
 @contextmanager
 def _one_tensor_unwritten() -> Iterator[None]:
-    state = Attached.state
+    whole = attached.finished
 
-    def short(self: Attached) -> dict[str, Any]:
-        tensors = state(self)
+    def short(*given: Any) -> Any:
+        plan, tensors = whole(*given)
         tensors.popitem()
-        return tensors
+        return plan, tensors
 
-    with patch.object(Attached, "state", short):
+    with patch.object(attached, "finished", short):
         yield
 
 
