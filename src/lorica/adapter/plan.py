@@ -12,12 +12,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorica.errors import TargetError
 from lorica.kernels import FrozenWeight
 from lorica.methods import Method, method_of_peft
-from lorica.methods.contract import Edit, Start
+from lorica.methods.contract import Edit, Start, stored
 from lorica.models import sites as sites_of
 from lorica.site import Site
 
@@ -28,15 +28,20 @@ Methods = Method | Sequence[Method] | Any
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A trained tensor: its name in the module of its edit, and its shape."""
+    """A tensor of the adapter file: its name in the module of its edit, its shape, and whether it is trained."""
 
     name: str
     shape: tuple[int, ...]
+    trained: bool = True
+
+    def of(self, module: nn.Module) -> Tensor:
+        """The tensor itself, in the module of its edit."""
+        return module.get_parameter(self.name) if self.trained else module.get_buffer(self.name)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PlannedEdit:
-    """One edit, the method it comes from, and the tensors its module trains, each by its key in the adapter file."""
+    """One edit, the method it comes from, and the tensors the adapter file keeps of its module, each by its key."""
 
     edit: Edit
     method: Method
@@ -44,7 +49,8 @@ class PlannedEdit:
 
     @property
     def parameters(self) -> int:
-        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+        """How many are trained."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values() if tensor.trained)
 
     @property
     def site(self) -> Site:
@@ -110,9 +116,15 @@ class Plan:
         return sum(planned.parameters for planned in self.edits)
 
     @cached_property
+    def frozen_parameters(self) -> int:
+        """Elements of the adapter that are kept in its file and not trained."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values() if not tensor.trained)
+
+    @cached_property
     def total_parameters(self) -> int:
         """Parameters of the adapted model in use; an original that a copy stands in for is not counted twice."""
-        return self.base_parameters + sum(planned.parameters - planned.replaces for planned in self.edits)
+        added = sum(planned.parameters - planned.replaces for planned in self.edits)
+        return self.base_parameters + added + self.frozen_parameters
 
     @property
     def trainable_percent(self) -> float:
@@ -152,7 +164,7 @@ class Plan:
 
     @cached_property
     def tensors(self) -> dict[str, PlannedTensor]:
-        """Everything that is trained, by its key in the adapter file."""
+        """Everything that the adapter file keeps, by its key."""
         return {key: tensor for planned in self.edits for key, tensor in planned.tensors.items()}
 
     def of(self, method: Method) -> tuple[Edit, ...]:
@@ -226,9 +238,8 @@ def _tensors(edit: Edit, method: Method, around: Container[str]) -> dict[str, Pl
     parameter = torch.empty(shape, device=META) if edit.place == "instead" else None
     module = edit.build(Start(torch.Generator(), META, torch.float32, weight, parameter))
     return {
-        method.file_name(edit, name, around): PlannedTensor(name, tuple(trained.shape))
-        for name, trained in module.named_parameters()
-        if trained.requires_grad
+        method.file_name(edit, name, around): PlannedTensor(name, tuple(kept.shape), isinstance(kept, nn.Parameter))
+        for name, kept in stored(module).items()
     }
 
 

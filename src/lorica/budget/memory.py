@@ -85,7 +85,7 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool) -> Memory:
     activations = work.tokens * (kept * block + recomputed * shapes.d * width + (block if recomputed else 0))
     return Memory(
         weights=sum(prod(site.shape) * BYTES[site.dtype] for site in plan.base if site.kind == "parameter"),
-        adapter=TRAINED * plan.trainable_parameters,
+        adapter=TRAINED * (plan.trainable_parameters + plan.frozen_parameters),
         gradients=TRAINED * plan.trainable_parameters,
         optimizer=MOMENTS * TRAINED * plan.trainable_parameters,
         activations=activations,

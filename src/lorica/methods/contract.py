@@ -10,6 +10,9 @@ Five edits are closed, methods are open.  Each edit says where it goes; what its
     KeysValuesBefore(site)    forward() -> keys, values, each (P, heads_kv, d_head)
     TokensBefore(site)        forward() -> (P, d)
     Instead(site)             forward() -> the trainable copy that takes the parameter's place
+
+Parameters are trained.  Persistent buffers are not, and are kept in the adapter file beside them: what an adapter needs
+to compute again and nothing else holds (a frozen factor).  Other buffers are made anew by `build`.
 """
 
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
@@ -64,6 +67,16 @@ class Start:
 
 
 Build = Callable[[Start], nn.Module]
+
+
+def stored(module: nn.Module) -> dict[str, Tensor]:
+    """What the adapter file keeps of an edit's module, by name: trained parameters and persistent buffers."""
+    kept = module.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in kept.items() if not _is_frozen_parameter(tensor)}
+
+
+def _is_frozen_parameter(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
 
 
 @dataclass(frozen=True, eq=False)
