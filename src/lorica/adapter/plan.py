@@ -223,13 +223,13 @@ def plan(
 
 
 def _method(given: Any, sites: tuple[Site, ...]) -> Method:
-    """A method as it is, or the one that a config object of PEFT describes."""
+    """A method, or the one that a config object of PEFT describes, with its words for this base written out."""
     if isinstance(given, Method):
-        return given
+        return given.resolved(sites)
     peft_type = getattr(given, "peft_type", None)
     if peft_type is None:
         raise TargetError(f"method: {type(given).__name__} is none; give lorica.LoRA(r=8), or a config of PEFT")
-    return method_of_peft(given).from_peft(given, sites)
+    return method_of_peft(given).from_peft(given, sites).resolved(sites)
 
 
 def _tensors(edit: Edit, method: Method, around: Container[str]) -> dict[str, PlannedTensor]:

@@ -7,6 +7,7 @@ Every c is a vector or absent (1; c_drop absent means 0).  LoRA has none of them
 dropout), VeRA c_mid and c_out, AdaLoRA c_mid, IA3 c_base alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,14 @@ class LowRank:
 
     def drop(self, x: Tensor, noise: Noise | None) -> Tensor:
         """The input of the low-rank path: x where there is no noise (evaluation) or no dropout."""
-        return x if noise is None or not self.dropout else x * noise.keep(self.dropout, self.site, x)
+        return self.dropping(noise)(x)
+
+    def dropping(self, noise: Noise | None) -> Callable[[Tensor], Tensor]:
+        """`drop` as a function of x alone, to be called again: a mask is never kept."""
+        if noise is None or not self.dropout:
+            return lambda x: x
+        dropout, site = self.dropout, self.site
+        return lambda x: x * noise.keep(dropout, site, x)
 
     def delta(self, x: Tensor) -> Tensor:
         """The low-rank path alone, x already dropped: (..., d_in) -> (..., d_out)."""
@@ -123,16 +131,45 @@ class _FusedShared(torch.autograd.Function):
         return grad_x, grad_A, grad_B, None, None, None
 
 
+class _FrozenA(torch.autograd.Function):
+    """_Fused with A frozen: of the input only its (T, r) product with A is saved.  Masks are drawn again for the
+    gradient of x."""
+
+    @staticmethod
+    def forward(ctx, x, A, B, scale, weight, bias, drop):  # type: ignore[override]
+        middle = drop(x).reshape(-1, x.shape[-1]) @ A.T
+        y = weight.product(x, bias).reshape(-1, B.shape[0])
+        y.addmm_(middle, B.T, alpha=scale)
+        ctx.save_for_backward(middle, A, B)
+        ctx.scale, ctx.weight, ctx.drop, ctx.shape = scale, weight, drop, x.shape
+        return y.view(*x.shape[:-1], B.shape[0])
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[override]
+        middle, A, B = ctx.saved_tensors
+        wants_x, _, wants_B, _, _, wants_bias, _ = ctx.needs_input_grad
+        grad = grad.reshape(-1, grad.shape[-1])
+        grad_x = None
+        if wants_x:
+            through_A = ctx.drop(((grad @ B).mul_(ctx.scale) @ A).view(ctx.shape))
+            grad_x = through_A.add_(ctx.weight.transposed_product(grad).view(ctx.shape))
+        grad_B = (middle.T @ grad).mul_(ctx.scale).T if wants_B else None
+        return grad_x, None, grad_B, None, None, grad.sum(0) if wants_bias else None, None
+
+
 def low_rank_linear(
     x: Tensor, weight: FrozenWeight, bias: Tensor | None, low_rank: LowRank, noise: Noise | None = None
 ) -> Tensor:
-    """`reference`, by hand-written gradients where the LowRank is plain and the bias frozen.
+    """`reference`, by hand-written gradients where the LowRank is plain and either A or the bias is frozen.
 
     A and B are cast to x.dtype (they are small); x is never cast.
     """
-    if not low_rank.plain or (bias is not None and bias.requires_grad):
+    frozen = not low_rank.A.requires_grad
+    if not low_rank.plain or (bias is not None and bias.requires_grad and not frozen):
         return reference(x, weight, bias, low_rank, noise)
     A, B = low_rank.A.to(x.dtype), low_rank.B.to(x.dtype)
+    if frozen:
+        return _FrozenA.apply(x, A, B, low_rank.scale, weight, bias, low_rank.dropping(noise))  # type: ignore
     if noise is None or not low_rank.dropout:
         return _FusedShared.apply(x, A, B, low_rank.scale, weight, bias)  # type: ignore[return-value]
     return _Fused.apply(x, low_rank.drop(x, noise), A, B, low_rank.scale, weight, bias)  # type: ignore[return-value]

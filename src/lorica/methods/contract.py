@@ -182,6 +182,8 @@ class Method(BaseModel):
     peft_type: ClassVar[str | None] = None
     mergeable: ClassVar[bool] = True
     batchable: ClassVar[bool] = True
+    beyond_peft: ClassVar[tuple[str, ...]] = ()
+    """Fields that PEFT's config has no word for; a folder's lorica.json says them, and that it is this method."""
     peft_names: ClassVar[Mapping[str, str]] = {}
     """Fields by the name that PEFT gives them, and what to write here instead."""
 
@@ -192,6 +194,11 @@ class Method(BaseModel):
         if given:
             raise ValueError("; ".join(f"{name} is PEFT's name: {cls.peft_names[name]}" for name in given))
         return values
+
+    def resolved(self, sites: tuple[Site, ...]) -> "Method":
+        """The method with everything written out that its config says relative to a base (ranks by depth).  TargetError
+        where the base has no such thing."""
+        return self
 
     def edits(self, sites: tuple[Site, ...], statistics: Mapping[str, Any] | None = None) -> tuple[Edit, ...]:
         """The edits on a base with these sites.  TargetError names all that does not fit."""

@@ -47,6 +47,7 @@ class LoRA(Ranked):
         "lora_alpha": "write alpha",
         "lora_dropout": "write dropout",
         "use_rslora": "write rslora",
+        "use_dora": "write method: dora (lorica.DoRA)",
         "init_lora_weights": "write init: kaiming or gaussian",
         "rank": "write r",
         "fan_in_fan_out": "leave it out, it is read off the layer",
@@ -172,7 +173,7 @@ class LoRA(Ranked):
             return super().site_of_file(name, shapes)
         if {"A.weight", "B.weight"} <= ends.keys():
             return Site(name=name, kind="linear", shape=(ends["B.weight"][0], ends["A.weight"][-1]))
-        if set(ends) == {"embedding_A", "embedding_B"}:
+        if {"embedding_A", "embedding_B"} <= ends.keys():
             return Site(name=name, kind="embedding", shape=(ends["embedding_A"][-1], ends["embedding_B"][0]))
         raise AdapterError(f"{name}: half of a low-rank pair is missing from the file")
 

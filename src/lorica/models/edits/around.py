@@ -51,9 +51,13 @@ def _plain(module: nn.Module) -> nn.Module:
     return module
 
 
-def _merged_in(site: Site, base: nn.Module, adapter: nn.Module) -> Undo:
+def _drops(adapter: nn.Module) -> bool:
     low_rank = adapter.low_rank() if hasattr(adapter, "low_rank") else None  # type: ignore[operator]
-    if not hasattr(adapter, "merged") or (low_rank is not None and low_rank.dropout):
+    return bool(getattr(adapter, "dropout", 0) if low_rank is None else low_rank.dropout)
+
+
+def _merged_in(site: Site, base: nn.Module, adapter: nn.Module) -> Undo:
+    if not hasattr(adapter, "merged") or _drops(adapter):
         raise TargetError(
             f"{site.name}: nn.MultiheadAttention reads this weight without calling its module, "
             "so only a method with a merged weight and dropout 0 fits; leave it out of target_modules"
