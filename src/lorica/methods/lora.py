@@ -32,6 +32,7 @@ class LoRA(Ranked):
     target_modules  preset, list of names or glob; see `lorica.methods.targets`
     bias            which of the base's biases are trained too: none, lora_only (those of adapted layers) or all
     rank_pattern, alpha_pattern     name of a module, or its end after a dot, to its own r or alpha
+    ramp            {from: 4, to: 16}: r from the first block to the last, which becomes a rank_pattern
     modules_to_save modules trained in full and saved whole, such as a new head
     trainable_token_indices     tokens whose rows of the input embedding, and of what is tied to it, are trained;
                     a mapping names other embeddings, such as an untied head
