@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from lorica.adapter import attach, load, plan
-from lorica.errors import TargetError
+from lorica.errors import RecipeError, TargetError
 from lorica.methods import DoRA, LoRA
+from lorica.recipe import Recipe
 from lorica.site import Site
 from tiny_bases import BERT, LLAMA, T5, stir
 
@@ -91,3 +92,9 @@ def test_a_config_says_it_as_a_recipe_does():
     assert LoRA.model_validate(method.model_dump(mode="json")) == method
     with pytest.raises(ValueError, match="start"):
         LoRA.model_validate({"ramp": {"from": 4, "to": 16, "start": 1}})
+
+
+def test_an_unknown_key_of_a_ramp_is_told_with_its_path():
+    fields: Any = {"name": "lora", "ramp": {"form": 4, "to": 16}}
+    with pytest.raises(RecipeError, match=r"method\.ramp\.form: unknown key; did you mean 'from'\?"):
+        Recipe(model="embedded", method=fields, data="train.jsonl")

@@ -44,6 +44,12 @@ class LowRank:
         """The input of the low-rank path: x where there is no noise (evaluation) or no dropout."""
         return self.dropping(noise)(x)
 
+    @property
+    def stretched(self) -> bool:
+        """One gain on the sum of both products, and no other."""
+        others = (self.bias, self.input, self.middle, self.dropped_base)
+        return self.base is not None and self.base is self.output and all(gain is None for gain in others)
+
     def dropping(self, noise: Noise | None) -> Callable[[Tensor], Tensor]:
         """`drop` as a function of x alone, to be called again: a mask is never kept."""
         if noise is None or not self.dropout:
@@ -131,6 +137,34 @@ class _FusedShared(torch.autograd.Function):
         return grad_x, grad_A, grad_B, None, None, None
 
 
+class _Stretched(torch.autograd.Function):
+    """y = z + (gain - 1) z + bias for z = x W^T + s (x A^T) B^T; saves x, the (T, r) middle and z."""
+
+    @staticmethod
+    def forward(ctx, x, A, B, gain, scale, weight, bias):  # type: ignore[override]
+        flat = x.reshape(-1, x.shape[-1])
+        middle = flat @ A.T
+        y = weight.product(x, bias).reshape(-1, B.shape[0])
+        y.addmm_(middle, B.T, alpha=scale)
+        z = y if bias is None else y - bias
+        ctx.save_for_backward(flat, middle, A, B, gain, z)
+        ctx.scale, ctx.weight, ctx.shape = scale, weight, x.shape
+        return torch.addcmul(y, z, (gain - 1).to(y.dtype)).view(*x.shape[:-1], B.shape[0])
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[override]
+        flat, middle, A, B, gain, z = ctx.saved_tensors
+        wants_x, wants_A, wants_B, wants_gain = ctx.needs_input_grad[:4]
+        grad = grad.reshape(-1, grad.shape[-1])
+        grad_gain = (grad * z).sum(0, dtype=gain.dtype) if wants_gain else None
+        grad = grad * gain.to(grad.dtype)
+        inner = (grad @ B).mul_(ctx.scale)
+        grad_x = ctx.weight.transposed_product(grad).addmm_(inner, A).view(ctx.shape) if wants_x else None
+        grad_A = inner.T @ flat if wants_A else None
+        grad_B = (middle.T @ grad).mul_(ctx.scale).T if wants_B else None
+        return grad_x, grad_A, grad_B, grad_gain, None, None, None
+
+
 class _FrozenA(torch.autograd.Function):
     """_Fused with A frozen: of the input only its (T, r) product with A is saved.  Masks are drawn again for the
     gradient of x."""
@@ -160,14 +194,19 @@ class _FrozenA(torch.autograd.Function):
 def low_rank_linear(
     x: Tensor, weight: FrozenWeight, bias: Tensor | None, low_rank: LowRank, noise: Noise | None = None
 ) -> Tensor:
-    """`reference`, by hand-written gradients where the LowRank is plain and either A or the bias is frozen.
+    """`reference`, by hand-written gradients where the LowRank is plain or stretched, with a trained bias only beside a
+    frozen A.
 
     A and B are cast to x.dtype (they are small); x is never cast.
     """
-    frozen = not low_rank.A.requires_grad
-    if not low_rank.plain or (bias is not None and bias.requires_grad and not frozen):
+    frozen = low_rank.plain and not low_rank.A.requires_grad
+    stretched = low_rank.stretched and (noise is None or not low_rank.dropout)
+    trains_bias = bias is not None and bias.requires_grad
+    if not (low_rank.plain or stretched) or (trains_bias and not frozen):
         return reference(x, weight, bias, low_rank, noise)
     A, B = low_rank.A.to(x.dtype), low_rank.B.to(x.dtype)
+    if stretched:
+        return _Stretched.apply(x, A, B, low_rank.base, low_rank.scale, weight, bias)  # type: ignore[return-value]
     if frozen:
         return _FrozenA.apply(x, A, B, low_rank.scale, weight, bias, low_rank.dropping(noise))  # type: ignore
     if noise is None or not low_rank.dropout:
