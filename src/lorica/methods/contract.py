@@ -17,7 +17,7 @@ to compute again and nothing else holds (a frozen factor).  Other buffers are ma
 
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -182,6 +182,8 @@ class Method(BaseModel):
     peft_type: ClassVar[str | None] = None
     mergeable: ClassVar[bool] = True
     batchable: ClassVar[bool] = True
+    keeps: ClassVar[tuple[Literal["inputs", "outputs"], ...]] = ("inputs",)
+    """What of the layers it is around the backward pass needs, for the forecast of memory."""
     beyond_peft: ClassVar[tuple[str, ...]] = ()
     """Fields that PEFT's config has no word for; a folder's lorica.json says them, and that it is this method."""
     peft_names: ClassVar[Mapping[str, str]] = {}

@@ -12,7 +12,7 @@ Liu et al. 2024, arXiv:2402.09353, equations 5 and 11; with dropout as in the au
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ class DoRA(LoRA):
     """Weight-decomposed low-rank adaptation.  Every field means what it means in LoRA."""
 
     kind: ClassVar[str] = "dora"
+    keeps: ClassVar[tuple[Literal["inputs", "outputs"], ...]] = ("inputs", "outputs")
     keys: ClassVar[Mapping[str, str]] = {
         **LoRA.keys,
         "magnitude.m": ".lora_magnitude_vector",

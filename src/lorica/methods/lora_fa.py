@@ -10,7 +10,7 @@ Zhang et al. 2023, arXiv:2308.03303; the correction is its later version's.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -29,6 +29,7 @@ class LoRAFA(LoRA):
     """
 
     kind: ClassVar[str] = "lora-fa"
+    keeps: ClassVar[tuple[Literal["inputs", "outputs"], ...]] = ()
     beyond_peft: ClassVar[tuple[str, ...]] = ("corrected",)
     kinds: ClassVar[tuple[Kind, ...]] = ("linear",)
     translated: ClassVar[Mapping[str, str]] = {**LoRA.translated, "corrected": "corrected"}
