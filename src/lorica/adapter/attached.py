@@ -71,7 +71,6 @@ class Attached:
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What is trained, by its key in the adapter file; a parameter that sites share comes once."""
-        assert self.model is not None
         seen: set[int] = set()
         for key, parameter in self._keyed():
             if isinstance(parameter, nn.Parameter) and id(parameter) not in seen:
@@ -82,6 +81,7 @@ class Attached:
         return (parameter for _, parameter in self.named_parameters())
 
     def _keyed(self) -> Iterator[tuple[str, Tensor]]:
+        assert self.model is not None
         for planned in self.plan.edits:
             module = self.modules[planned.key]
             for key, tensor in planned.tensors.items():

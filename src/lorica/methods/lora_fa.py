@@ -10,6 +10,7 @@ Zhang et al. 2023, arXiv:2308.03303; the correction is its later version's.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -53,5 +54,4 @@ class LoRAFALinear(LoRALinear):
 
 class CorrectedLinear(LoRAFALinear):
     def low_rank(self) -> LowRank:
-        B = preconditioned(self.B, self.A, self.scale)
-        return LowRank(A=self.A, B=B, scale=self.scale, dropout=self.dropout, site=self.site)
+        return replace(super().low_rank(), B=preconditioned(self.B, self.A, self.scale))
