@@ -201,6 +201,10 @@ def _embedding_saved(family: Family, draw: Draw, tied: bool = False) -> Setting 
     return Setting(config=config, tied=tied, config_refused="tied" if tied or family.shared else None)
 
 
+def _stretched(setting: Setting | None) -> Setting | None:
+    return None if setting is None else replace(setting, config={**setting.config, "use_dora": True})
+
+
 def _kept_tied(setting: Setting | None) -> Setting | None:
     if setting is None:
         return None
@@ -284,7 +288,9 @@ OPTIONS: dict[str, Option] = {
     "norm saved": _norm_saved,
     "trainable tokens": _tokens,
     "convolution": _convolution,
-    "DoRA": _refused("use_dora", use_dora=True),
+    "DoRA": _with(use_dora=True),
+    "DoRA, rsLoRA, biases": _with(use_dora=True, use_rslora=True, bias="lora_only"),
+    "DoRA, embedding": lambda family, draw: _stretched(_embedding(family, draw)),
     "bias on B": _refused("lora_bias", lora_bias=True),
     "PiSSA": _refused("init_lora_weights", init_lora_weights="pissa"),
     "one of two adapters": _one_of_two,

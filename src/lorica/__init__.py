@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         RunError,
         TargetError,
     )
-    from lorica.methods import METHODS, Full, LoRA, Method, TrainableTokens
+    from lorica.methods import METHODS, DoRA, Full, LoRA, LoRAFA, Method, TrainableTokens
     from lorica.recipe import ModelConfig, Recipe
     from lorica.train import Run, TrainConfig
     from lorica.train.of_transformers import Trainer
@@ -55,9 +55,11 @@ __all__ = [
     "DataConfig",
     "DataError",
     "DivergedError",
+    "DoRA",
     "Full",
     "HoldOut",
     "LoRA",
+    "LoRAFA",
     "LoricaError",
     "Method",
     "ModelConfig",
@@ -93,7 +95,7 @@ ROOMS = {
     "adapter": ("Attached", "Bank", "Plan", "Verification"),
     "data": ("DataConfig", "HoldOut"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
-    "methods": ("METHODS", "Full", "LoRA", "Method", "TrainableTokens"),
+    "methods": ("METHODS", "DoRA", "Full", "LoRA", "LoRAFA", "Method", "TrainableTokens"),
     "recipe": ("ModelConfig", "Recipe"),
     "train": ("Run", "TrainConfig"),
     "train.of_transformers": ("Trainer",),

@@ -181,7 +181,7 @@ def an_empty_tensor(tensors, config):
         (not_finite, ["not finite", "up_proj.lora_B"]),
         (other_rank, ["(3, 32) in the file, (5, 32)"]),
         (a_regular_expression, ["rank_pattern", "(a+)+$", "only names"]),
-        (dora, ["use_dora"]),
+        (dora, ["lora_magnitude_vector: missing from the file"]),
         (unknown, ["spin: 3"]),
         (pissa, ["init_lora_weights", "convert it in PEFT"]),
         (another_method, ["VERAX"]),

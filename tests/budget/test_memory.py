@@ -10,7 +10,7 @@ from torch import nn
 from lorica import adapter, budget
 from lorica.budget.memory import Shapes, Workload, memory_of
 from lorica.errors import RequestError
-from lorica.methods import Full, LoRA
+from lorica.methods import DoRA, Full, LoRA, LoRAFA, Method
 from lorica.models import sites
 from lorica.models.causal_lm import CausalLM
 from lorica.models.layout import Layout
@@ -105,15 +105,15 @@ SMALL = {
 }
 
 
-def kept_bytes(dtype: torch.dtype, recomputed: int = 0) -> int:
+def kept_bytes(dtype: torch.dtype, recomputed: int = 0, method: Method | None = None) -> int:
     """What autograd keeps for a backward pass of 4 documents of 64 tokens, each tensor once, parameters left out."""
     from transformers import LlamaConfig
 
     torch.manual_seed(0)
     model = CausalLM(LlamaConfig(**SMALL)).to(dtype)
     model.model.recomputed_layers = recomputed
-    attached = adapter.attach(model, LoRA(r=4))
-    held = {parameter.untyped_storage().data_ptr() for parameter in [*model.parameters(), *attached.parameters()]}
+    adapter.attach(model, method or LoRA(r=4))
+    held = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     kept: dict[int, tuple[torch.UntypedStorage, int]] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -130,12 +130,13 @@ def kept_bytes(dtype: torch.dtype, recomputed: int = 0) -> int:
     return total
 
 
+@pytest.mark.parametrize("method", [LoRA(r=4), LoRAFA(r=4), DoRA(r=4)], ids=lambda method: method.kind)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_activations_are_what_the_decoder_keeps(dtype: torch.dtype) -> None:
+def test_activations_are_what_the_decoder_keeps(dtype: torch.dtype, method: Method) -> None:
     """Within 15 %: masks, angles and ranks, which grow with other things than width, are not in the formula."""
-    plan = adapter.plan(shapes_of(SMALL, dtype), LoRA(r=4))
+    plan = adapter.plan(shapes_of(SMALL, dtype), method)
     planned = memory_of(plan, Workload(tokens=256, length=64), "cpu", decoder=True)
-    assert planned.activations == pytest.approx(kept_bytes(dtype), rel=0.15)
+    assert planned.activations == pytest.approx(kept_bytes(dtype, method=method), rel=0.15)
 
 
 def test_recomputing_blocks_saves_what_the_plan_says() -> None:

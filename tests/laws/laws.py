@@ -87,9 +87,11 @@ def everything_declared_moves_and_nothing_else(base: Base, method: Methods) -> N
         optimizer.zero_grad()
         base.loss(model).backward()
         optimizer.step()
-    still = [key for key, tensor in attached.state().items() if torch.equal(tensor, start[key])]
-    still = [key for key in still if not key.endswith(KEY_BIASES)]
+    trained, state = dict(attached.named_parameters()), attached.state()
+    still = [key for key in trained if torch.equal(state[key], start[key]) and not key.endswith(KEY_BIASES)]
     assert not still, f"these do not move: {still}"
+    strays = [key for key in state.keys() - trained.keys() if not torch.equal(state[key], start[key])]
+    assert not strays, f"these move without being trained: {strays}"
     attached.detach()
     written = [name for name, parameter in model.named_parameters() if not torch.equal(parameter, frozen[name])]
     assert not written, f"the base was written: {written}"

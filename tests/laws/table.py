@@ -4,17 +4,18 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lorica.methods import Full, LoRA, Method, TrainableTokens
+from lorica.methods import DoRA, Full, LoRA, LoRAFA, Method, TrainableTokens
 from lorica.methods.targets import select
 from lorica.site import Site
-from ten_line_methods import Biases, Bottleneck, Magnitude, Prefix, Prompt, Scales
+from ten_line_methods import Biases, Bottleneck, Prefix, Prompt, Scales
 from tiny_bases import BASES, BERT, GPT2, LLAMA, T5, Base
 from tiny_layers import ATTENTION, CONVNET, GPT_OSS, MOE, UNET
 
 
 @dataclass(frozen=True)
 class Row:
-    """count: the closed form of the trained parameters.  starts: step 0 is the base.  stored: `load` knows it."""
+    """count: the closed form of the trained parameters.  starts: step 0 is the base.  stored: `load` knows it.
+    slopes: the gradients are those of the loss, with nothing held constant and nothing multiplied to them."""
 
     name: str
     method: Method
@@ -22,6 +23,7 @@ class Row:
     bases: tuple[Base, ...] = BASES
     starts: bool = True
     stored: bool = False
+    slopes: bool = True
 
     def __repr__(self) -> str:
         return self.name
@@ -74,9 +76,24 @@ def _width(sites: Sequence[Site]) -> int:
     return next(site.shape[-1] for site in sites if site.kind == "tokens")
 
 
-def _magnitude(sites: Sequence[Site]) -> int:
-    adapted = [s for s in sites if s.kind == "linear" and {"q", "v", "fc1", "up"} & set(s.roles)]
-    return sum(3 * sum(site.shape) + site.d_out for site in adapted)
+def _dora(targets: str | tuple[str, ...], r: int) -> Callable[[Sequence[Site]], int]:
+    """r (d_in + d_out) + d_out for every adapted site."""
+
+    def count(sites: Sequence[Site]) -> int:
+        kinds = ("linear",) if isinstance(targets, str) else ("linear", "embedding")
+        return _low_rank(targets, r)(sites) + sum(site.d_out for site in select(sites, targets, kinds).sites)
+
+    return count
+
+
+def _frozen_A(sites: Sequence[Site]) -> int:
+    return sum(3 * site.d_out for site in select(sites, "all-linear").sites)
+
+
+def _ramp(sites: Sequence[Site]) -> int:
+    """Ranks 1 and 4 in the two blocks of every stack, 2 outside."""
+    adapted = select(sites, "all-linear").sites
+    return sum({0: 1, 1: 4, None: 2}[site.layer] * sum(site.shape) for site in adapted)
 
 
 def _any_rank(*names: str, r: int) -> Callable[[Sequence[Site]], int]:
@@ -110,7 +127,12 @@ PATTERNED = LoRA(
 UNET_NAMES = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "time_emb_proj", "conv_shortcut", "proj_in")
 ROWS = (
     Row("lora", LoRA(r=3, alpha=8, dropout=0.2), _low_rank("all-linear", 3), stored=True),
-    Row("lora-biases", LoRA(r=3, alpha=8, target_modules="attention", bias="lora_only"), _with_biases, stored=True),
+    Row(
+        "lora-biases",
+        LoRA(r=3, alpha=8, rslora=True, target_modules="attention", bias="lora_only"),
+        _with_biases,
+        stored=True,
+    ),
     Row("lora-pissa", LoRA(r=3, alpha=8, dropout=0.2, init="pissa"), _low_rank("all-linear", 3), stored=True),
     Row(
         "lora-olora",
@@ -171,7 +193,31 @@ ROWS = (
         stored=True,
     ),
     Row("full", Full(), _parameters, stored=True),
-    Row("magnitude", Magnitude(dropout=0.2), _magnitude),
+    Row(
+        "dora",
+        DoRA(r=3, alpha=8, dropout=0.2, target_modules="attention"),
+        _dora("attention", 3),
+        stored=True,
+        slopes=False,
+    ),
+    Row(
+        "dora-embeddings",
+        DoRA(r=3, alpha=8, rslora=True, bias="all", target_modules=("q_proj", "down_proj", "embed_tokens")),
+        lambda sites: _dora(("q_proj", "down_proj", "embed_tokens"), 3)(sites) + _parameters(sites, ".bias"),
+        bases=(LLAMA,),
+        stored=True,
+        slopes=False,
+    ),
+    Row("lora-fa", LoRAFA(r=3, alpha=8, dropout=0.2), _frozen_A, stored=True),
+    Row(
+        "lora-fa-corrected",
+        LoRAFA(r=3, alpha=8, dropout=0.2, corrected=True),
+        _frozen_A,
+        bases=(LLAMA, GPT2),
+        stored=True,
+        slopes=False,
+    ),
+    Row("lora-ramp", LoRA(r=2, alpha=8, ramp={"from": 1, "to": 4}), _ramp, bases=(LLAMA, BERT, T5), stored=True),  # type: ignore[arg-type]
     Row("biases", Biases(), lambda sites: _parameters(sites, ".bias"), bases=tuple(b for b in BASES if b is not T5)),
     Row(
         "scales",

@@ -49,7 +49,7 @@ def test_parameters_are_counted(base: Base, row: Row):
     laws.parameters_are_counted(base, row.method, row.count)
 
 
-@over()
+@over(lambda row: row.slopes)
 def test_gradients_are_slopes(base: Base, row: Row):
     laws.gradients_are_slopes(base, row.method)
 

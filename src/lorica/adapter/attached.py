@@ -72,21 +72,21 @@ class Attached:
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What is trained, by its key in the adapter file; a parameter that sites share comes once."""
-        assert self.model is not None
         seen: set[int] = set()
         for key, parameter in self._keyed():
-            if id(parameter) not in seen:
+            if isinstance(parameter, nn.Parameter) and id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield key, parameter
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return (parameter for _, parameter in self.named_parameters())
 
-    def _keyed(self) -> Iterator[tuple[str, nn.Parameter]]:
+    def _keyed(self) -> Iterator[tuple[str, Tensor]]:
+        assert self.model is not None
         for planned in self.plan.edits:
             module = self.modules[planned.key]
             for key, tensor in planned.tensors.items():
-                yield key, module.get_parameter(tensor.name)
+                yield key, tensor.of(module)
 
     @property
     def trainable_parameters(self) -> int:
@@ -137,16 +137,18 @@ class Attached:
             undo()
 
     def state(self) -> dict[str, Tensor]:
-        """The trained tensors by their key in the adapter file, in the type they are trained in; the file of an adapter
-        whose start is subtracted holds them joined with it.
+        """All that the adapter file keeps, trained or not, by its key there, in the type it is trained in; the file of
+        an adapter whose start is subtracted holds the two joined.
 
-        They share memory with the parameters: clone what must outlive the next step.
+        The tensors share memory with the adapter's own: clone what must outlive the next step.
         """
-        return {key: parameter.detach() for key, parameter in self.named_parameters()}
+        seen: set[int] = set()
+        kept = {key: tensor for key, tensor in self._keyed() if not (id(tensor) in seen or seen.add(id(tensor)))}
+        return {key: tensor.detach() for key, tensor in kept.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Copies a state back.  AdapterError, and nothing copied, unless names and shapes are just this adapter's."""
-        parameters = dict(self.named_parameters())
+        parameters = self.state()
         problems = [f"{key}: missing from the state" for key in parameters if key not in state]
         strange = sorted(state.keys() - parameters)
         problems += [f"{key}: not part of this adapter{did_you_mean(key, parameters)}" for key in strange]
@@ -186,7 +188,7 @@ class Attached:
                 tensor.copy_(start[key])
 
     def file(self) -> AdapterFile:
-        """The adapter as a file holds it, in memory: the trained tensors cloned."""
+        """The adapter as a file holds it, in memory: the tensors cloned."""
         plan, tensors = finished(self.plan, self.modules)
         return AdapterFile.of(self.model, plan, {key: tensor.clone() for key, tensor in tensors.items()})
 

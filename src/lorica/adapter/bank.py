@@ -110,12 +110,13 @@ class Bank:
             site.drop(name)
 
     def named_parameters(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
-        """The tensors of one adapter by their key in its file."""
+        """What of one adapter is trained, by its key in its file."""
         self._require(name)
         held = self.adapters[name]
         for planned in held.plan.edits:
             for key, tensor in planned.tensors.items():
-                yield key, held.modules[planned.site.name].get_parameter(tensor.name)
+                if tensor.trained:
+                    yield key, held.modules[planned.site.name].get_parameter(tensor.name)
 
     @contextmanager
     def use(self, choice: Choice | Sequence[Choice]) -> Iterator[nn.Module]:

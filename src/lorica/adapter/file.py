@@ -25,6 +25,7 @@ from lorica.adapter.tensors import Bytes, refusal
 from lorica.adapter.tensors import tensors as read_tensors
 from lorica.errors import AdapterError, LoricaError, did_you_mean
 from lorica.methods import METHODS, Method, method_of_peft
+from lorica.methods.peft_config import OWN_NAME
 
 TENSORS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 LARGEST_JSON = 2 << 20
@@ -114,6 +115,7 @@ def parsed(folder: Path, contents: Mapping[str, Bytes], where: str) -> AdapterFi
     manifest = _manifest(folder, contents)
     recorded(manifest)
     config = _json(contents[CONFIG], folder / CONFIG)
+    config |= _beyond_peft(config, manifest)
     tensors = _plainly_named(folder, config, read_tensors(contents[TENSORS], str(folder / TENSORS)))
     return AdapterFile(
         where=where,
@@ -123,6 +125,18 @@ def parsed(folder: Path, contents: Mapping[str, Bytes], where: str) -> AdapterFi
         manifest=manifest,
         digest=_sha256(contents[TENSORS]) if manifest is None else manifest["files"][TENSORS]["sha256"],
     )
+
+
+def _beyond_peft(config: Mapping[str, Any], manifest: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What lorica.json says of the method that a config of PEFT cannot: its name, and fields of its own."""
+    listed = (manifest or {}).get("methods")
+    told = listed[0] if isinstance(listed, list) and len(listed) == 1 else None
+    if not isinstance(told, dict) or "peft_type" not in config:
+        return {}
+    method = METHODS.get(str(told.get("name")))
+    if method is None or not method.beyond_peft or method.peft_type != config["peft_type"]:
+        return {}
+    return {OWN_NAME: method.kind, **{name: told[name] for name in method.beyond_peft if name in told}}
 
 
 def manifest_of(folder: Path) -> dict[str, Any] | None:

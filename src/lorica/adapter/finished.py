@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lorica.adapter.installed import Modules
 from lorica.adapter.plan import Plan, plan
+from lorica.methods.contract import stored
 
 
 def finished(trained: Plan, modules: Modules) -> tuple[Plan, dict[str, Tensor]]:
@@ -31,4 +32,4 @@ def _held(file: Plan, modules: Modules) -> dict[str, Tensor]:
 
 
 def _values(module: nn.Module) -> Mapping[str, Tensor]:
-    return module.finished() if hasattr(module, "finished") else dict(module.named_parameters())  # type: ignore[operator]
+    return module.finished() if hasattr(module, "finished") else stored(module)  # type: ignore[operator]

@@ -19,7 +19,7 @@ from lorica.adapter.proof import Proof, recorded
 from lorica.errors import AdapterError
 from lorica.kernels import FrozenWeight, LowRank
 from lorica.methods import Method, peft_parts
-from lorica.methods.contract import Edit, Start, neighbours
+from lorica.methods.contract import Edit, Start, neighbours, stored
 from lorica.site import Site
 
 UNVERIFIED = "unverified: no lorica.json, written by others"
@@ -153,12 +153,12 @@ def _update(edit: Edit, method: Method, file: AdapterFile, around: Mapping[str, 
     blank = torch.zeros(site.shape)
     weight = FrozenWeight(blank) if edit.place == "around" else None
     module = edit.build(Start(torch.Generator(), torch.device("cpu"), torch.float32, weight, blank))
-    held = {name: file.tensors.get(method.file_name(edit, name, around)) for name, _ in module.named_parameters()}
+    held = {name: file.tensors.get(method.file_name(edit, name, around)) for name in stored(module)}
     missing = [name for name, tensor in held.items() if tensor is None]
     if missing:
         raise AdapterError(f"{file.where}: {site.name} lacks {', '.join(missing)}")
-    for name, parameter in module.named_parameters():
-        parameter.data = held[name].float()  # type: ignore[union-attr]
+    for name, tensor in stored(module).items():
+        tensor.data = held[name].float()  # type: ignore[union-attr]
     return SiteUpdate(
         name=site.name,
         kind=site.kind,

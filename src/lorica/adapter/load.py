@@ -109,7 +109,7 @@ def filled(model: nn.Module, planned: Plan, file: AdapterFile, *, untrained: boo
     with torch.no_grad():
         for edit in planned.edits:
             for key, tensor in edit.tensors.items():
-                modules[edit.key].get_parameter(tensor.name).copy_(file.tensors[key])
+                tensor.of(modules[edit.key]).copy_(file.tensors[key])
     if not untrained and inert(model, planned, modules):
         raise AdapterError(without_effect(file.where))
     return modules

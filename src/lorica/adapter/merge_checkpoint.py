@@ -241,7 +241,7 @@ class _Merge:
         start = Start(torch.Generator(), torch.device("cpu"), torch.float32, weight, None if around else tensor)
         module = planned.edit.build(start)
         for key, held in planned.tensors.items():
-            module.get_parameter(held.name).copy_(self.file.tensors[key])
+            held.of(module).copy_(self.file.tensors[key])
         return module
 
 

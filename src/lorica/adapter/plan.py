@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lorica.errors import TargetError
 from lorica.kernels import FrozenWeight
 from lorica.methods import Method, method_of_peft
-from lorica.methods.contract import Edit, Start, neighbours
+from lorica.methods.contract import Edit, Start, neighbours, stored
 from lorica.models import sites as sites_of
 from lorica.site import Site
 
@@ -28,15 +28,20 @@ Methods = Method | Sequence[Method] | Any
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A trained tensor: its name in the module of its edit, and its shape."""
+    """A tensor of the adapter file: its name in the module of its edit, its shape, and whether it is trained."""
 
     name: str
     shape: tuple[int, ...]
+    trained: bool = True
+
+    def of(self, module: nn.Module) -> Tensor:
+        """The tensor itself, in the module of its edit."""
+        return module.get_parameter(self.name) if self.trained else module.get_buffer(self.name)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PlannedEdit:
-    """One edit, the method it comes from, and the tensors its module trains, each by its key in the adapter file."""
+    """One edit, the method it comes from, and the tensors the adapter file keeps of its module, each by its key."""
 
     edit: Edit
     method: Method
@@ -44,7 +49,8 @@ class PlannedEdit:
 
     @property
     def parameters(self) -> int:
-        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+        """How many are trained."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values() if tensor.trained)
 
     @property
     def site(self) -> Site:
@@ -113,13 +119,15 @@ class Plan:
 
     @cached_property
     def frozen_parameters(self) -> int:
-        """What modules hold beside what is trained: PiSSA's starting factors."""
-        return sum(planned.method.frozen(planned.edit) for planned in self.edits)
+        """What modules hold beside what is trained: frozen tensors of the file, PiSSA's starting factors."""
+        kept = sum(math.prod(tensor.shape) for tensor in self.tensors.values() if not tensor.trained)
+        return kept + sum(planned.method.frozen(planned.edit) for planned in self.edits)
 
     @cached_property
     def total_parameters(self) -> int:
         """Parameters of the adapted model in use; an original that a copy stands in for is not counted twice."""
-        return self.base_parameters + sum(planned.parameters - planned.replaces for planned in self.edits)
+        added = sum(planned.parameters - planned.replaces for planned in self.edits)
+        return self.base_parameters + added + self.frozen_parameters
 
     @property
     def trainable_percent(self) -> float:
@@ -159,7 +167,7 @@ class Plan:
 
     @cached_property
     def tensors(self) -> dict[str, PlannedTensor]:
-        """Everything that is trained, by its key in the adapter file."""
+        """Everything that the adapter file keeps, by its key."""
         return {key: tensor for planned in self.edits for key, tensor in planned.tensors.items()}
 
     def of(self, method: Method) -> tuple[Edit, ...]:
@@ -228,13 +236,13 @@ def plan(
 
 
 def _method(given: Any, sites: tuple[Site, ...]) -> Method:
-    """A method as it is, or the one that a config object of PEFT describes."""
+    """A method, or the one that a config object of PEFT describes, with its words for this base written out."""
     if isinstance(given, Method):
-        return given
+        return given.resolved(sites)
     peft_type = getattr(given, "peft_type", None)
     if peft_type is None:
         raise TargetError(f"method: {type(given).__name__} is none; give lorica.LoRA(r=8), or a config of PEFT")
-    return method_of_peft(given).from_peft(given, sites)
+    return method_of_peft(given).from_peft(given, sites).resolved(sites)
 
 
 def _tensors(edit: Edit, method: Method, around: Mapping[str, Sequence[str]]) -> dict[str, PlannedTensor]:
@@ -243,9 +251,8 @@ def _tensors(edit: Edit, method: Method, around: Mapping[str, Sequence[str]]) ->
     parameter = torch.empty(shape, device=META) if edit.place == "instead" else None
     module = edit.build(Start(torch.Generator(), META, torch.float32, weight, parameter))
     return {
-        method.file_name(edit, name, around): PlannedTensor(name, tuple(trained.shape))
-        for name, trained in module.named_parameters()
-        if trained.requires_grad
+        method.file_name(edit, name, around): PlannedTensor(name, tuple(kept.shape), isinstance(kept, nn.Parameter))
+        for name, kept in stored(module).items()
     }
 
 

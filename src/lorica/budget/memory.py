@@ -14,9 +14,10 @@ Saved by one block of our decoder for a token, in elements of the computing type
 and of keys, F inner width of the MLP): both norms' outputs 2 D, attention 3 Q + 2 K (queries, keys, values, its output
 and that output in the order of tokens), gate, silu(gate), up and their product 4 F; and both norms' inputs in float32,
 8 D bytes.  On a CPU in bfloat16, where attention is two plain products, H L scores and the repeated keys and values
-2 (Q - K) as well (H heads, L tokens of a document).  A transformers block saves about two elements for each that goes
-in or out of a linear.  With gradient checkpointing a block leaves its input D alone, and one block at a time has the
-rest.
+2 (Q - K) as well (H heads, L tokens of a document).  Where no layer's input is needed (LoRA-FA), 2 D + Q + F less;
+where outputs of adapted layers are needed (DoRA), those more.  A transformers block saves about two elements for each
+that goes in or out of a linear.  With gradient checkpointing a block leaves its input D alone, and one block at a time
+has the rest.
 """
 
 from collections.abc import Iterable, Sequence
@@ -79,6 +80,9 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool) -> Memory:
     shapes = Shapes.of(plan.base)
     width = shapes.width
     block = _fused_block(shapes) if decoder else _plain_block(plan.base, shapes)
+    if decoder and not any("inputs" in method.keeps for method in plan.methods):
+        block -= width * (2 * shapes.d + shapes.q + shapes.f)
+    block += width * _outputs(plan) // max(shapes.layers, 1)
     if decoder and kind == "cpu" and width == BYTES["bfloat16"]:
         block += width * (shapes.heads * min(work.length, LONG) + 2 * (shapes.q - shapes.k))
     kept = 0 if work.recomputed is None else max(shapes.layers - work.recomputed, 0)
@@ -94,6 +98,12 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool) -> Memory:
         buffers=work.tokens * width * (2 * shapes.d + shapes.f) + _shown(plan) + _merged(plan, work.recomputed),
         context=CONTEXT.get(kind, CONTEXT["cuda"]),
     )
+
+
+def _outputs(plan: Plan) -> int:
+    """d_out of every layer in a block whose output is needed."""
+    around = (p for p in plan.edits if p.edit.place == "around" and "outputs" in p.method.keeps)
+    return sum(p.site.d_out for p in around if p.site.layer is not None)
 
 
 def _shown(plan: Plan) -> int:

@@ -6,8 +6,10 @@ from lorica.kernels.frozen_conv import FrozenConv
 from lorica.kernels.frozen_weight import FrozenWeight
 from lorica.kernels.low_rank import LowRank, low_rank_linear, reference
 from lorica.kernels.noise import Noise, site_id
+from lorica.kernels.preconditioned import preconditioned
 from lorica.kernels.rms_norm import rms_norm
 from lorica.kernels.rotary import rotary
+from lorica.kernels.row_norms import row_norms, row_squares
 
 __all__ = [
     "FrozenConv",
@@ -16,10 +18,13 @@ __all__ = [
     "Noise",
     "head_cross_entropy",
     "low_rank_linear",
+    "preconditioned",
     "reference",
     "rms_norm",
     "rotary",
     "rounded",
+    "row_norms",
+    "row_squares",
     "site_id",
     "with_rows",
 ]

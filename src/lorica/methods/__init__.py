@@ -5,11 +5,13 @@ from typing import Any
 from lorica.errors import AdapterError
 from lorica.methods import peft_config
 from lorica.methods.contract import Method
+from lorica.methods.dora import DoRA
 from lorica.methods.full import Full
 from lorica.methods.lora import LoRA
+from lorica.methods.lora_fa import LoRAFA
 from lorica.methods.trainable_tokens import TrainableTokens
 
-METHODS: dict[str, type[Method]] = {method.kind: method for method in (LoRA, Full, TrainableTokens)}
+METHODS: dict[str, type[Method]] = {method.kind: method for method in (LoRA, Full, DoRA, LoRAFA, TrainableTokens)}
 
 
 def method_of_peft(config: Any) -> type[Method]:
@@ -22,7 +24,8 @@ def method_of_peft(config: Any) -> type[Method]:
     if not meant:
         names = sorted({str(method.peft_type) for method in known})
         raise AdapterError(f"peft_type {peft_type!r} is not known here; it reads {', '.join(names)}")
-    return next((method for method in meant if method.is_meant(fields)), meant[0])
+    told = [method for method in meant if method.kind == fields.get(peft_config.OWN_NAME)]
+    return next(iter(told), None) or next((method for method in meant if method.is_meant(fields)), meant[0])
 
 
-__all__ = ["METHODS", "Full", "LoRA", "Method", "TrainableTokens", "method_of_peft"]
+__all__ = ["METHODS", "DoRA", "Full", "LoRA", "LoRAFA", "Method", "TrainableTokens", "method_of_peft"]

@@ -10,11 +10,14 @@ Five edits are closed, methods are open.  Each edit says where it goes; what its
     KeysValuesBefore(site)    forward() -> keys, values, each (P, heads_kv, d_head)
     TokensBefore(site)        forward() -> (P, d)
     Instead(site)             forward() -> the trainable copy that takes the parameter's place
+
+Parameters are trained.  Persistent buffers are not, and are kept in the adapter file beside them: what an adapter needs
+to compute again and nothing else holds (a frozen factor).  Other buffers are made anew by `build`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -67,6 +70,16 @@ class Start:
 
 
 Build = Callable[[Start], nn.Module]
+
+
+def stored(module: nn.Module) -> dict[str, Tensor]:
+    """What the adapter file keeps of an edit's module, by name: trained parameters and persistent buffers."""
+    kept = module.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in kept.items() if not _is_frozen_parameter(tensor)}
+
+
+def _is_frozen_parameter(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +216,10 @@ class Method(BaseModel):
     peft_type: ClassVar[str | None] = None
     mergeable: ClassVar[bool] = True
     batchable: ClassVar[bool] = True
+    keeps: ClassVar[tuple[Literal["inputs", "outputs"], ...]] = ("inputs",)
+    """What of the layers it is around the backward pass needs, for the forecast of memory."""
+    beyond_peft: ClassVar[tuple[str, ...]] = ()
+    """Fields that PEFT's config has no word for; a folder's lorica.json says them, and that it is this method."""
     peft_names: ClassVar[Mapping[str, str]] = {}
     """Fields by the name that PEFT gives them, and what to write here instead."""
 
@@ -213,6 +230,11 @@ class Method(BaseModel):
         if given:
             raise ValueError("; ".join(f"{name} is PEFT's name: {cls.peft_names[name]}" for name in given))
         return values
+
+    def resolved(self, sites: tuple[Site, ...]) -> "Method":
+        """The method with everything written out that its config says relative to a base (ranks by depth).  TargetError
+        where the base has no such thing."""
+        return self
 
     def edits(self, sites: tuple[Site, ...], statistics: Mapping[str, Any] | None = None) -> tuple[Edit, ...]:
         """The edits on a base with these sites.  TargetError names all that does not fit."""

@@ -38,6 +38,7 @@ class LoRA(Ranked):
     target_modules  preset, list of names or glob; see `lorica.methods.targets`
     bias            which of the base's biases are trained too: none, lora_only (those of adapted layers) or all
     rank_pattern, alpha_pattern     name of a module, or its end after a dot, to its own r or alpha
+    ramp            {from: 4, to: 16}: r from the first block to the last, which becomes a rank_pattern
     modules_to_save modules trained in full and saved whole, such as a new head
     trainable_token_indices     tokens whose rows of the input embedding, and of what is tied to it, are trained;
                     a mapping names other embeddings, such as an untied head
@@ -54,6 +55,7 @@ class LoRA(Ranked):
         "lora_alpha": "write alpha",
         "lora_dropout": "write dropout",
         "use_rslora": "write rslora",
+        "use_dora": "write method: dora (lorica.DoRA)",
         "init_lora_weights": "write init: kaiming, gaussian, pissa, olora, eva or lora_ga",
         "rank": "write r",
         "fan_in_fan_out": "leave it out, it is read off the layer",
@@ -261,7 +263,7 @@ class LoRA(Ranked):
             key = next(key for key in shapes if key.endswith(self.keys["A"]))
             path = key.removeprefix(PREFIX).removesuffix(self.keys["A"])
             return self._site_of_pair(name, path, ends["A.weight"], ends["B.weight"])
-        if set(ends) == {"embedding_A", "embedding_B"}:
+        if {"embedding_A", "embedding_B"} <= ends.keys():
             return Site(name=name, kind="embedding", shape=(ends["embedding_A"][-1], ends["embedding_B"][0]))
         raise AdapterError(f"{name}: half of a low-rank pair is missing from the file")
 

@@ -14,8 +14,11 @@ from typing import Any
 from lorica.errors import RecipeError
 from lorica.methods.targets import matches
 
+OWN_NAME = "lorica_method"
+"""Under which the name of a method that PEFT takes for another is added to its config, once that is read."""
 HARMLESS = frozenset(
     {
+        OWN_NAME,
         "peft_type",
         "task_type",
         "auto_mapping",

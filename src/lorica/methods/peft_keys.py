@@ -47,9 +47,9 @@ def _unnaming(keys: Collection[str], ends: Sequence[str]) -> Callable[[str], str
 
 
 def _named(end: str, index: int) -> str:
-    """`.lora_A.weight` with a name in it: `.lora_A.NAME.weight`."""
+    """`.lora_A.weight` with a name in it, `.lora_A.NAME.weight`; `.lora_magnitude_vector.NAME.weight` loses its end."""
     stem = re.escape(end.removesuffix(".weight"))
-    return rf"{stem}\.(?P<name{index}>[^.]+){re.escape('.weight') if end.endswith('.weight') else ''}$"
+    return rf"{stem}\.(?P<name{index}>[^.]+)(?:\.weight){'' if end.endswith('.weight') else '?'}$"
 
 
 def _plain(key: str, unnamed: Callable[[str], str]) -> str:

@@ -1,14 +1,18 @@
 """Ranks: what methods share whose module at a layer has a rank r and a scale s = alpha / r of its own.
 
 `rank_pattern` and `alpha_pattern` map the name of a module, or its end after a dot, to its own r or alpha, as in PEFT.
+
+    ramp {from: a, to: b}       r of block l of L: a + (b - a) l / (L - 1), rounded
+
+A ramp becomes a rank pattern when the base is known.  What a pattern names, and what stands in no block, is not on it.
 """
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, model_serializer
 
-from lorica.errors import did_you_mean
+from lorica.errors import TargetError, did_you_mean
 from lorica.methods import peft_config, peft_parts
 from lorica.methods.contract import Edit
 from lorica.methods.on_layers import OnLayers
@@ -21,8 +25,24 @@ LARGEST_RANK = 2**31 - 1
 PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
+class Ramp(BaseModel):
+    """Ranks from the first block to the last: `{from: 4, to: 16}`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    first: int = Field(alias="from", ge=1, le=LARGEST_RANK)
+    last: int = Field(alias="to", ge=1, le=LARGEST_RANK)
+
+    def rank(self, layer: int, layers: int) -> int:
+        return round(self.first + (self.last - self.first) * layer / max(1, layers - 1))
+
+    @model_serializer
+    def _as_written(self) -> dict[str, int]:
+        return {"from": self.first, "to": self.last}
+
+
 class Ranked(OnLayers):
-    """`r` (8) and `alpha` (16), and patterns of them."""
+    """`r` (8) and `alpha` (16), patterns of them, and a ramp of r by depth."""
 
     translated: ClassVar[Mapping[str, str]] = {"r": "r", "alpha": "alpha"}
     peft_alpha: ClassVar[float] = 8
@@ -32,6 +52,19 @@ class Ranked(OnLayers):
     alpha: float = Field(16.0, gt=0)
     rank_pattern: dict[str, Annotated[int, Field(le=LARGEST_RANK)]] = Field(default_factory=dict)
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    ramp: Ramp | None = None
+
+    def resolved(self, sites: tuple[Site, ...]) -> Self:
+        if self.ramp is None:
+            return self
+        layers = _layers(sites)
+        inside = [site for site in self.adapted(sites) if site.layer is not None]
+        if not inside:
+            raise TargetError("ramp: nothing that is adapted stands in a block of this base; write r or rank_pattern")
+        ranks = {site.name: self.ramp.rank(site.layer or 0, layers[_stack(site)]) for site in inside}
+        named = {name for name in ranks if any(end in self.rank_pattern for end in ends(name))}
+        pattern = {**self.rank_pattern, **{name: rank for name, rank in ranks.items() if name not in named}}
+        return self.model_copy(update={"rank_pattern": pattern, "ramp": None})
 
     def rank(self, site: Site) -> int:
         return from_pattern(self.rank_pattern, site.name, self.r, peft_parts.whole(site))
@@ -102,6 +135,20 @@ class Ranked(OnLayers):
         method = super().from_file(config, keys)
         patterns = {field: _needed(getattr(method, field), method.target_modules) for field in PATTERNS}
         return method.model_copy(update=patterns)
+
+
+def _layers(sites: Iterable[Site]) -> dict[str, int]:
+    """How many blocks each stack of the base has: an encoder and a decoder count their own."""
+    depths: dict[str, int] = {}
+    for site in sites:
+        if site.layer is not None:
+            depths[_stack(site)] = max(depths.get(_stack(site), 0), site.layer + 1)
+    return depths
+
+
+def _stack(site: Site) -> str:
+    """The path of the list that holds the block."""
+    return f".{site.name}.".partition(f".{site.layer}.")[0]
 
 
 def from_pattern(pattern: Mapping[str, T], name: str, default: T, whole: str = "") -> T:

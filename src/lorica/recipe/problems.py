@@ -86,17 +86,23 @@ def _known(path: Loc, root: type[BaseModel], tree: Any) -> Iterator[str]:
     if path[:1] == ("method",):
         yield from _method_keys(path, tree)
         return
-    for model in _models_at(path, root):
-        yield from model.model_fields
+    yield from _fields(path, root)
 
 
 def _method_keys(path: Loc, tree: Any) -> Iterator[str]:
-    for part in path:
-        tree = tree[part]
-    yield "name"
-    yield from METHODS[tree["name"]].model_fields
-    if tree["name"] == LoRA.kind:
-        yield "preset"
+    depth = 0
+    while not (isinstance(tree, Mapping) and tree.get("name") in METHODS):
+        tree, depth = tree[path[depth]], depth + 1
+    method = METHODS[tree["name"]]
+    yield from _fields(path[depth:], method)
+    if not path[depth:]:
+        yield from ("name", "preset") if issubclass(method, LoRA) else ("name",)
+
+
+def _fields(path: Loc, root: type[BaseModel]) -> Iterator[str]:
+    """The keys at a path, as they are written."""
+    for model in _models_at(path, root):
+        yield from (field.alias or name for name, field in model.model_fields.items())
 
 
 def _models_at(path: Loc, root: type[BaseModel]) -> list[type[BaseModel]]:

@@ -63,10 +63,13 @@ def _plain(module: nn.Module) -> nn.Module:
     return module
 
 
-def _merged_in(model: nn.Module, site: Site, base: nn.Module, leaf: str, adapter: nn.Module) -> Undo:
+def _drops(adapter: nn.Module) -> bool:
     low_rank = adapter.low_rank() if hasattr(adapter, "low_rank") else None  # type: ignore[operator]
-    dropped = getattr(adapter, "dropout", 0.0) if low_rank is None else low_rank.dropout
-    if not hasattr(adapter, "merged") or dropped:
+    return bool(getattr(adapter, "dropout", 0) if low_rank is None else low_rank.dropout)
+
+
+def _merged_in(model: nn.Module, site: Site, base: nn.Module, leaf: str, adapter: nn.Module) -> Undo:
+    if not hasattr(adapter, "merged") or _drops(adapter):
         raise TargetError(
             f"{site.name}: {_reader(model, site)} reads this weight without calling a module for it, "
             "so only a method with a merged weight and dropout 0 fits; leave it out of target_modules"

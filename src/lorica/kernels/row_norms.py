@@ -1,0 +1,43 @@
+"""Lengths of the rows of W + s B A, with no matrix of W's size made for them.
+
+    n^2 = |W|^2 + 2 s sum_r (W A^T) o B + s^2 sum_r (B (A A^T)) o B        row by row: n (d_out,), W (d_out, d_in)
+
+|W|^2 is given (`row_squares`), since W is frozen.  Sums are made in float32 or better whatever W is stored in.
+The Gram form of DoRA's norm (Liu et al. 2024, arXiv:2402.09353, equation 5).
+"""
+
+import torch
+from torch import Tensor
+
+from lorica.kernels.frozen_weight import FrozenWeight
+
+WORKSPACE = 1 << 22
+"""Elements of W that are widened at a time, 16 MB in float32."""
+
+
+def row_squares(weight: FrozenWeight, wide: torch.dtype = torch.float32) -> Tensor:
+    """|W|^2 of each row, (d_out,), in `wide`."""
+    return torch.linalg.vector_norm(weight.dense(), dim=1, dtype=wide).square()
+
+
+@torch.no_grad()
+def row_norms(weight: FrozenWeight, squares: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    """n (d_out,) in the type of `squares`, without gradient.  With a zero B it is the root of `squares` to the bit."""
+    A, B = A.to(squares.dtype), B.to(squares.dtype)
+    crossed = (_wide_product(weight.dense(), A) * B).sum(1)
+    update = ((B @ (A @ A.T)) * B).sum(1)
+    # where the update cancels a row, rounding can leave less than nothing of it
+    return (squares + 2 * scale * crossed + scale**2 * update).clamp_(min=0).sqrt_()
+
+
+def _wide_product(W: Tensor, A: Tensor) -> Tensor:
+    """W A^T (d_out, r) in A's type."""
+    if W.dtype == A.dtype:
+        return W @ A.T
+    rows = max(1, WORKSPACE // max(1, W.shape[1]))
+    return torch.cat([part.to(A.dtype) @ A.T for part in W.split(rows)])
+
+
+def reference(weight: FrozenWeight, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    """The same from the dense sum."""
+    return (weight.dense() + scale * B @ A).norm(dim=1)
