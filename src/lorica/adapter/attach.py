@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lorica.adapter.attached import Attached
 from lorica.adapter.installed import Installed, Modules, Undo, undone
-from lorica.adapter.plan import Methods, Plan, PlannedEdit
+from lorica.adapter.plan import READING, Methods, Plan, PlannedEdit
 from lorica.adapter.plan import plan as plan_of
 from lorica.errors import AdapterError, TargetError
 from lorica.methods.contract import Start
@@ -34,7 +34,8 @@ def attach(model: nn.Module, method: Methods | Plan, *, seed: int = 0) -> Attach
 
 def built(model: nn.Module, plan: Plan, seed: int) -> Modules:
     """The modules of a plan in their starting state, not yet installed."""
-    return {planned.key: _built(model, planned, seed) for planned in plan.edits}
+    shared: dict[str, nn.Module] = {}
+    return {planned.key: _built(model, planned, seed, shared) for planned in plan.edits}
 
 
 def installed(model: nn.Module, plan: Plan, modules: Modules, seed: int = 0) -> Attached:
@@ -67,17 +68,17 @@ def require_free(model: nn.Module) -> None:
         )
 
 
-def _built(model: nn.Module, planned: PlannedEdit, seed: int) -> nn.Module:
+def _built(model: nn.Module, planned: PlannedEdit, seed: int, shared: dict[str, nn.Module]) -> nn.Module:
     """The module of one edit, on the device of what it edits.  Its generator knows its site, not its turn."""
     name = f"{seed}:{planned.edit.place}:{planned.site.name}"
     digest = hashlib.sha256(name.encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
     edit = planned.edit
-    weight = weight_of(model, edit.site) if edit.place == "around" else None
+    weight = weight_of(model, edit.site) if edit.place in READING else None
     parameter = parameter_of(model, edit.site) if edit.place == "instead" else None
     near = weight.stored if weight is not None else parameter
     near = near if near is not None else next(model.parameters())
-    return edit.build(Start(generator, near.device, _training_dtype(near), weight, parameter))
+    return edit.build(Start(generator, near.device, _training_dtype(near), weight, parameter, shared))
 
 
 def _training_dtype(base: Tensor) -> torch.dtype:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lorica.adapter import lineage, merge, norms
 from lorica.adapter.effect import inert, without_effect
 from lorica.adapter.file import AdapterFile, write
+from lorica.adapter.folded import folded
 from lorica.adapter.installed import Installed, Modules, Undo, undone
 from lorica.adapter.lineage import Parent
 from lorica.adapter.origin import base_facts
@@ -160,19 +161,21 @@ class Attached:
                 parameter.copy_(state[key])
 
     def file(self) -> AdapterFile:
-        """The adapter as a file holds it, in memory: the trained tensors cloned."""
-        tensors = {key: parameter.detach().clone() for key, parameter in self.named_parameters()}
-        return AdapterFile.of(self.model, self.plan, tensors)
+        """The adapter as a file holds it, in memory: tensors cloned, what only helps to train folded."""
+        plan, tensors = folded(self.plan, self.modules)
+        return AdapterFile.of(self.model, plan, {key: tensor.clone() for key, tensor in tensors.items()})
 
-    def save(self, folder: str | Path, **facts: Any) -> Path:
+    def save(self, folder: str | Path, *, as_trained: bool = False, **facts: Any) -> Path:
         """Writes the adapter folder, whole or not at all, and returns its path.
 
-        facts: what the folder's `lorica.json` says of where the adapter comes from, as JSON values: `recipe`, `data`
+        as_trained: nothing is folded, so that training can go on from the file: a prefix keeps its MLP.  facts: what
+        the folder's `lorica.json` says of where the adapter comes from, as JSON values: `recipe`, `data`
         (a fingerprint or more), `metrics`, `parents`.  The proof is taken once for the same weights: two forward passes
         of 16 tokens.  An adapter folder of that name is replaced; any other folder that is not empty is refused.
         RunError when a value is not finite or the disk refuses.
         """
-        file = AdapterFile.of(self.model, self.plan, self.state())
+        plan, tensors = (self.plan, self.state()) if as_trained else folded(self.plan, self.modules)
+        file = AdapterFile.of(self.model, plan, tensors, as_trained=as_trained)
         return write(folder, file, self.model, lambda digest: {**self._lineage(digest), **facts}, self._prover.proof)
 
     def came_from(self, file: AdapterFile) -> None:

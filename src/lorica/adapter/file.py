@@ -18,6 +18,7 @@ from lorica import durable
 from lorica.adapter import manifest as lorica_json
 from lorica.adapter.card import card
 from lorica.adapter.fetch import folder_of
+from lorica.adapter.folded import folds
 from lorica.adapter.peft_format import config_of
 from lorica.adapter.plan import Plan
 from lorica.adapter.proof import Record, recorded
@@ -52,10 +53,18 @@ class AdapterFile:
     plan: Plan | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> "AdapterFile":
+    def of(
+        cls, model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor], *, as_trained: bool = False
+    ) -> "AdapterFile":
+        """The file of these tensors by key of the plan.  `as_trained`: they keep their keys, whatever PEFT calls them,
+        where it would have them in another shape."""
         again = {key: t for method in plan.methods for key, t in method.repeated(tensors, plan.base).items()}
-        held = {**tensors, **again}
-        return cls(where="adapter", config=config_of(model, plan), methods=plan.methods, tensors=held, plan=plan)
+        held, config = {**tensors, **again}, config_of(model, plan, own=as_trained and folds(plan))
+        if "peft_type" in config:
+            packed = plan.methods[0].packed(held, plan.of(plan.methods[0]))
+            apart = as_trained and packed.keys() != held.keys()
+            held, config = (held, config_of(model, plan, own=True)) if apart else (packed, config)
+        return cls(where="adapter", config=config, methods=plan.methods, tensors=held, plan=plan)
 
     @property
     def peft(self) -> bool:

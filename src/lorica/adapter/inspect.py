@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lorica.adapter.fetch import folder_of
 from lorica.adapter.file import TENSORS, AdapterFile, read
 from lorica.adapter.lineage import Lineage
+from lorica.adapter.plan import key_marks
 from lorica.adapter.proof import Proof, recorded
 from lorica.errors import AdapterError
 from lorica.kernels import FrozenWeight, LowRank
@@ -124,10 +125,22 @@ def update_norm(A: Tensor, B: Tensor, scale: float) -> float:
 
 
 def _sites(file: AdapterFile) -> list[SiteUpdate]:
-    sites = tuple(_sites_of_tensors(file))
-    pairs = [(edit, method) for method in file.methods for edit in method.edits(sites)]
-    around = {edit.site.name for edit, _ in pairs if edit.place == "around"}
-    return sorted((_update(edit, method, file, around) for edit, method in pairs), key=lambda s: _in_order(s.name))
+    parts = list(zip(file.methods, _tensors_of_methods(file), strict=True))
+    found = [
+        (edit, method, tensors)
+        for method, tensors in parts
+        for edit in method.edits(tuple(_sites_of_tensors(method, tensors)))
+    ]
+    around = {edit.site.name for edit, _, _ in found if edit.place == "around"}
+    updates = (_update(edit, method, tensors, around, file.where) for edit, method, tensors in found)
+    return sorted(updates, key=lambda s: _in_order(s.name))
+
+
+def _tensors_of_methods(file: AdapterFile) -> Iterator[Mapping[str, Tensor]]:
+    """The tensors of each method by its own keys."""
+    for method, mark in zip(file.methods, key_marks(file.methods), strict=True):
+        own = {key.removeprefix(mark): tensor for key, tensor in file.tensors.items() if key.startswith(mark)}
+        yield method.unpacked(own, file.config, method.numbered_sites(file.config)) if file.peft else own
 
 
 def _in_order(name: str) -> list[tuple[int, str]]:
@@ -135,11 +148,10 @@ def _in_order(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
 
 
-def _sites_of_tensors(file: AdapterFile) -> Iterator[Site]:
+def _sites_of_tensors(method: Method, tensors: Mapping[str, Tensor]) -> Iterator[Site]:
     """Shapes are read off the tensors."""
-    method = file.methods[0]
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for key, tensor in file.tensors.items():
+    for key, tensor in tensors.items():
         if not method.surplus(key):
             shapes.setdefault(method.site_name(key), {})[key] = tuple(tensor.shape)
     for name, held in shapes.items():
@@ -147,15 +159,17 @@ def _sites_of_tensors(file: AdapterFile) -> Iterator[Site]:
             yield site
 
 
-def _update(edit: Edit, method: Method, file: AdapterFile, around: set[str]) -> SiteUpdate:
+def _update(
+    edit: Edit, method: Method, tensors: Mapping[str, Tensor], around: set[str], where: str
+) -> SiteUpdate:
     site = edit.site
     blank = torch.zeros(site.shape)
     weight = FrozenWeight(blank) if edit.place == "around" else None
     module = edit.build(Start(torch.Generator(), torch.device("cpu"), torch.float32, weight, blank))
-    held = {name: file.tensors.get(method.file_name(edit, name, around)) for name, _ in module.named_parameters()}
+    held = {name: tensors.get(method.file_name(edit, name, around)) for name, _ in module.named_parameters()}
     missing = [name for name, tensor in held.items() if tensor is None]
     if missing:
-        raise AdapterError(f"{file.where}: {site.name} lacks {', '.join(missing)}")
+        raise AdapterError(f"{where}: {site.name} lacks {', '.join(missing)}")
     for name, parameter in module.named_parameters():
         parameter.data = held[name].float()  # type: ignore[union-attr]
     return SiteUpdate(

@@ -3,12 +3,33 @@
 from typing import Any
 
 from lorica.errors import AdapterError
+from lorica.methods.bitfit import BitFit
+from lorica.methods.bottleneck import Bottleneck
 from lorica.methods.contract import Method
 from lorica.methods.full import Full
 from lorica.methods.lora import LoRA
+from lorica.methods.norm import Norm
+from lorica.methods.p_tuning import PTuning
+from lorica.methods.p_tuning_v2 import PTuningV2
+from lorica.methods.prefix import Prefix
+from lorica.methods.prompt import Prompt
 from lorica.methods.trainable_tokens import TrainableTokens
 
-METHODS: dict[str, type[Method]] = {method.kind: method for method in (LoRA, Full, TrainableTokens)}
+METHODS: dict[str, type[Method]] = {
+    method.kind: method
+    for method in (
+        LoRA,
+        Full,
+        BitFit,
+        Bottleneck,
+        Norm,
+        PTuning,
+        PTuningV2,
+        Prefix,
+        Prompt,
+        TrainableTokens,
+    )
+}
 
 
 def method_of_peft(peft_type: Any) -> type[Method]:
@@ -20,4 +41,18 @@ def method_of_peft(peft_type: Any) -> type[Method]:
     return known[name]
 
 
-__all__ = ["METHODS", "Full", "LoRA", "Method", "TrainableTokens", "method_of_peft"]
+__all__ = [
+    "METHODS",
+    "BitFit",
+    "Bottleneck",
+    "Full",
+    "LoRA",
+    "Method",
+    "Norm",
+    "PTuning",
+    "PTuningV2",
+    "Prefix",
+    "Prompt",
+    "TrainableTokens",
+    "method_of_peft",
+]

@@ -6,14 +6,14 @@
 Five edits are closed, methods are open.  Each edit says where it goes; what its module must offer:
 
     Around(site)              forward(x, base, flow) -> y;  merged(W) -> W';  low_rank() -> LowRank | None
-    After(site)               forward(y, flow) -> y
+    After(site)               forward(y, flow) -> y;  inert(), where it can tell that it changes nothing
     KeysValuesBefore(site)    forward() -> keys, values, each (P, heads_kv, d_head)
     TokensBefore(site)        forward() -> (P, d)
     Instead(site)             forward() -> the trainable copy that takes the parameter's place
 """
 
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -43,6 +43,8 @@ class Start:
     dtype: torch.dtype
     weight: FrozenWeight | None = None
     parameter: Tensor | None = None
+    shared: dict[str, nn.Module] = field(default_factory=dict)
+    """What the modules of one adapter have in common: the first that needs it makes it, and trains it as its own."""
 
     def empty(self, *shape: int) -> nn.Parameter:
         return nn.Parameter(torch.empty(*shape, device=self.device, dtype=self.dtype))
@@ -169,6 +171,8 @@ class Method(BaseModel):
     peft_type: ClassVar[str | None] = None
     mergeable: ClassVar[bool] = True
     batchable: ClassVar[bool] = True
+    peft_tasks: ClassVar[frozenset[str] | None] = None
+    """The tasks in which PEFT computes what is computed here; None where its task says nothing."""
     peft_names: ClassVar[Mapping[str, str]] = {}
     """Fields by the name that PEFT gives them, and what to write here instead."""
 
@@ -207,6 +211,25 @@ class Method(BaseModel):
     def life(self, modules: Mapping[str, nn.Module]) -> Life | None:
         """The running state of a method that has one; modules by site name."""
         return None
+
+    def folded(self) -> "Method":
+        """The method as a file holds it: without what only helps to train.  Where that is another method, the modules
+        of this one have `folded()`, which gives the tensors of the other's modules by name."""
+        return self
+
+    def packed(self, tensors: Mapping[str, Tensor], edits: tuple[Edit, ...]) -> dict[str, Tensor]:
+        """The tensors of `file_name` as PEFT's file holds them, where it has several of them in one."""
+        return dict(tensors)
+
+    def unpacked(
+        self, tensors: Mapping[str, Tensor], config: Mapping[str, Any], sites: tuple[Site, ...]
+    ) -> dict[str, Tensor]:
+        """The inverse of `packed` on a base with these sites.  AdapterError where they are others."""
+        return dict(tensors)
+
+    def numbered_sites(self, config: Mapping[str, Any]) -> tuple[Site, ...]:
+        """Sites with the shapes that a file of PEFT tells by number, where it names none."""
+        return ()
 
     def file_name(self, edit: Edit, parameter: str, around: Container[str]) -> str:
         """The key of a trainable tensor in the adapter file, PEFT's where PEFT has the method.

@@ -33,7 +33,7 @@ class Trainer(_Trainer):
         if not self.args.should_save:
             return
         folder = Path(output_dir or str(self.args.output_dir))
-        self.attached.save(folder / ADAPTER, training_forwards=self.attached.clock.step)
+        self.attached.save(folder / ADAPTER, as_trained=True, training_forwards=self.attached.clock.step)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(str(folder))
 
