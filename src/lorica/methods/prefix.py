@@ -132,6 +132,11 @@ class Prefix(KeysValues):
         return f"learning rate for prefix tuning: start at {'5e-5' if self.projection else '5e-3'}"
 
     @classmethod
+    def is_meant(cls, config: Mapping[str, Any]) -> bool:
+        """A finished P-tuning v2 is a prefix without its MLP, and is read as that."""
+        return True
+
+    @classmethod
     def from_peft(cls, config: Any, sites: tuple[Site, ...] = ()) -> "Prefix":
         """The `peft.PrefixTuningConfig` (or a dict of its fields)."""
         given = peft_config.fields(config)
