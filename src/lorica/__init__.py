@@ -46,10 +46,10 @@ if TYPE_CHECKING:
         LoRA,
         Method,
         Norm,
-        PTuning,
-        PTuningV2,
         Prefix,
         Prompt,
+        PTuning,
+        PTuningV2,
         TrainableTokens,
     )
     from lorica.recipe import ModelConfig, Recipe

@@ -178,7 +178,12 @@ ROWS = (
     Row("prefix", Prefix(length=4, hidden=6), _projected_prefix, starts=False, stored=True),
     Row("prompt", Prompt(length=4), lambda sites: 4 * _width(sites), bases=READING, starts=False, stored=True),
     Row("lora+prefix", (SMALL, PTuningV2(length=4)), _both(_keys_values(4)), starts=False, stored=True),
-    Row("lora+bottleneck", (SMALL, Bottleneck(size=3, placement="pfeiffer", nonlinearity="gelu")), _both(_bottlenecks({"mlp"})), stored=True),
+    Row(
+        "lora+bottleneck",
+        (SMALL, Bottleneck(size=3, placement="pfeiffer", nonlinearity="gelu")),
+        _both(_bottlenecks({"mlp"})),
+        stored=True,
+    ),
     Row(
         "lora+bitfit",
         (SMALL, BitFit()),

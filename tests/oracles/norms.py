@@ -1,8 +1,8 @@
 """LayerNorm and RMSNorm with gains and biases of their own, and a linear with its own bias, in plain loops.
 
-    LayerNorm   g (x - mean) / sqrt(var + eps) + b      Ba et al. 2016, arXiv:1607.06450
-    RMSNorm     g x / sqrt(mean x^2 + eps)              Zhang & Sennrich 2019, arXiv:1910.07467
-    linear      W x + b'                                Ben Zaken et al. 2022, arXiv:2106.10199, section 3
+LayerNorm   g (x - mean) / sqrt(var + eps) + b      Ba et al. 2016, arXiv:1607.06450
+RMSNorm     g x / sqrt(mean x^2 + eps)              Zhang & Sennrich 2019, arXiv:1910.07467
+linear      W x + b'                                Ben Zaken et al. 2022, arXiv:2106.10199, section 3
 """
 
 import math

@@ -95,7 +95,7 @@ def test_a_prompt_begins_as_the_rows_of_its_text_repeated_to_its_length():
     drawn = next(attach(model, Prompt(length=5)).parameters())
     assert all((table == row).all(1).any() for row in drawn), "every vector is a row of the vocabulary"
     assert len({int((table == row).all(1).nonzero()[0]) for row in drawn}) > 1
-    assert VOCABULARY == len(table)
+    assert len(table) == VOCABULARY
 
 
 def test_a_random_prompt_is_uniform_up_to_one_half():

@@ -1,6 +1,6 @@
 """What a file keeps of an adapter: what only helps to train is folded into what it computes.
 
-    an MLP behind a prefix, an LSTM behind soft tokens   ->   the keys and values, the vectors
+an MLP behind a prefix, an LSTM behind soft tokens   ->   the keys and values, the vectors
 """
 
 from collections.abc import Iterator, Mapping

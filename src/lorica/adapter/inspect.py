@@ -132,7 +132,8 @@ def _sites(file: AdapterFile) -> list[SiteUpdate]:
         for edit in method.edits(tuple(_sites_of_tensors(method, tensors)))
     ]
     around = {edit.site.name for edit, _, _ in found if edit.place == "around"}
-    updates = (_update(edit, method, tensors, around, file.where) for edit, method, tensors in found)
+    shared: dict[str, nn.Module] = {}
+    updates = (_update(edit, method, tensors, around, shared, file.where) for edit, method, tensors in found)
     return sorted(updates, key=lambda s: _in_order(s.name))
 
 
@@ -160,12 +161,17 @@ def _sites_of_tensors(method: Method, tensors: Mapping[str, Tensor]) -> Iterator
 
 
 def _update(
-    edit: Edit, method: Method, tensors: Mapping[str, Tensor], around: set[str], where: str
+    edit: Edit,
+    method: Method,
+    tensors: Mapping[str, Tensor],
+    around: set[str],
+    shared: dict[str, nn.Module],
+    where: str,
 ) -> SiteUpdate:
     site = edit.site
     blank = torch.zeros(site.shape)
     weight = FrozenWeight(blank) if edit.place == "around" else None
-    module = edit.build(Start(torch.Generator(), torch.device("cpu"), torch.float32, weight, blank))
+    module = edit.build(Start(torch.Generator(), torch.device("cpu"), torch.float32, weight, blank, shared))
     held = {name: tensors.get(method.file_name(edit, name, around)) for name, _ in module.named_parameters()}
     missing = [name for name, tensor in held.items() if tensor is None]
     if missing:

@@ -22,7 +22,10 @@ from lorica.models import sites as sites_of
 
 
 def settled(model: nn.Module, file: AdapterFile) -> AdapterFile:
-    """The same adapter by the sites of this base, with trained rows alone.  AdapterError where a matrix of the file is not this base's."""
+    """The same adapter by the sites of this base, with trained rows alone.
+
+    AdapterError where a tensor of the file is not of this base's shape, or a matrix not this base's.
+    """
     file = _unpacked(model, file)
     beside = any(key.endswith(".token_adapter.base_layer.weight") for key in file.tensors)
     twice = sum(key.endswith(END) for key in file.tensors) > 1

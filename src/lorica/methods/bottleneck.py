@@ -1,7 +1,7 @@
-"""Bottleneck adapters: h <- h + W_up f(W_down h + b_down) + b_up.        Houlsby et al. 2019, arXiv:1902.00751, figure 2
+"""Bottleneck adapters: h <- h + W_up f(W_down h + b_down) + b_up.      Houlsby et al. 2019, arXiv:1902.00751, figure 2
 
-h (..., d) is the output of a sublayer before it joins the residual stream.  W_down (m, d) starts random; W_up (d, m) and
-both biases start at zero, so training starts at the base exactly (the authors' code starts near it, at std 1e-3).
+h (..., d) is the output of a sublayer before it joins the residual stream.  W_down (m, d) starts random; W_up (d, m)
+and both biases start at zero, so training starts at the base exactly (the authors' code starts near it, at std 1e-3).
 Placement: after attention and after the MLP (Houlsby), or after the MLP alone (Pfeiffer et al. 2021, arXiv:2005.00247).
 """
 

@@ -1,4 +1,4 @@
-"""P-tuning: soft tokens that a small network computes while they are trained.    Liu et al. 2021, arXiv:2103.10385, section 3
+"""P-tuning: soft tokens that a small network computes while they are trained.    Liu et al. 2021, arXiv:2103.10385
 
     lstm    p = MLP_2(LSTM(e))      e (P, d), a bidirectional LSTM of width h over the P tokens, two linears with ReLU
     mlp     p = MLP_3(e)            three linears with ReLU between

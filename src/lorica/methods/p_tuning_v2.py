@@ -22,5 +22,3 @@ class PTuningV2(KeysValues):
 
     def advice(self) -> str:
         return "learning rate for P-tuning v2: start at 5e-3"
-
-

@@ -1,6 +1,6 @@
-"""Prefix tuning: every token sees P learned keys and values at every layer.     Li & Liang 2021, arXiv:2101.00190, section 4
+"""Prefix tuning: every token sees P learned keys and values at every layer.     Li & Liang 2021, arXiv:2101.00190
 
-    H = tanh(E W_1^T + b_1)        K_l, V_l = H W_l^T + b_l        shared E (P, d), W_1 (h, d); a layer's own W_l (2 K E, h)
+    H = tanh(E W_1^T + b_1)      K_l, V_l = H W_l^T + b_l      shared E (P, d), W_1 (h, d); a layer's own W_l (2 K E, h)
 
 The MLP helps to train and is gone from the file: the keys and values alone are kept (section 4.3), and train on freely.
 

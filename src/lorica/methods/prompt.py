@@ -32,7 +32,9 @@ class SoftTokens(VirtualTokens):
     def edits(self, sites: tuple[Site, ...], statistics: Mapping[str, Any] | None = None) -> tuple[Edit, ...]:
         tokens = [site for site in sites if site.kind == "tokens"]
         if not tokens:
-            raise TargetError(f"{self.kind}: this base reads no tokens; use prefix, or a method on linears such as lora")
+            raise TargetError(
+                f"{self.kind}: this base reads no tokens; use prefix, or a method on linears such as lora"
+            )
         self.require_fit(tokens[0])
         return (*(TokensBefore(site, lambda start, site=site: self.module(site, start)) for site in tokens),
                 *self.saved(sites))  # fmt: skip
@@ -122,7 +124,9 @@ class Prompt(SoftTokens):
     def require_fit(self, site: Site) -> None:
         beyond = [token for token in self.init_tokens if not 0 <= token < site.shape[0]]
         if beyond:
-            raise TargetError(f"init_tokens: {beyond[0]} is beyond {site.name}, whose rows are 0 to {site.shape[0] - 1}")
+            raise TargetError(
+                f"init_tokens: {beyond[0]} is beyond {site.name}, whose rows are 0 to {site.shape[0] - 1}"
+            )
 
     def module(self, site: Site, start: Start) -> nn.Module:
         return Vectors(self._begun(site, start))

@@ -1,6 +1,6 @@
 """Modules that are trained in full and saved whole beside a method's own edits: `modules_to_save`, as PEFT names it.
 
-    W' = a free copy of W for every parameter of the modules named, such as a new head
+W' = a free copy of W for every parameter of the modules named, such as a new head
 """
 
 from collections.abc import Collection, Container, Mapping

@@ -21,7 +21,9 @@ from lorica.site import Site
 KEY = "prompt_embeddings"
 PREFIX = "base_model."
 MOST_TOKENS = 1 << 20
-SHAPES = frozenset({"num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"})
+SHAPES = frozenset(
+    {"num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"}
+)
 
 
 class VirtualTokens(Saving):
@@ -51,7 +53,9 @@ class VirtualTokens(Saving):
         """These fields of a file's config, which must be positive numbers."""
         strange = [name for name in names if not isinstance(config.get(name), int) or config[name] < 1]
         if strange:
-            raise RecipeError.of([f"{name}: expected a positive number, found {config.get(name)!r}" for name in strange])
+            raise RecipeError.of(
+                [f"{name}: expected a positive number, found {config.get(name)!r}" for name in strange]
+            )
         return [config[name] for name in names]
 
     @classmethod
