@@ -1,5 +1,6 @@
 """Methods that are no weight updates: positions, masks and caches, what is folded and refused, and that they learn."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from lorica.adapter import Attached, attach, inspect, load, plan
 from lorica.errors import AdapterError, ModelError, TargetError
 from lorica.methods import BitFit, Bottleneck, Full, LoRA, Method, Norm, Prefix, Prompt, PTuning, PTuningV2
+from lorica.models import sites
 from lorica.models.cache import KVCache
 from lorica.models.layout import Layout
+from lorica.site import Site
 from tiny_bases import BERT, GPT2, LLAMA, T5, VIT, Base, stir
 
 P = 4
@@ -255,3 +258,33 @@ def test_the_loss_falls_on_a_tiny_llama(method: Any, rate: float):
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.8 * losses[0], losses
+
+
+COUNTS: list[tuple[Any, int, str]] = [
+    (Bottleneck(), 33_820_672, "bottleneck"),
+    (Bottleneck(placement="pfeiffer"), 16_910_336, "bottleneck"),
+    (Prefix(), 136_618_496, "prefix"),
+    (Prefix(projection=False), 2_621_440, "prefix"),
+    (PTuningV2(), 2_621_440, "p-tuning-v2"),
+    (Prompt(), 81_920, "prompt"),
+    (PTuning(), 50_425_856, "p-tuning"),
+    (PTuning(encoder="none"), 81_920, "p-tuning"),
+    (Norm(), 266_240, "norm"),
+]
+
+
+def test_the_counts_that_the_pages_print_are_the_plans():
+    """Llama-2-7B: 32 layers, 32 heads of 128, width 4096."""
+    heads = replace(next(s for s in sites(LLAMA.build()) if s.kind == "attention"), shape=(32, 128))
+    found = [replace(heads, name=f"{n}.attn", layer=n) for n in range(32)]
+    found += [Site(name="embed", kind="tokens", shape=(32000, 4096))]
+    found += [
+        Site(name=f"{n}.{role}", kind="sublayer", roles=(role,), shape=(4096,))
+        for n in range(32)
+        for role in ("attention", "mlp")
+    ]
+    found += [Site(name=f"norm{n}.weight", kind="parameter", roles=("norm",), shape=(4096,)) for n in range(65)]
+    pages = Path(__file__).parents[2] / "docs/methods"
+    for method, count, page in COUNTS:
+        assert plan(found, method).trainable_parameters == count, method
+        assert f"{count:,}" in (pages / f"{page}.md").read_text(), (page, count)
