@@ -180,7 +180,7 @@ ROWS = (
     Row("lora+prefix", (SMALL, PTuningV2(length=4)), _both(_keys_values(4)), starts=False, stored=True),
     Row(
         "lora+bottleneck",
-        (SMALL, Bottleneck(size=3, placement="pfeiffer", nonlinearity="gelu")),
+        (SMALL, Bottleneck(size=3, placement="pfeiffer", nonlinearity="tanh")),
         _both(_bottlenecks({"mlp"})),
         stored=True,
     ),
