@@ -207,10 +207,15 @@ def test_a_file_of_virtual_tokens_that_does_not_fit_the_base_is_told_by_its_numb
         ({"num_layers": 3}, "num_layers: 3 in the file, and this base has 2 attentions"),
         ({"num_virtual_tokens": 5}, r"prompt_embeddings: \(4, 64\) in the file, \(5, 64\)"),
         ({"num_virtual_tokens": "many"}, "num_virtual_tokens: expected a positive number, found 'many'"),
+        ({"num_layers": 10**12}, "num_layers: expected a positive number, found 1000000000000"),
+        ({"init_weights": "zero", "prefix_scale": 2}, "prefix_scale: 2 has no counterpart here"),
     ]:
         config.write_text(json.dumps({**told, **change}))
         with pytest.raises(AdapterError, match=match):
             adapter.load(load_base(folder), tmp_path / "a")
+        if "prompt_embeddings" not in match and change != {"num_layers": 3}:
+            with pytest.raises(AdapterError, match=match):
+                adapter.inspect(tmp_path / "a")
     config.write_text(json.dumps(told))
     save_file({"other": load_file(path)["prompt_embeddings"]}, path)
     with pytest.raises(AdapterError, match="prompt_embeddings: missing from the file"):

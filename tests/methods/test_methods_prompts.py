@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lorica.adapter import Attached, attach, inspect, load, plan
+from lorica.adapter import Attached, Bank, attach, inspect, load, plan
 from lorica.errors import AdapterError, ModelError, TargetError
 from lorica.methods import BitFit, Bottleneck, Full, LoRA, Method, Norm, Prefix, Prompt, PTuning, PTuningV2
 from lorica.models import sites
@@ -205,6 +205,14 @@ def test_an_untrained_bottleneck_is_refused_as_without_effect(tmp_path: Path):
     with pytest.raises(AdapterError, match="this adapter changes nothing"):
         load(LLAMA.build(), tmp_path / "a")
     load(LLAMA.build(), tmp_path / "a", untrained=True)
+
+
+def test_a_bank_says_that_rows_of_one_batch_cannot_choose_a_prefix(tmp_path: Path):
+    stirred(LLAMA, Prefix(length=P, hidden=6), torch.float32).save(tmp_path / "a")
+    with pytest.raises(
+        AdapterError, match="bank: 'one' holds keys_values_before, which rows of one batch cannot choose"
+    ):
+        Bank(LLAMA.build(torch.float32)).add("one", tmp_path / "a")
 
 
 @pytest.mark.parametrize("method", [Prefix(), Prompt(), Bottleneck()], ids=lambda method: method.kind)

@@ -18,7 +18,7 @@ from lorica.errors import RecipeError
 from lorica.methods import peft_config
 from lorica.methods.contract import Edit, Start
 from lorica.methods.prompt import SoftTokens, Vectors
-from lorica.methods.virtual_tokens import VirtualTokens
+from lorica.methods.virtual_tokens import MOST, VirtualTokens
 from lorica.site import Site
 
 
@@ -49,10 +49,10 @@ class PTuning(SoftTokens):
         "task_type": "leave it out, the task is named in the recipe",
     }
 
-    length: int = Field(20, ge=1)
+    length: int = Field(20, ge=1, le=MOST)
     encoder: Literal["mlp", "lstm", "none"] = "mlp"
-    hidden: int | None = Field(None, ge=1)
-    layers: int = Field(2, ge=1)
+    hidden: int | None = Field(None, ge=1, le=MOST)
+    layers: int = Field(2, ge=1, le=MOST)
 
     def module(self, site: Site, start: Start) -> nn.Module:
         if self.encoder == "none":
@@ -65,6 +65,9 @@ class PTuning(SoftTokens):
 
     def note(self, edit: Edit) -> str:
         return f"{super().note(edit)} {self.encoder}".removesuffix(" none") if edit.place != "instead" else ""
+
+    def remarks(self, sites: tuple[Site, ...]) -> tuple[str, ...]:
+        return () if self.encoder == "none" else (f"the {self.encoder} helps to train alone: the file keeps vectors",)
 
     def advice(self) -> str:
         return "learning rate for P-tuning: start at 1e-4 and search"
@@ -87,9 +90,7 @@ class PTuning(SoftTokens):
         kind = given.get("encoder_reparameterization_type", "MLP")
         encoder = str(getattr(kind, "value", kind)).lower()
         fields = {"hidden": given.get("encoder_hidden_size"), "layers": given.get("encoder_num_layers") or 2}
-        return cls.model_validate(
-            {"length": length, "encoder": encoder, "modules_to_save": cls.asked_to_save(given, sites), **fields}
-        )
+        return cls.made(length=length, encoder=encoder, modules_to_save=cls.asked_to_save(given, sites), **fields)
 
     @classmethod
     def from_file(cls, config: Mapping[str, Any], keys: Collection[str]) -> "PTuning":

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lorica.errors import AdapterError, RecipeError, TargetError
 from lorica.methods import peft_config
 from lorica.methods.contract import Edit, KeysValuesBefore, Start
-from lorica.methods.virtual_tokens import KEY, VirtualTokens, require_shape
+from lorica.methods.virtual_tokens import KEY, MOST, VirtualTokens, require_shape
 from lorica.site import Site
 
 TASKS = frozenset({"CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"})
@@ -118,7 +118,7 @@ class Prefix(KeysValues):
     )
 
     projection: bool = True
-    hidden: int = Field(512, ge=1)
+    hidden: int = Field(512, ge=1, le=MOST)
 
     def module(self, sites: tuple[Site, ...], site: Site, start: Start) -> nn.Module:
         if not self.projection:
@@ -127,6 +127,9 @@ class Prefix(KeysValues):
 
     def folded(self) -> "Prefix":
         return self.model_copy(update={"projection": False}) if self.projection else self
+
+    def remarks(self, sites: tuple[Site, ...]) -> tuple[str, ...]:
+        return ("the MLP helps to train alone: the file keeps keys and values",) if self.projection else ()
 
     def advice(self) -> str:
         return f"learning rate for prefix tuning: start at {'5e-5' if self.projection else '5e-3'}"
@@ -148,7 +151,7 @@ class Prefix(KeysValues):
         (length,) = cls.numbers(given, "num_virtual_tokens")
         hidden = {"hidden": given["encoder_hidden_size"]} if given.get("encoder_hidden_size") else {}
         saved = cls.asked_to_save(given, sites)
-        return cls(length=length, projection=bool(given.get("prefix_projection")), modules_to_save=saved, **hidden)
+        return cls.made(length=length, projection=bool(given.get("prefix_projection")), modules_to_save=saved, **hidden)
 
     @classmethod
     def from_file(cls, config: Mapping[str, Any], keys: Collection[str]) -> "Prefix":

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from lorica.errors import AdapterError, RecipeError, TargetError
 from lorica.methods import peft_config
 from lorica.methods.contract import Edit, Start, TokensBefore
-from lorica.methods.virtual_tokens import KEY, VirtualTokens, require_shape
+from lorica.methods.virtual_tokens import KEY, MOST, VirtualTokens, require_shape
 from lorica.site import Site
 
 TASKS = frozenset({"CAUSAL_LM", "SEQ_2_SEQ_LM", "TOKEN_CLS", "FEATURE_EXTRACTION"})
 """Not those where PEFT's head reads the first place of the row, which is a soft token there and a real one here."""
+STACKS = "num_transformer_submodules"
 INITS = {"RANDOM": "random", "SAMPLE_VOCAB": "vocabulary"}
 
 
@@ -57,7 +58,7 @@ class SoftTokens(VirtualTokens):
         packed = tensors.get(KEY)
         if packed is None:
             raise AdapterError(f"{KEY}: missing from the file")
-        stacks = config.get("num_transformer_submodules") or 1
+        stacks = self.numbers(config, STACKS)[0] if config.get(STACKS) else 1
         require_shape(packed, (stacks * self.length, site.shape[-1]))
         rest = {key: value for key, value in tensors.items() if key != KEY}
         return {f"{site.name}.vectors": packed[: self.length].contiguous(), **rest}
@@ -117,7 +118,7 @@ class Prompt(SoftTokens):
         "task_type": "leave it out, the task is named in the recipe",
     }
 
-    length: int = Field(20, ge=1)
+    length: int = Field(20, ge=1, le=MOST)
     init: Literal["vocabulary", "random"] = "vocabulary"
     init_tokens: tuple[int, ...] = ()
 
@@ -163,7 +164,7 @@ class Prompt(SoftTokens):
         if problems:
             raise RecipeError.of(problems)
         (length,) = cls.numbers(given, "num_virtual_tokens")
-        return cls(length=length, init=start, modules_to_save=cls.asked_to_save(given, sites))  # type: ignore[arg-type]
+        return cls.made(length=length, init=start, modules_to_save=cls.asked_to_save(given, sites))
 
     @classmethod
     def from_file(cls, config: Mapping[str, Any], keys: Collection[str]) -> "Prompt":

@@ -9,7 +9,7 @@ Whatever computed them in training is gone from the file: the result alone is ke
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from lorica.errors import AdapterError, RecipeError
@@ -20,7 +20,8 @@ from lorica.site import Site
 
 KEY = "prompt_embeddings"
 PREFIX = "base_model."
-MOST_TOKENS = 1 << 20
+MOST = 100_000
+"""Of tokens, layers, heads and channels: a file that says more only wants the memory."""
 SHAPES = frozenset(
     {"num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"}
 )
@@ -38,7 +39,7 @@ class VirtualTokens(Saving):
     parts: ClassVar[tuple[str, ...]] = ("vectors",)
     """What the method's modules call their tensors, as far as a file's keys may end so."""
 
-    length: int = Field(10, ge=1, le=MOST_TOKENS)
+    length: int = Field(10, ge=1, le=MOST)
 
     def note(self, edit: Edit) -> str:
         return f"{self.length} tokens" if edit.place != "instead" else ""
@@ -50,8 +51,8 @@ class VirtualTokens(Saving):
 
     @classmethod
     def numbers(cls, config: Mapping[str, Any], *names: str) -> list[int]:
-        """These fields of a file's config, which must be positive numbers."""
-        strange = [name for name in names if not isinstance(config.get(name), int) or config[name] < 1]
+        """These fields of a file's config, which must be positive numbers of a size that some model has."""
+        strange = [name for name in names if not isinstance(config.get(name), int) or not 1 <= config[name] <= MOST]
         if strange:
             raise RecipeError.of(
                 [f"{name}: expected a positive number, found {config.get(name)!r}" for name in strange]
@@ -65,7 +66,15 @@ class VirtualTokens(Saving):
             raise RecipeError.of(problems)
         (length,) = cls.numbers(config, "num_virtual_tokens")
         own = {key for key in keys if key == KEY or cls.site_name(key) != cls.parameter_name(key)}
-        return cls(length=length, modules_to_save=cls.saved_in(keys, own), **fields)
+        return cls.made(length=length, modules_to_save=cls.saved_in(keys, own), **fields)
+
+    @classmethod
+    def made(cls, **fields: Any) -> Any:
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            told = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+            raise RecipeError.of(told) from None
 
     def packed_as(self, tensor: Tensor, tensors: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
         return {KEY: tensor, **{key: value for key, value in tensors.items() if key not in own}}
