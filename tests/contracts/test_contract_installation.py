@@ -218,11 +218,11 @@ def test_dropout_has_no_place_where_a_weight_is_read_without_a_call():
         install(encoder(), "after", site, nn.Identity())
 
 
-@pytest.mark.parametrize("base", [GPT2, VIT], ids=str)
+@pytest.mark.parametrize("base", [VIT], ids=str)
 def test_soft_tokens_are_refused_by_name_where_they_are_not_known(base: Base):
     model = base.build()
     site = next(s for s in sites(model) if s.kind in ("tokens", "linear"))
-    with pytest.raises(TargetError, match="decoder family, BERT and T5's encoder"):
+    with pytest.raises(TargetError, match=r"the decoder family, .*, BERT and T5's encoder"):
         install(model, "tokens_before", site, nn.Identity())
 
 

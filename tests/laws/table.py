@@ -128,7 +128,7 @@ def _both(other: Callable[[Sequence[Site]], int]) -> Callable[[Sequence[Site]], 
 
 
 WITH_BIASES = tuple(base for base in BASES if base is not T5)
-READING = (LLAMA, BERT, T5)
+READING = (LLAMA, GPT2, BERT, T5)
 LSTM = PTuning(length=4, hidden=5, encoder="lstm")
 SMALL = LoRA(r=3, alpha=8, dropout=0.2, target_modules="attention")
 PATTERNED = LoRA(

@@ -72,12 +72,13 @@ def test_a_prefix_of_what_words_leave_in_the_cache_acts_as_those_words(base: Bas
     torch.testing.assert_close(base.output(model), expected, **CLOSE)
 
 
+@pytest.mark.parametrize("base", [LLAMA, GPT2], ids=str)
 @torch.no_grad()
-def test_a_prompt_that_begins_as_words_acts_as_those_words_before_it_is_trained():
-    model: Any = LLAMA.build()
+def test_a_prompt_that_begins_as_words_acts_as_those_words_before_it_is_trained(base: Base):
+    model: Any = base.build()
     attach(model, Prompt(length=P, init_tokens=tuple(WORDS[0].tolist())))
-    ids = LLAMA.inputs()["input_ids"]
-    expected = LLAMA.build()(torch.cat([WORDS.expand(len(ids), -1), ids], 1)).logits[:, P:]
+    ids = base.inputs()["input_ids"]
+    expected = base.build()(torch.cat([WORDS.expand(len(ids), -1), ids], 1)).logits[:, P:]
     torch.testing.assert_close(model(ids).logits, expected, **CLOSE)
 
 
@@ -111,10 +112,10 @@ def test_generation_with_the_cache_writes_what_reading_everything_again_would(me
     assert torch.equal(written, again)
 
 
-@pytest.mark.parametrize("base", [GPT2, T5], ids=str)
+@pytest.mark.parametrize(("base", "method"), [(GPT2, VIRTUAL[0]), (T5, VIRTUAL[0]), (GPT2, VIRTUAL[2])], ids=str)
 @torch.no_grad()
-def test_transformers_generates_the_same_with_and_without_its_cache(base: Base):
-    model = adapted(base, VIRTUAL[0])
+def test_transformers_generates_the_same_with_and_without_its_cache(base: Base, method: Method):
+    model = adapted(base, method)
     given = {name: base.inputs()[name][:2, :5] for name in ("input_ids", "attention_mask")}
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     cached = model.generate(**given, use_cache=True, **options)

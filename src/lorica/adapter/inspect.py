@@ -17,7 +17,8 @@ from lorica.adapter.file import TENSORS, AdapterFile, read
 from lorica.adapter.lineage import Lineage
 from lorica.adapter.plan import key_marks
 from lorica.adapter.proof import Proof, recorded
-from lorica.errors import AdapterError
+from lorica.adapter.tensors import refusal
+from lorica.errors import AdapterError, LoricaError
 from lorica.kernels import FrozenWeight, LowRank
 from lorica.methods import Method
 from lorica.methods.contract import Edit, Start
@@ -141,7 +142,10 @@ def _tensors_of_methods(file: AdapterFile) -> Iterator[Mapping[str, Tensor]]:
     """The tensors of each method by its own keys."""
     for method, mark in zip(file.methods, key_marks(file.methods), strict=True):
         own = {key.removeprefix(mark): tensor for key, tensor in file.tensors.items() if key.startswith(mark)}
-        yield method.unpacked(own, file.config, method.numbered_sites(file.config)) if file.peft else own
+        try:
+            yield method.unpacked(own, file.config, method.numbered_sites(file.config)) if file.peft else own
+        except LoricaError as error:
+            raise refusal(file.where, str(error).splitlines()) from error
 
 
 def _in_order(name: str) -> list[tuple[int, str]]:
