@@ -17,7 +17,7 @@ from lorica.models import install, sites
 from lorica.models.edited import AfterModule, AroundModule
 from lorica.site import Site
 from ten_line_methods import Biases, Bottleneck, Living, Magnitude, Prefix, Prompt, Scales
-from tiny_bases import BASES, BERT, GPT2, LLAMA, T5, VIT, Base, stir
+from tiny_bases import BASES, BERT, LLAMA, T5, VIT, Base, stir
 from traces import traces
 
 STARTS_AT_THE_BASE = (Magnitude(), Bottleneck(), Biases(), Scales(), Living())
@@ -25,7 +25,7 @@ CASES = [
     (base, method)
     for base in BASES
     for method in (*STARTS_AT_THE_BASE, Prefix(), Prompt())
-    if not (method.kind == "test-prompt" and base in (GPT2, VIT)) and not (method.kind == "test-biases" and base is T5)
+    if not (method.kind == "test-prompt" and base is VIT) and not (method.kind == "test-biases" and base is T5)
 ]
 
 
@@ -218,11 +218,11 @@ def test_dropout_has_no_place_where_a_weight_is_read_without_a_call():
         install(encoder(), "after", site, nn.Identity())
 
 
-@pytest.mark.parametrize("base", [GPT2, VIT], ids=str)
+@pytest.mark.parametrize("base", [VIT], ids=str)
 def test_soft_tokens_are_refused_by_name_where_they_are_not_known(base: Base):
     model = base.build()
     site = next(s for s in sites(model) if s.kind in ("tokens", "linear"))
-    with pytest.raises(TargetError, match="decoder family, BERT and T5's encoder"):
+    with pytest.raises(TargetError, match=r"the decoder family, .*, BERT and T5's encoder"):
         install(model, "tokens_before", site, nn.Identity())
 
 

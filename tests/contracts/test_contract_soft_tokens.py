@@ -12,13 +12,18 @@ from lorica.methods.lora import LoRA
 from lorica.models.cache import KVCache
 from lorica.models.layout import Layout
 from ten_line_methods import Prefix, Prompt
-from tiny_bases import BERT, LLAMA, T5, Base, stir
+from tiny_bases import BERT, GPT2, LLAMA, T5, Base, stir
 
 P = 4
 WORDS = torch.tensor([7, 31, 12, 50])
 CLOSE = {"rtol": 0.0, "atol": 1e-10}
 KNOWN = [LLAMA, BERT, T5]
-EMBEDDING = {"llama": "model.embed_tokens", "bert": "bert.embeddings.word_embeddings", "t5": "encoder.embed_tokens"}
+EMBEDDING = {
+    "llama": "model.embed_tokens",
+    "gpt2": "transformer.wte",
+    "bert": "bert.embeddings.word_embeddings",
+    "t5": "encoder.embed_tokens",
+}
 
 
 def speaking(base: Base) -> nn.Module:
@@ -102,7 +107,7 @@ def test_t5_generates_with_them():
     assert torch.equal(ours, base.generate(**{name: spoken(T5)[name] for name in names}, **options))
 
 
-@pytest.mark.parametrize("base", [LLAMA, BERT, T5], ids=str)
+@pytest.mark.parametrize("base", [LLAMA, GPT2, BERT, T5], ids=str)
 @torch.no_grad()
 def test_padding_beside_soft_tokens_changes_nothing(base: Base):
     model, given = speaking(base), base.inputs()

@@ -4,10 +4,24 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lorica.methods import DoRA, Full, LoRA, LoRAFA, Method, TrainableTokens
+from lorica.methods import (
+    BitFit,
+    Bottleneck,
+    DoRA,
+    Full,
+    LoRA,
+    LoRAFA,
+    Method,
+    Norm,
+    Prefix,
+    Prompt,
+    PTuning,
+    PTuningV2,
+    TrainableTokens,
+)
 from lorica.methods.targets import select
 from lorica.site import Site
-from ten_line_methods import Biases, Bottleneck, Prefix, Prompt, Scales
+from ten_line_methods import Scales
 from tiny_bases import BASES, BERT, GPT2, LLAMA, T5, Base
 from tiny_layers import ATTENTION, CONVNET, GPT_OSS, MOE, UNET
 
@@ -18,12 +32,16 @@ class Row:
     slopes: the gradients are those of the loss, with nothing held constant and nothing multiplied to them."""
 
     name: str
-    method: Method
+    method: Method | tuple[Method, ...]
     count: Callable[[Sequence[Site]], int]
     bases: tuple[Base, ...] = BASES
     starts: bool = True
     stored: bool = False
     slopes: bool = True
+
+    @property
+    def mergeable(self) -> bool:
+        return all(m.mergeable for m in (self.method if isinstance(self.method, tuple) else (self.method,)))
 
     def __repr__(self) -> str:
         return self.name
@@ -114,6 +132,44 @@ def _pair(site: Site) -> int:
     return d_out + math.prod(under)
 
 
+def _bottlenecks(roles: set[str]) -> Callable[[Sequence[Site]], int]:
+    """2 m d + d + m with m = 3."""
+    return lambda sites: sum(7 * s.d_out + 3 for s in sites if s.kind == "sublayer" and roles & set(s.roles))
+
+
+def _of_norms(sites: Sequence[Site]) -> int:
+    return sum(_size(s) for s in sites if s.kind == "parameter" and "norm" in s.roles)
+
+
+def _keys_values(length: int) -> Callable[[Sequence[Site]], int]:
+    return lambda sites: _of(sites, "attention", lambda site: 2 * length * _size(site))
+
+
+def _projected_prefix(sites: Sequence[Site]) -> int:
+    """E (4, 32), W_1 (6, 32) with its bias, and (2 K E, 6) with its bias for every attention."""
+    return 4 * 32 + 6 * 32 + 6 + _of(sites, "attention", lambda site: 2 * _size(site) * (6 + 1))
+
+
+def _mlp_prompt(sites: Sequence[Site]) -> int:
+    d = _width(sites)
+    return 4 * d + (5 * d + 5) + (5 * 5 + 5) + (5 * d + d)
+
+
+def _lstm_prompt(sites: Sequence[Site]) -> int:
+    """Four gates with two biases, two directions, two layers (the second reads both directions of the first)."""
+    d = _width(sites)
+    lstm = 2 * 4 * 5 * (d + 5 + 2) + 2 * 4 * 5 * (2 * 5 + 5 + 2)
+    return 4 * d + lstm + (10 * 10 + 10) + (10 * d + d)
+
+
+def _both(other: Callable[[Sequence[Site]], int]) -> Callable[[Sequence[Site]], int]:
+    return lambda sites: _low_rank("attention", 3)(sites) + other(sites)
+
+
+WITH_BIASES = tuple(base for base in BASES if base is not T5)
+READING = (LLAMA, GPT2, BERT, T5)
+LSTM = PTuning(length=4, hidden=5, encoder="lstm")
+SMALL = LoRA(r=3, alpha=8, dropout=0.2, target_modules="attention")
 PATTERNED = LoRA(
     r=3,
     alpha=8,
@@ -218,7 +274,6 @@ ROWS = (
         slopes=False,
     ),
     Row("lora-ramp", LoRA(r=2, alpha=8, ramp={"from": 1, "to": 4}), _ramp, bases=(LLAMA, BERT, T5), stored=True),  # type: ignore[arg-type]
-    Row("biases", Biases(), lambda sites: _parameters(sites, ".bias"), bases=tuple(b for b in BASES if b is not T5)),
     Row(
         "scales",
         Scales(),
@@ -226,14 +281,28 @@ ROWS = (
             _size(s) for s in sites if s.kind == "parameter" and len(s.shape) == 1 and s.leaf == "weight"
         ),
     ),
-    Row("bottleneck", Bottleneck(), lambda sites: _of(sites, "sublayer", lambda site: 6 * site.d_out)),
-    Row("prefix", Prefix(), lambda sites: _of(sites, "attention", lambda site: 8 * _size(site)), starts=False),
+    Row("bitfit", BitFit(), lambda sites: _parameters(sites, ".bias"), bases=WITH_BIASES, stored=True),
+    Row("bottleneck", Bottleneck(size=3), _bottlenecks({"attention", "cross_attention", "mlp"}), stored=True),
+    Row("bottleneck-mlp", Bottleneck(size=3, placement="pfeiffer"), _bottlenecks({"mlp"}), stored=True),
+    Row("norm", Norm(), _of_norms, stored=True),
+    Row("p-tuning", PTuning(length=4, hidden=5), _mlp_prompt, bases=READING, starts=False, stored=True),
+    Row("p-tuning-lstm", LSTM, _lstm_prompt, bases=READING, starts=False, stored=True),
+    Row("p-tuning-v2", PTuningV2(length=4), _keys_values(4), starts=False, stored=True),
+    Row("prefix", Prefix(length=4, hidden=6), _projected_prefix, starts=False, stored=True),
+    Row("prompt", Prompt(length=4), lambda sites: 4 * _width(sites), bases=READING, starts=False, stored=True),
+    Row("lora+prefix", (SMALL, PTuningV2(length=4)), _both(_keys_values(4)), starts=False, stored=True),
     Row(
-        "prompt",
-        Prompt(),
-        lambda sites: _of(sites, "tokens", lambda site: 4 * site.d_out),
-        bases=(LLAMA, BERT, T5),
-        starts=False,
+        "lora+bottleneck",
+        (SMALL, Bottleneck(size=3, placement="pfeiffer", nonlinearity="tanh")),
+        _both(_bottlenecks({"mlp"})),
+        stored=True,
+    ),
+    Row(
+        "lora+bitfit",
+        (SMALL, BitFit()),
+        _both(lambda sites: _parameters(sites, ".bias")),
+        bases=WITH_BIASES,
+        stored=True,
     ),
 )
 CASES = [(base, row) for row in ROWS for base in row.bases]

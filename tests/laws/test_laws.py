@@ -19,7 +19,7 @@ def test_the_start_is_the_base(base: Base, row: Row):
     laws.the_start_is_the_base(base, row.method)
 
 
-@over(lambda row: row.method.mergeable)
+@over(lambda row: row.mergeable)
 def test_forward_is_the_merged_weight(base: Base, row: Row):
     laws.forward_is_the_merged_weight(base, row.method)
 
@@ -34,7 +34,7 @@ def test_detaching_gives_back_the_base(base: Base, row: Row):
     laws.detaching_gives_back_the_base(base, row.method)
 
 
-@over(lambda row: row.method.mergeable)
+@over(lambda row: row.mergeable)
 def test_merging_leaves_a_plain_model_of_the_same_outputs(base: Base, row: Row):
     laws.merging_leaves_a_plain_model_of_the_same_outputs(base, row.method)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lorica.adapter.attached import Attached
 from lorica.adapter.installed import Installed, Modules, Undo, undone
-from lorica.adapter.plan import Methods, Plan, PlannedEdit
+from lorica.adapter.plan import READING, Methods, Plan, PlannedEdit
 from lorica.adapter.plan import plan as plan_of
 from lorica.errors import AdapterError, TargetError
 from lorica.methods.contract import Start
@@ -43,7 +43,8 @@ def built(model: nn.Module, plan: Plan, seed: int) -> Modules:
     for key, tensor in plan.statistics.items():
         site, _, parameter = key.rpartition(".")
         given[site][parameter] = tensor
-    return {planned.key: _built(model, planned, seed, given.get(planned.site.name, {})) for planned in plan.edits}
+    shared: dict[str, nn.Module] = {}
+    return {p.key: _built(model, p, seed, given.get(p.site.name, {}), shared) for p in plan.edits}
 
 
 def installed(model: nn.Module, plan: Plan, modules: Modules, seed: int = 0) -> Attached:
@@ -76,17 +77,19 @@ def require_free(model: nn.Module) -> None:
         )
 
 
-def _built(model: nn.Module, planned: PlannedEdit, seed: int, given: Mapping[str, Tensor]) -> nn.Module:
+def _built(
+    model: nn.Module, planned: PlannedEdit, seed: int, given: Mapping[str, Tensor], shared: dict[str, nn.Module]
+) -> nn.Module:
     """The module of one edit, on the device of what it edits.  Its generator knows its site, not its turn."""
     name = f"{seed}:{planned.edit.place}:{planned.site.name}"
     digest = hashlib.sha256(name.encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
     edit = planned.edit
-    weight = weight_of(model, edit.site) if edit.place == "around" else None
+    weight = weight_of(model, edit.site) if edit.place in READING else None
     parameter = parameter_of(model, edit.site) if edit.place == "instead" else None
     near = weight.stored if weight is not None else parameter
     near = near if near is not None else next(model.parameters())
-    return edit.build(Start(generator, near.device, _training_dtype(near), weight, parameter, given))
+    return edit.build(Start(generator, near.device, _training_dtype(near), weight, parameter, given, shared))
 
 
 def _training_dtype(base: Tensor) -> torch.dtype:

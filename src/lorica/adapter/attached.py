@@ -166,7 +166,8 @@ class Attached:
     @property
     def rewritten(self) -> bool:
         """Whether a file of this adapter holds other tensors than those that are trained."""
-        return any(hasattr(module, "finished") for module in self.modules.values())
+        file = AdapterFile.of(self.model, *finished(self.plan, self.modules))
+        return _shapes(file.tensors) != _shapes(self.state())
 
     def start(self) -> dict[str, Tensor]:
         """The frozen tensors that starts bring along, by `SITE.PARAMETER`: given to `attach` as `statistics`, the same
@@ -272,6 +273,10 @@ class Attached:
     def _finish(self, end: str) -> None:
         undone(self._undos)
         self._model, self._end, self._undos = None, end, []
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
 class Lives:

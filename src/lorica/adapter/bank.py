@@ -21,6 +21,7 @@ from lorica.adapter.file import AdapterFile, read
 from lorica.adapter.installed import Undo, undone
 from lorica.adapter.load import filled, plan_on, require_base
 from lorica.adapter.plan import Plan
+from lorica.adapter.resized import settled
 from lorica.errors import AdapterError, did_you_mean
 from lorica.kernels import LowRank, Noise
 from lorica.models import ambient, enter, install
@@ -94,6 +95,7 @@ class Bank:
         file = file if isinstance(file, AdapterFile) else read(file)
         if not other_base:
             require_base(file, self.model)
+        file = settled(self.model, file)
         planned = plan_on(self.model, file)
         _require_batchable(name, planned)
         modules = filled(self.model, planned, file, untrained=untrained)

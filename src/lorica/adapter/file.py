@@ -54,9 +54,12 @@ class AdapterFile:
 
     @classmethod
     def of(cls, model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> "AdapterFile":
+        """The file of these tensors by key of the plan."""
         again = {key: t for method in plan.methods for key, t in method.repeated(tensors, plan.base).items()}
-        held = {**tensors, **again}
-        return cls(where="adapter", config=config_of(model, plan), methods=plan.methods, tensors=held, plan=plan)
+        held, config = {**tensors, **again}, config_of(model, plan)
+        if "peft_type" in config:
+            held = plan.methods[0].packed(held, plan.of(plan.methods[0]))
+        return cls(where="adapter", config=config, methods=plan.methods, tensors=held, plan=plan)
 
     @property
     def peft(self) -> bool:

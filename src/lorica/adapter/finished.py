@@ -1,11 +1,14 @@
 """A trained adapter as its file holds it, where the method of the file is not the one that trained it.
 
-PiSSA's starting product is subtracted in one of its own: what is written is a plain LoRA of twice the rank, which any
-reader of such files computes with, and from which training goes on as from any other.
+PiSSA's starting product, subtracted in one of its own  ->  a plain LoRA of twice the rank
+an MLP behind a prefix, an LSTM behind soft tokens      ->  the keys and values, the vectors
+
+What is written any reader of such files computes with, and training goes on from it as from any other.
 """
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from lorica.adapter.installed import Modules
@@ -13,6 +16,7 @@ from lorica.adapter.plan import Plan, plan
 from lorica.methods.contract import stored
 
 
+@torch.no_grad()
 def finished(trained: Plan, modules: Modules) -> tuple[Plan, dict[str, Tensor]]:
     """The plan of the file, and its tensors by their key, which may share memory with the parameters."""
     methods = [method.finished() for method in trained.methods]

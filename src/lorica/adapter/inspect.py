@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from lorica.adapter.fetch import folder_of
 from lorica.adapter.file import TENSORS, AdapterFile, read
 from lorica.adapter.lineage import Lineage
+from lorica.adapter.plan import key_marks
 from lorica.adapter.proof import Proof, recorded
-from lorica.errors import AdapterError
+from lorica.adapter.tensors import refusal
+from lorica.errors import AdapterError, LoricaError
 from lorica.kernels import FrozenWeight, LowRank
 from lorica.methods import Method, peft_parts
 from lorica.methods.contract import Edit, Start, neighbours, stored
@@ -124,10 +126,26 @@ def update_norm(A: Tensor, B: Tensor, scale: float) -> float:
 
 
 def _sites(file: AdapterFile) -> list[SiteUpdate]:
-    sites = tuple(peft_parts.with_owners(tuple(_sites_of_tensors(file))))
-    pairs = [(edit, method) for method in file.methods for edit in method.edits(sites)]
-    around = neighbours(edit.site.name for edit, _ in pairs if edit.place == "around")
-    return sorted((_update(edit, method, file, around) for edit, method in pairs), key=lambda s: _in_order(s.name))
+    parts = list(zip(file.methods, _tensors_of_methods(file), strict=True))
+    found = [
+        (edit, method, tensors)
+        for method, tensors in parts
+        for edit in method.edits(tuple(peft_parts.with_owners(tuple(_sites_of_tensors(method, tensors, file.config)))))
+    ]
+    around = neighbours(edit.site.name for edit, _, _ in found if edit.place == "around")
+    shared: dict[str, nn.Module] = {}
+    updates = (_update(edit, method, tensors, around, shared, file.where) for edit, method, tensors in found)
+    return sorted(updates, key=lambda s: _in_order(s.name))
+
+
+def _tensors_of_methods(file: AdapterFile) -> Iterator[Mapping[str, Tensor]]:
+    """The tensors of each method by its own keys."""
+    for method, mark in zip(file.methods, key_marks(file.methods), strict=True):
+        own = {key.removeprefix(mark): tensor for key, tensor in file.tensors.items() if key.startswith(mark)}
+        try:
+            yield method.unpacked(own, file.config, method.numbered_sites(file.config)) if file.peft else own
+        except LoricaError as error:
+            raise refusal(file.where, str(error).splitlines()) from error
 
 
 def _in_order(name: str) -> list[tuple[int, str]]:
@@ -135,28 +153,35 @@ def _in_order(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
 
 
-def _sites_of_tensors(file: AdapterFile) -> Iterator[Site]:
+def _sites_of_tensors(method: Method, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Iterator[Site]:
     """Shapes are read off the tensors."""
-    method = file.methods[0]
-    located = method.located(file.tensors, file.config)
+    located = method.located(tensors, config)
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for key in sorted(file.tensors, key=lambda key: -key.count(".base_layer.")):  # inner parts come first in a base
+    for key in sorted(tensors, key=lambda key: -key.count(".base_layer.")):  # inner parts come first in a base
         if not method.surplus(key):
-            shapes.setdefault(method.site_name(located[key]), {})[key] = tuple(file.tensors[key].shape)
+            shapes.setdefault(method.site_name(located[key]), {})[key] = tuple(tensors[key].shape)
     for name, held in shapes.items():
         if (site := method.site_of_file(name, held)) is not None:
             yield site
 
 
-def _update(edit: Edit, method: Method, file: AdapterFile, around: Mapping[str, Sequence[str]]) -> SiteUpdate:
+def _update(
+    edit: Edit,
+    method: Method,
+    tensors: Mapping[str, Tensor],
+    around: Mapping[str, Sequence[str]],
+    shared: dict[str, nn.Module],
+    where: str,
+) -> SiteUpdate:
     site = edit.site
     blank = torch.zeros(site.shape)
     weight = FrozenWeight(blank) if edit.place == "around" else None
-    module = edit.build(Start(torch.Generator(), torch.device("cpu"), torch.float32, weight, blank))
-    held = {name: file.tensors.get(method.file_name(edit, name, around)) for name in stored(module)}
+    start = Start(torch.Generator(), torch.device("cpu"), torch.float32, weight, blank, shared=shared)
+    module = edit.build(start)
+    held = {name: tensors.get(method.file_name(edit, name, around)) for name in stored(module)}
     missing = [name for name, tensor in held.items() if tensor is None]
     if missing:
-        raise AdapterError(f"{file.where}: {site.name} lacks {', '.join(missing)}")
+        raise AdapterError(f"{where}: {site.name} lacks {', '.join(missing)}")
     for name, tensor in stored(module).items():
         tensor.data = held[name].float()  # type: ignore[union-attr]
     return SiteUpdate(

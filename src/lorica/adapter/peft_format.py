@@ -4,12 +4,13 @@ A method that PEFT has writes PEFT's entries; one that it lacks, or several toge
 write no `peft_type`, so that nothing takes the file for what it is not.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
 
 from lorica.adapter.plan import Plan
+from lorica.methods import Method
 from lorica.methods.peft_config import HEADS
 
 TASKS = {
@@ -24,11 +25,10 @@ TASKS = {
 
 def config_of(model: nn.Module, plan: Plan) -> dict[str, Any]:
     """The contents of adapter_config.json."""
-    config = _method_entries(plan)
-    saved = config.get("modules_to_save") or ()
+    config = _method_entries(model, plan)
     return {
         **config,
-        "task_type": task_type(model, saved),
+        "task_type": task_type(model, config.get("modules_to_save") or ()),
         "base_model_name_or_path": base_name(model),
         "auto_mapping": None,
         "revision": None,
@@ -36,14 +36,23 @@ def config_of(model: nn.Module, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _method_entries(plan: Plan) -> dict[str, Any]:
+def _method_entries(model: nn.Module, plan: Plan) -> dict[str, Any]:
     only = plan.methods[0]
     edits = plan.of(only)
     entries = None
     if len(plan.methods) == 1 and not only.peft_problems(edits):
         entries = only.peft_config(edits, plan.base)
-    if entries is not None:
+    if entries is not None and _computes_the_same(model, only, entries):
         return entries
+    return _own_entries(plan)
+
+
+def _computes_the_same(model: nn.Module, method: Method, entries: Mapping[str, Any]) -> bool:
+    return method.peft_tasks is None or task_type(model, entries.get("modules_to_save") or ()) in method.peft_tasks
+
+
+def _own_entries(plan: Plan) -> dict[str, Any]:
+    """What says which adapter it is where PEFT has no such."""
     listed = {"methods": [{"name": method.kind, **method.model_dump(mode="json")} for method in plan.methods]}
     experts = [p.site.name for p in plan.edits if p.edit.place == "around" and p.site.kind == "experts"]
     return {**listed, "target_parameters": experts} if experts else listed

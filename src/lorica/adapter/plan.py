@@ -22,6 +22,8 @@ from lorica.models import sites as sites_of
 from lorica.site import Site
 
 META = torch.device("meta")
+READING = ("around", "tokens_before")
+"""Places whose modules are given the weight that they edit, or begin from."""
 Methods = Method | Sequence[Method] | Any
 """One method or several; a config object of PEFT stands for the method that it describes."""
 
@@ -230,9 +232,22 @@ def plan(
     if wasteful and not trained:
         raise TargetError.of(wasteful)
     around = neighbours(edit.site.name for edit, _ in pairs if edit.place == "around")
-    edits = tuple(PlannedEdit(edit=edit, method=each, tensors=_tensors(edit, each, around)) for edit, each in pairs)
+    shared: dict[str, nn.Module] = {}
+    marks = {id(each): mark for each, mark in zip(methods, key_marks(methods), strict=True)}
+    edits = tuple(
+        PlannedEdit(edit=edit, method=each, tensors=_tensors(edit, each, around, shared, marks[id(each)]))
+        for edit, each in pairs
+    )
     source = source or (getattr(base, "source", None) if isinstance(base, nn.Module) else None)
     return Plan(methods=methods, edits=edits, base=sites, source=source, statistics=statistics)
+
+
+def key_marks(methods: Sequence[Method]) -> tuple[str, ...]:
+    """What stands before the keys of each of several methods in one file: its name, counted where it comes again."""
+    if len(methods) == 1:
+        return ("",)
+    before = ([other.kind for other in methods[:place]].count(method.kind) for place, method in enumerate(methods))
+    return tuple(f"{m.kind}{f'-{n + 1}' if n else ''}." for m, n in zip(methods, before, strict=True))
 
 
 def _method(given: Any, sites: tuple[Site, ...]) -> Method:
@@ -245,13 +260,17 @@ def _method(given: Any, sites: tuple[Site, ...]) -> Method:
     return method_of_peft(given).from_peft(given, sites).resolved(sites)
 
 
-def _tensors(edit: Edit, method: Method, around: Mapping[str, Sequence[str]]) -> dict[str, PlannedTensor]:
+def _tensors(
+    edit: Edit, method: Method, around: Mapping[str, Sequence[str]], shared: dict[str, nn.Module], mark: str
+) -> dict[str, PlannedTensor]:
     shape = edit.site.shape
-    weight = FrozenWeight(torch.empty(shape, device=META)) if edit.place == "around" else None
+    weight = FrozenWeight(torch.empty(shape, device=META)) if edit.place in READING else None
     parameter = torch.empty(shape, device=META) if edit.place == "instead" else None
-    module = edit.build(Start(torch.Generator(), META, torch.float32, weight, parameter))
+    module = edit.build(Start(torch.Generator(), META, torch.float32, weight, parameter, shared=shared))
     return {
-        method.file_name(edit, name, around): PlannedTensor(name, tuple(kept.shape), isinstance(kept, nn.Parameter))
+        mark + method.file_name(edit, name, around): PlannedTensor(
+            name, tuple(kept.shape), isinstance(kept, nn.Parameter)
+        )
         for name, kept in stored(module).items()
     }
 

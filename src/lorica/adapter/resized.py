@@ -16,15 +16,31 @@ import torch
 from torch import Tensor, nn
 
 from lorica.adapter.file import AdapterFile
-from lorica.errors import AdapterError
+from lorica.errors import AdapterError, LoricaError
 from lorica.methods.token_rows import END, SUFFIX, placed
+from lorica.models import sites as sites_of
 
 
 def settled(model: nn.Module, file: AdapterFile) -> AdapterFile:
-    """The same adapter with trained rows alone.  AdapterError where a matrix of the file is not this base's."""
+    """The same adapter by the sites of this base, with trained rows alone.
+
+    AdapterError where a tensor of the file is not of this base's shape, or a matrix not this base's.
+    """
+    file = _unpacked(model, file)
     beside = any(key.endswith(".token_adapter.base_layer.weight") for key in file.tensors)
     twice = sum(key.endswith(END) for key in file.tensors) > 1
     return _Settling(model, file).result() if file.peft and (beside or twice) else file
+
+
+def _unpacked(model: nn.Module, file: AdapterFile) -> AdapterFile:
+    """What PEFT has in one tensor, by the sites of this base."""
+    if not file.peft:
+        return file
+    (method,) = file.methods
+    try:
+        return replace(file, tensors=method.unpacked(file.tensors, file.config, sites_of(model)))
+    except LoricaError as error:
+        raise AdapterError.of([f"{file.where}: {line}" for line in str(error).splitlines()]) from error
 
 
 class _Settling:

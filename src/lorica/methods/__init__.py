@@ -4,14 +4,37 @@ from typing import Any
 
 from lorica.errors import AdapterError
 from lorica.methods import peft_config
+from lorica.methods.bitfit import BitFit
+from lorica.methods.bottleneck import Bottleneck
 from lorica.methods.contract import Method
 from lorica.methods.dora import DoRA
 from lorica.methods.full import Full
 from lorica.methods.lora import LoRA
 from lorica.methods.lora_fa import LoRAFA
+from lorica.methods.norm import Norm
+from lorica.methods.p_tuning import PTuning
+from lorica.methods.p_tuning_v2 import PTuningV2
+from lorica.methods.prefix import Prefix
+from lorica.methods.prompt import Prompt
 from lorica.methods.trainable_tokens import TrainableTokens
 
-METHODS: dict[str, type[Method]] = {method.kind: method for method in (LoRA, Full, DoRA, LoRAFA, TrainableTokens)}
+METHODS: dict[str, type[Method]] = {
+    method.kind: method
+    for method in (
+        LoRA,
+        Full,
+        BitFit,
+        Bottleneck,
+        DoRA,
+        LoRAFA,
+        Norm,
+        PTuning,
+        PTuningV2,
+        Prefix,
+        Prompt,
+        TrainableTokens,
+    )
+}
 
 
 def method_of_peft(config: Any) -> type[Method]:
@@ -28,4 +51,20 @@ def method_of_peft(config: Any) -> type[Method]:
     return next(iter(told), None) or next((method for method in meant if method.is_meant(fields)), meant[0])
 
 
-__all__ = ["METHODS", "DoRA", "Full", "LoRA", "LoRAFA", "Method", "TrainableTokens", "method_of_peft"]
+__all__ = [
+    "METHODS",
+    "BitFit",
+    "Bottleneck",
+    "DoRA",
+    "Full",
+    "LoRA",
+    "LoRAFA",
+    "Method",
+    "Norm",
+    "PTuning",
+    "PTuningV2",
+    "Prefix",
+    "Prompt",
+    "TrainableTokens",
+    "method_of_peft",
+]

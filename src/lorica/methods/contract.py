@@ -6,7 +6,7 @@
 Five edits are closed, methods are open.  Each edit says where it goes; what its module must offer:
 
     Around(site)              forward(x, base, flow) -> y;  merged(W) -> W';  low_rank() -> LowRank | None
-    After(site)               forward(y, flow) -> y
+    After(site)               forward(y, flow) -> y;  inert(), where it can tell that it changes nothing
     KeysValuesBefore(site)    forward() -> keys, values, each (P, heads_kv, d_head)
     TokensBefore(site)        forward() -> (P, d)
     Instead(site)             forward() -> the trainable copy that takes the parameter's place
@@ -49,6 +49,8 @@ class Start:
     weight: FrozenWeight | None = None
     parameter: Tensor | None = None
     given: Mapping[str, Tensor] = field(default_factory=dict)
+    shared: dict[str, nn.Module] = field(default_factory=dict)
+    """What the modules of one adapter have in common: the first that needs it makes it, and trains it as its own."""
 
     def empty(self, *shape: int) -> nn.Parameter:
         return nn.Parameter(torch.empty(*shape, device=self.device, dtype=self.dtype))
@@ -220,6 +222,8 @@ class Method(BaseModel):
     """What of the layers it is around the backward pass needs, for the forecast of memory."""
     beyond_peft: ClassVar[tuple[str, ...]] = ()
     """Fields that PEFT's config has no word for; a folder's lorica.json says them, and that it is this method."""
+    peft_tasks: ClassVar[frozenset[str] | None] = None
+    """The tasks in which PEFT computes what is computed here; None where its task says nothing."""
     peft_names: ClassVar[Mapping[str, str]] = {}
     """Fields by the name that PEFT gives them, and what to write here instead."""
 
@@ -280,6 +284,20 @@ class Method(BaseModel):
     def life(self, modules: Mapping[str, nn.Module]) -> Life | None:
         """The running state of a method that has one; modules by site name."""
         return None
+
+    def packed(self, tensors: Mapping[str, Tensor], edits: tuple[Edit, ...]) -> dict[str, Tensor]:
+        """The tensors of `file_name` as PEFT's file holds them, where it has several of them in one."""
+        return dict(tensors)
+
+    def unpacked(
+        self, tensors: Mapping[str, Tensor], config: Mapping[str, Any], sites: tuple[Site, ...]
+    ) -> dict[str, Tensor]:
+        """The inverse of `packed` on a base with these sites.  AdapterError where they are others."""
+        return dict(tensors)
+
+    def numbered_sites(self, config: Mapping[str, Any]) -> tuple[Site, ...]:
+        """Sites with the shapes that a file of PEFT tells by number, where it names none."""
+        return ()
 
     def file_name(self, edit: Edit, parameter: str, around: Mapping[str, Sequence[str]]) -> str:
         """The key of a trainable tensor in the adapter file, PEFT's where PEFT has the method.

@@ -37,9 +37,8 @@ class Trainer(_Trainer):
         self.attached.save(folder / ADAPTER, training_forwards=self.attached.clock.step)
         if self.attached.rewritten:
             parts = {"adapter": self.attached.state(), "start": self.attached.start()}
-            checkpoints.save(
-                folder / TRAINED, self.state.global_step, {name: _held(part) for name, part in parts.items()}, {}
-            )
+            held = {name: _held(part) for name, part in parts.items() if part}
+            checkpoints.save(folder / TRAINED, self.state.global_step, held, {})
         if self.processing_class is not None:
             self.processing_class.save_pretrained(str(folder))
 
@@ -55,7 +54,7 @@ class Trainer(_Trainer):
             file = read(Path(checkpoint) / ADAPTER)
             trained, _ = checkpoints.newest(Path(checkpoint) / TRAINED)
             if trained is not None:
-                self.attached.load_start(trained.tensors["start"])
+                self.attached.load_start(trained.tensors.get("start", {}))
             self.attached.load_state(file.tensors if trained is None else trained.tensors["adapter"])
         except LoricaError as error:
             raise CheckpointError(str(error)) from error

@@ -2,7 +2,7 @@
 
 One attention layer gets a config of its own that names our function.  It puts P learned keys and values before those
 at hand, after any cache, so they are never stored in one; opens the mask and leaves the position bias at zero there;
-and calls the function that the layer had before.  Positions of real tokens stay as they are.
+and calls the function that the layer had before.  Positions of real tokens move up, see `positions.py`.
 """
 
 import copy
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lorica.errors import TargetError
 from lorica.models.edited import Beside
 from lorica.models.edits.holders import Undo
+from lorica.models.edits.positions import moved
 from lorica.site import Site
 
 FUNCTION = "lorica_prefix"
@@ -31,12 +32,13 @@ class InterfacePrefix(Beside):
         self.config = config
 
 
-def install(site: Site, attention: nn.Module, adapter: nn.Module) -> Undo:
+def install(model: nn.Module, site: Site, attention: nn.Module, adapter: nn.Module) -> Undo:
     """TargetError where the layer does not go through the interface, or by a kernel that takes no open mask."""
     if SLOT in attention._modules:
         raise TargetError(f"{site.name} has a prefix already; detach that first")
     _refuse(site, attention)
     config = attention.config
+    stay = moved(model, site, adapter()[0].shape[0])
     _registered()
     attention.add_module(SLOT, InterfacePrefix(adapter.train(attention.training), config))
     attention.config = _naming_ours(config)
@@ -44,6 +46,7 @@ def install(site: Site, attention: nn.Module, adapter: nn.Module) -> Undo:
     def undo() -> None:
         attention.config = config
         del attention._modules[SLOT]
+        stay()
 
     return undo
 

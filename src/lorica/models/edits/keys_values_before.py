@@ -20,7 +20,7 @@ def install(model: nn.Module, site: Site, adapter: nn.Module) -> Undo:
     attention = module_named(model, site.name)
     if isinstance(attention, SelfAttention):
         return _in_decoder(model, site, attention, adapter)
-    return attention_interface.install(site, attention, adapter)
+    return attention_interface.install(model, site, attention, adapter)
 
 
 class DecoderPrefix(Beside):

@@ -46,7 +46,7 @@ def _stack(model: nn.Module, site: Site) -> tuple[nn.Module, nn.Module]:
         return encoder, next((module for module in above if module is not encoder), encoder)
     raise TargetError(
         f"{site.name}: soft tokens before it are not known for {type(model).__name__}; "
-        "they are for the decoder family, BERT and T5's encoder"
+        "they are for the decoder family, causal stacks that take embeddings (GPT-2), BERT and T5's encoder"
     )
 
 
@@ -74,10 +74,10 @@ class SoftTokens(Beside):
 
     def lengthen(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         """The stack's arguments with P soft tokens before the real ones."""
-        given = _by_name(stack.forward, args, kwargs)
+        given = by_name(stack.forward, args, kwargs)
         ids, embedded = given.pop("input_ids", None), given.pop("inputs_embeds", None)
         real = embedded if ids is None else stack.get_input_embeddings()(ids)
-        _refuse_too_long(stack, real.shape[1], self.length)
+        refuse_too_long(stack, real.shape[1], self.length)
         soft = self.adapter().to(real.dtype).expand(len(real), -1, -1)
         longer = {name: self._longer(name, value) for name, value in given.items()}
         return (), {**longer, "inputs_embeds": torch.cat([soft, real], 1)}
@@ -94,7 +94,7 @@ class SoftTokens(Beside):
 
     def show(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         """The decoder's cross attention sees the soft tokens of the encoder too."""
-        given = _by_name(decoder.forward, args, kwargs)
+        given = by_name(decoder.forward, args, kwargs)
         mask = given.get("encoder_attention_mask")
         if mask is not None:
             given["encoder_attention_mask"] = nn.functional.pad(mask, (self.length, 0), value=1)
@@ -133,12 +133,12 @@ def _named(output: Any) -> Any:
     return output
 
 
-def _by_name(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def by_name(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Positional arguments under their names."""
     return {**dict(zip(inspect.signature(forward).parameters, args, strict=False)), **kwargs}
 
 
-def _refuse_too_long(stack: Any, tokens: int, soft: int) -> None:
+def refuse_too_long(stack: Any, tokens: int, soft: int) -> None:
     limit = getattr(stack.config, "max_position_embeddings", None)
     if limit is not None and tokens + soft > limit:
         raise ModelError(f"{soft} soft tokens and {tokens} tokens are more than the base's {limit} positions")

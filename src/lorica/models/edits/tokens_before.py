@@ -1,6 +1,7 @@
 """TokensBefore: learned vectors before the token embeddings of every document; outputs are of real tokens only.
 
 decoder         the layout is lengthened, documents whose beginning is cached gain none
+GPT-2           see `causal_soft_tokens.py`
 BERT, T5        see `soft_tokens.py`
 """
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from lorica.errors import TargetError
 from lorica.models.decoder import Decoder
 from lorica.models.edited import Beside
-from lorica.models.edits import soft_tokens
+from lorica.models.edits import causal_soft_tokens, soft_tokens
 from lorica.models.edits.holders import Undo, module_named
 from lorica.models.layout import Layout
 from lorica.site import Site
@@ -22,6 +23,8 @@ def install(model: nn.Module, site: Site, adapter: nn.Module) -> Undo:
     stack = model.get_submodule(owner)
     if isinstance(stack, Decoder) and leaf == "embed_tokens":
         return _in_decoder(stack, adapter)
+    if causal_soft_tokens.reads(model, stack):
+        return causal_soft_tokens.install(site, stack, adapter)
     return soft_tokens.install(model, site, adapter)
 
 
