@@ -57,6 +57,9 @@ def _write_merged(model: nn.Module, place: str, site: Site, module: nn.Module) -
     else:
         W = weight_of(model, site).dense()
         W.copy_(module.merged(W.clone()))  # type: ignore[operator]
+        bias = getattr(model.get_submodule(site.name), "bias", None)
+        if bias is not None and hasattr(module, "merged_bias"):
+            bias.copy_(module.merged_bias(bias.clone()))  # type: ignore[operator]
 
 
 def everything_declared_moves_and_nothing_else(base: Base, method: Methods) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lorica.methods import Full, LoRA, Method, TrainableTokens
+from lorica.methods import IA3, Full, LoRA, Method, TrainableTokens
 from lorica.methods.targets import select
 from lorica.site import Site
 from ten_line_methods import Biases, Bottleneck, Magnitude, Prefix, Prompt, Scales
@@ -64,6 +64,12 @@ def _of(sites: Sequence[Site], kind: str, factor: Callable[[Site], int]) -> int:
     return sum(factor(site) for site in sites if site.kind == kind)
 
 
+def _gains(sites: Sequence[Site]) -> int:
+    """d_out for keys and values, d_in for the last linear of the MLP."""
+    chosen = select(sites, "kv-ffn").sites
+    return sum(site.d_in if {"down", "fc2"} & set(site.roles) else site.d_out for site in chosen)
+
+
 def _norms(sites: Sequence[Site]) -> int:
     return sum(_size(s) for s in sites if s.kind == "parameter" and len(s.shape) == 1 and s.leaf == "weight")
 
@@ -105,6 +111,7 @@ ROWS = (
         bases=(LLAMA, GPT2, BERT, T5),
         stored=True,
     ),
+    Row("ia3", IA3(), _gains, stored=True),
     Row("full", Full(), _parameters, stored=True),
     Row("magnitude", Magnitude(dropout=0.2), _magnitude),
     Row("biases", Biases(), lambda sites: _parameters(sites, ".bias"), bases=tuple(b for b in BASES if b is not T5)),

@@ -22,6 +22,8 @@ def inert_at(parameter: Tensor | None, module: nn.Module) -> bool:
     """Whether one module leaves the base as it is: a copy of `parameter`, or a product of which nothing is left."""
     if parameter is not None:
         return torch.equal(module(), parameter.to(module().dtype))
+    if hasattr(module, "inert"):
+        return module.inert()  # type: ignore[operator]
     factors = module.factors() if hasattr(module, "factors") else None  # type: ignore[operator]
     if factors is None:
         return False

@@ -6,10 +6,11 @@ from lorica.errors import AdapterError
 from lorica.methods import peft_config
 from lorica.methods.contract import Method
 from lorica.methods.full import Full
+from lorica.methods.ia3 import IA3
 from lorica.methods.lora import LoRA
 from lorica.methods.trainable_tokens import TrainableTokens
 
-METHODS: dict[str, type[Method]] = {method.kind: method for method in (LoRA, Full, TrainableTokens)}
+METHODS: dict[str, type[Method]] = {method.kind: method for method in (LoRA, Full, IA3, TrainableTokens)}
 
 
 def method_of_peft(config: Any) -> type[Method]:
@@ -25,4 +26,4 @@ def method_of_peft(config: Any) -> type[Method]:
     return next((method for method in meant if method.is_meant(fields)), meant[0])
 
 
-__all__ = ["METHODS", "Full", "LoRA", "Method", "TrainableTokens", "method_of_peft"]
+__all__ = ["IA3", "METHODS", "Full", "LoRA", "Method", "TrainableTokens", "method_of_peft"]

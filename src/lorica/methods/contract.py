@@ -5,7 +5,8 @@
 
 Five edits are closed, methods are open.  Each edit says where it goes; what its module must offer:
 
-    Around(site)              forward(x, base, flow) -> y;  merged(W) -> W';  low_rank() -> LowRank | None
+    Around(site)              forward(x, base, flow) -> y;  merged(W) -> W';  low_rank() -> LowRank | None;
+                              merged_bias(b) -> b' where the bias changes;  inert() -> bool where factors cannot tell
     After(site)               forward(y, flow) -> y
     KeysValuesBefore(site)    forward() -> keys, values, each (P, heads_kv, d_head)
     TokensBefore(site)        forward() -> (P, d)
@@ -143,6 +144,10 @@ class AroundLinear(nn.Module):
     def merged(self, W: Tensor) -> Tensor:
         """W (d_out, d_in) -> W', in W's own type; float32 or better is the caller's duty."""
         raise NotImplementedError
+
+    def merged_bias(self, bias: Tensor) -> Tensor:
+        """b (d_out,) -> b', which is b itself unless the method scales the whole output.  W is not read for it."""
+        return bias
 
     def factors(self) -> LowRank | None:
         """The low-rank product that W' - W is, where it is one: s B A."""

@@ -27,6 +27,7 @@ def install(model: nn.Module, site: Site, adapter: nn.Module) -> Undo:
             f"{site.name} has an edit on its weight already; adapt it by one method, or detach that first"
         )
     if is_read_uncalled(model, base):
+        _refuse_changed_bias(site, base, adapter)
         return _merged_in(site, base, adapter)
     return wrap(model, base, AroundModule(base, adapter))
 
@@ -61,3 +62,12 @@ def _merged_in(site: Site, base: nn.Module, adapter: nn.Module) -> Undo:
     weight = base._parameters["weight"]
     assert weight is not None
     return compute(base, "weight", Merged(adapter.train(base.training), weight))
+
+
+def _refuse_changed_bias(site: Site, base: nn.Module, adapter: nn.Module) -> None:
+    bias = base._parameters.get("bias")
+    if bias is not None and hasattr(adapter, "merged_bias") and adapter.merged_bias(bias) is not bias:  # type: ignore[operator]
+        raise TargetError(
+            f"{site.name}: its bias is read without calling its module, and this method scales the bias; "
+            "leave it out of target_modules"
+        )
