@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         RunError,
         TargetError,
     )
-    from lorica.methods import IA3, METHODS, Full, LoRA, Method, TrainableTokens
+    from lorica.methods import IA3, METHODS, Full, LoHa, LoKr, LoRA, Method, MultiLoRA, TrainableTokens, VeRA
     from lorica.recipe import ModelConfig, Recipe
     from lorica.train import Run, TrainConfig
     from lorica.train.of_transformers import Trainer
@@ -57,11 +57,14 @@ __all__ = [
     "DivergedError",
     "Full",
     "HoldOut",
+    "LoHa",
+    "LoKr",
     "LoRA",
     "LoricaError",
     "Method",
     "ModelConfig",
     "ModelError",
+    "MultiLoRA",
     "Plan",
     "Recipe",
     "RecipeError",
@@ -72,6 +75,7 @@ __all__ = [
     "TrainConfig",
     "TrainableTokens",
     "Trainer",
+    "VeRA",
     "Verification",
     "add_tokens",
     "attach",
@@ -92,7 +96,7 @@ ROOMS = {
     "adapter": ("Attached", "Bank", "Plan", "Verification"),
     "data": ("DataConfig", "HoldOut"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
-    "methods": ("IA3", "METHODS", "Full", "LoRA", "Method", "TrainableTokens"),
+    "methods": ("IA3", "METHODS", "Full", "LoHa", "LoKr", "LoRA", "Method", "MultiLoRA", "TrainableTokens", "VeRA"),
     "recipe": ("ModelConfig", "Recipe"),
     "train": ("Run", "TrainConfig"),
     "train.of_transformers": ("Trainer",),

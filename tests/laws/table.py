@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lorica.methods import IA3, Full, LoRA, Method, TrainableTokens
+from lorica.methods import IA3, Full, LoHa, LoKr, LoRA, Method, MultiLoRA, TrainableTokens, VeRA
 from lorica.methods.targets import select
 from lorica.site import Site
 from ten_line_methods import Biases, Bottleneck, Magnitude, Prefix, Prompt, Scales
@@ -70,6 +70,16 @@ def _gains(sites: Sequence[Site]) -> int:
     return sum(site.d_in if {"down", "fc2"} & set(site.roles) else site.d_out for site in chosen)
 
 
+def _kronecker(sites: Sequence[Site]) -> int:
+    """Both matrices of rank 1: a + c + b + d, where d_out = a b, d_in = c d."""
+    split = {16: 4 + 4, 32: 4 + 8, 40: 5 + 8, 96: 8 + 12, 128: 8 + 16}
+    return sum(split[site.d_out] + split[site.d_in] for site in select(sites, "all-linear").sites)
+
+
+def _all(each: Callable[[Site], int]) -> Callable[[Sequence[Site]], int]:
+    return lambda sites: sum(each(site) for site in select(sites, "all-linear").sites)
+
+
 def _norms(sites: Sequence[Site]) -> int:
     return sum(_size(s) for s in sites if s.kind == "parameter" and len(s.shape) == 1 and s.leaf == "weight")
 
@@ -112,6 +122,18 @@ ROWS = (
         stored=True,
     ),
     Row("ia3", IA3(), _gains, stored=True),
+    Row("loha", LoHa(r=3, alpha=30, dropout=0.2), lambda sites: 2 * _low_rank("all-linear", 3)(sites), stored=True),
+    Row("lokr", LoKr(r=1, alpha=8, dropout=0.2, decompose_both=True), _kronecker, stored=True),
+    Row("vera", VeRA(r=7, dropout=0.2), _all(lambda site: site.d_out + 7), stored=True),
+    Row(
+        "vera-drawn-again", VeRA(r=7, seed=3, save_projection=False), _all(lambda s: s.d_out + 7), (LLAMA,), stored=True
+    ),
+    Row(
+        "multilora",
+        MultiLoRA(n=2, r=3, dropout=0.2),
+        _all(lambda site: 6 * (site.d_in + site.d_out) + 2 * site.d_out),
+        stored=True,
+    ),
     Row("full", Full(), _parameters, stored=True),
     Row("magnitude", Magnitude(dropout=0.2), _magnitude),
     Row("biases", Biases(), lambda sites: _parameters(sites, ".bias"), bases=tuple(b for b in BASES if b is not T5)),

@@ -5,12 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import ia3
+import loha
+import lokr
+import multilora
 import pytest
 import torch
+import vera
 from torch import Tensor, nn
 
 from lorica.kernels import FrozenWeight
-from lorica.methods import IA3
+from lorica.methods import IA3, LoHa, LoKr, MultiLoRA, VeRA
 from lorica.methods.contract import Start
 from lorica.methods.on_layers import OnLayers
 from lorica.models.ambient import Pass
@@ -31,9 +35,31 @@ class Case:
     oracle: Callable[[Matrix, list[float], dict[str, Matrix]], tuple[Matrix, list[float]]]
 
 
+def _whole(tensors: dict[str, Matrix], name: str) -> Matrix:
+    """The matrix that is stored whole or as its two factors."""
+    whole = tensors.get(f"{name}.whole")
+    return whole if whole is not None else lokr.times(tensors[f"{name}.B"], tensors[f"{name}.A"])
+
+
 CASES = (
     Case("ia3-values", IA3(), VALUE, lambda W, b, t: ia3.on_outputs(W, b, t["l"])),
     Case("ia3-mlp", IA3(), DOWN, lambda W, b, t: ia3.on_inputs(W, b, t["l"])),
+    Case("vera", VeRA(r=3), VALUE, lambda W, b, t: (vera.weight(W, t["pair.A"], t["pair.B"], t["b"], t["d"]), b)),
+    Case("multilora", MultiLoRA(n=3, r=2), VALUE, lambda W, b, t: (multilora.weight(W, 3, **t), b)),
+    Case("loha", LoHa(r=2, alpha=5), VALUE, lambda W, b, t: (loha.weight(W, 5 / 2, **t), b)),
+    Case("lokr", LoKr(r=1, alpha=5), VALUE, lambda W, b, t: (lokr.weight(W, 5, _whole(t, "C"), _whole(t, "D")), b)),
+    Case(
+        "lokr-both",
+        LoKr(r=1, alpha=5, decompose_both=True, decompose_factor=4),
+        VALUE,
+        lambda W, b, t: (lokr.weight(W, 5, _whole(t, "C"), _whole(t, "D")), b),
+    ),
+    Case(
+        "lokr-whole",
+        LoKr(r=2, alpha=5),
+        VALUE,
+        lambda W, b, t: (lokr.weight(W, 5 / 2, _whole(t, "C"), _whole(t, "D")), b),
+    ),
 )
 
 

@@ -1,6 +1,7 @@
 """attach: the edits of a plan are built, started and installed on a base that is frozen but never written."""
 
 import hashlib
+from collections.abc import Hashable
 from weakref import WeakSet
 
 import torch
@@ -34,7 +35,8 @@ def attach(model: nn.Module, method: Methods | Plan, *, seed: int = 0) -> Attach
 
 def built(model: nn.Module, plan: Plan, seed: int) -> Modules:
     """The modules of a plan in their starting state, not yet installed."""
-    return {planned.key: _built(model, planned, seed) for planned in plan.edits}
+    shared: dict[Hashable, nn.Module] = {}
+    return {planned.key: _built(model, planned, seed, shared) for planned in plan.edits}
 
 
 def installed(model: nn.Module, plan: Plan, modules: Modules, seed: int = 0) -> Attached:
@@ -67,7 +69,7 @@ def require_free(model: nn.Module) -> None:
         )
 
 
-def _built(model: nn.Module, planned: PlannedEdit, seed: int) -> nn.Module:
+def _built(model: nn.Module, planned: PlannedEdit, seed: int, shared: dict[Hashable, nn.Module]) -> nn.Module:
     """The module of one edit, on the device of what it edits.  Its generator knows its site, not its turn."""
     name = f"{seed}:{planned.edit.place}:{planned.site.name}"
     digest = hashlib.sha256(name.encode()).digest()
@@ -77,7 +79,7 @@ def _built(model: nn.Module, planned: PlannedEdit, seed: int) -> nn.Module:
     parameter = parameter_of(model, edit.site) if edit.place == "instead" else None
     near = weight.stored if weight is not None else parameter
     near = near if near is not None else next(model.parameters())
-    return edit.build(Start(generator, near.device, _training_dtype(near), weight, parameter))
+    return edit.build(Start(generator, near.device, _training_dtype(near), weight, parameter, shared))
 
 
 def _training_dtype(base: Tensor) -> torch.dtype:

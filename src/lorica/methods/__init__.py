@@ -7,10 +7,16 @@ from lorica.methods import peft_config
 from lorica.methods.contract import Method
 from lorica.methods.full import Full
 from lorica.methods.ia3 import IA3
+from lorica.methods.loha import LoHa
+from lorica.methods.lokr import LoKr
 from lorica.methods.lora import LoRA
+from lorica.methods.multilora import MultiLoRA
 from lorica.methods.trainable_tokens import TrainableTokens
+from lorica.methods.vera import VeRA
 
-METHODS: dict[str, type[Method]] = {method.kind: method for method in (LoRA, Full, IA3, TrainableTokens)}
+METHODS: dict[str, type[Method]] = {
+    method.kind: method for method in (LoRA, Full, IA3, LoHa, LoKr, MultiLoRA, TrainableTokens, VeRA)
+}
 
 
 def method_of_peft(config: Any) -> type[Method]:
@@ -26,4 +32,16 @@ def method_of_peft(config: Any) -> type[Method]:
     return next((method for method in meant if method.is_meant(fields)), meant[0])
 
 
-__all__ = ["IA3", "METHODS", "Full", "LoRA", "Method", "TrainableTokens", "method_of_peft"]
+__all__ = [
+    "IA3",
+    "METHODS",
+    "Full",
+    "LoHa",
+    "LoKr",
+    "LoRA",
+    "Method",
+    "MultiLoRA",
+    "TrainableTokens",
+    "VeRA",
+    "method_of_peft",
+]

@@ -16,8 +16,8 @@ Parameters are trained.  Persistent buffers are not, and are kept in the adapter
 to compute again and nothing else holds (a frozen factor).  Other buffers are made anew by `build`.
 """
 
-from collections.abc import Callable, Collection, Container, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Container, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -47,6 +47,14 @@ class Start:
     dtype: torch.dtype
     weight: FrozenWeight | None = None
     parameter: Tensor | None = None
+    shared: dict[Hashable, nn.Module] = field(default_factory=dict)
+    """What the modules of one adapter have in common, each made by whoever asks first."""
+
+    def once(self, key: Hashable, make: Callable[[], nn.Module]) -> nn.Module:
+        """The module that every site with this key holds: a module, because its buffers stay one when it is moved."""
+        if key not in self.shared:
+            self.shared[key] = make()
+        return self.shared[key]
 
     def empty(self, *shape: int) -> nn.Parameter:
         return nn.Parameter(torch.empty(*shape, device=self.device, dtype=self.dtype))
