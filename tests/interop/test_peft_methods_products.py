@@ -38,8 +38,12 @@ class Case:
         return f"{self.name}-{self.base.name}"
 
 
-def _case(name: str, base: str, config: Callable[..., PeftConfig], **fields) -> Case:
-    return Case(name, next(b for b in BASES if b.name == base), lambda: config(**deepcopy(fields)))
+def _case(name: str, base: str, kind: Callable[..., PeftConfig], **fields) -> Case:
+    def config() -> PeftConfig:
+        with quietly():
+            return kind(**deepcopy(fields))
+
+    return Case(name, next(b for b in BASES if b.name == base), config)
 
 
 CASES = (

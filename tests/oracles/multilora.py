@@ -1,4 +1,4 @@
-"""MultiLoRA in plain loops, after Wang et al. 2023, arXiv:2311.11501: n LoRAs, one after the other, each with its scale.
+"""MultiLoRA in plain loops, after Wang et al. 2023, arXiv:2311.11501: n LoRAs one after the other, each with its scale.
 
 y_i = sum_j W_ij x_j + sum_m c_im sum_k B^m_ik sum_j A^m_kj x_j      A (n r, d_in) and B (d_out, n r) hold the n pairs
 """

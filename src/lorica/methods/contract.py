@@ -146,6 +146,10 @@ class AroundLinear(nn.Module):
     A subclass has `low_rank()` and, where that says less than `merged` does, its own forward.
     """
 
+    dropout: float = 0.0
+    site: int = 0
+    """What `dropped` reads: the probability, and the id under which the site draws its masks."""
+
     def low_rank(self) -> LowRank | None:
         raise NotImplementedError
 
@@ -161,6 +165,12 @@ class AroundLinear(nn.Module):
         """The low-rank product that W' - W is, where it is one: s B A."""
         low_rank = self.low_rank()
         return low_rank if low_rank is not None and low_rank.plain else None
+
+    def dropped(self, x: Tensor, flow: Flow) -> Tensor:
+        """The input of an adapter's own path: x, with dropout in training."""
+        if flow.noise is None or not self.dropout or not self.training:
+            return x
+        return x * flow.noise.keep(self.dropout, self.site, x)
 
     def forward(self, x: Tensor, base: nn.Module, flow: Flow) -> Tensor:
         low_rank = self.low_rank()

@@ -14,8 +14,9 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from lorica.errors import AdapterError
-from lorica.methods.contract import Build, Edit, Flow, Start
-from lorica.methods.lycoris import Dropped, Lycoris
+from lorica.kernels import site_id
+from lorica.methods.contract import AroundLinear, Build, Edit, Flow, Start
+from lorica.methods.lycoris import Lycoris
 from lorica.site import Site
 
 
@@ -135,9 +136,9 @@ class Product(nn.Module):
         return x @ self.A.to(x.dtype).T @ self.B.to(x.dtype).T
 
 
-class LoKrLinear(Dropped):
+class LoKrLinear(AroundLinear):
     def __init__(self, config: LoKr, site: Site, start: Start) -> None:
-        super().__init__(config, site)
+        super().__init__()
         (a, b), (c, d) = config.split(site)
         r = config.rank(site)
         self.C: Whole | Product
@@ -151,6 +152,10 @@ class LoKrLinear(Dropped):
         else:
             self.D = Whole(start.uniform(d**-0.5, b, d))
         self.inner = (c, d)
+        self.scale, self.dropout, self.site = config.scale(site), config.dropout, site_id(site.name)
+
+    def low_rank(self) -> None:
+        return None
 
     def inert(self) -> bool:
         return self.scale == 0 or not (self.C.matrix(torch.float32).any() and self.D.matrix(torch.float32).any())

@@ -1,4 +1,4 @@
-"""What LoHa and LoKr share: their entries in PEFT's config, and dropout on the input of a path that is no low rank.
+"""What LoHa and LoKr share: their entries in PEFT's config.
 
 Yeh et al. 2024, LyCORIS, arXiv:2309.14859
 """
@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
-from lorica.kernels import site_id
-from lorica.methods.contract import AroundLinear, Edit, Flow
+from lorica.methods.contract import Edit
 from lorica.methods.ranked import Ranked, plain_number
 from lorica.site import Site
 
@@ -21,6 +19,7 @@ class Lycoris(Ranked):
     """`dropout` is on the input of the adapter; PEFT drops rows of the update or whole modules instead, so its file
     does not say it."""
 
+    beyond_peft: ClassVar[tuple[str, ...]] = ("dropout",)
     peft_names: ClassVar[Mapping[str, str]] = dict.fromkeys(OTHER_DROPOUTS, "write dropout, on the adapter's input")
     understood: ClassVar[frozenset[str]] = frozenset(
         {"rank_pattern", "alpha_pattern", *OTHER_DROPOUTS, "use_effective_conv2d", "rank_dropout_scale", "init_weights"}
@@ -53,19 +52,3 @@ class Lycoris(Ranked):
         if given.get("init_weights", True) is not True:
             problems.append(f"init_weights: {given['init_weights']!r} has no counterpart here; leave it at True")
         return ours, problems
-
-
-class Dropped(AroundLinear):
-    """The base, and beside it a path of its own on the dropped input."""
-
-    def __init__(self, config: Lycoris, site: Site) -> None:
-        super().__init__()
-        self.scale, self.dropout, self.site = config.scale(site), config.dropout, site_id(site.name)
-
-    def low_rank(self) -> None:
-        return None
-
-    def dropped(self, x: Tensor, flow: Flow) -> Tensor:
-        if flow.noise is None or not self.dropout or not self.training:
-            return x
-        return x * flow.noise.keep(self.dropout, self.site, x)

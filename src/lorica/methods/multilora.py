@@ -5,8 +5,8 @@ n LoRAs in parallel, each with a learned scale c_i (d_out) that starts at zero, 
 
     A (n r, d_in)      the A_i one below the other      B (d_out, n r)      the c_i * B_i one beside the other
 
-From the abstract and summaries of the paper: parallel LoRAs, learned scales, and starts that spread the update over many
-singular values.  That the scales are vectors of d_out, and their zero start, are the reading taken here.
+The paper's abstract and summaries of it say: parallel LoRAs, learned scales, and starts that spread the update over
+many singular values.  That a scale is a vector of d_out, and starts at zero, is the reading taken here.
 """
 
 from collections.abc import Mapping
