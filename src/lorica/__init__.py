@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         RunError,
         TargetError,
     )
-    from lorica.methods import IA3, METHODS, Full, LoHa, LoKr, LoRA, Method, MultiLoRA, TrainableTokens, VeRA
+    from lorica.methods import IA3, METHODS, Full, HiRA, LoHa, LoKr, LoRA, Method, MultiLoRA, TrainableTokens, VeRA
     from lorica.recipe import ModelConfig, Recipe
     from lorica.train import Run, TrainConfig
     from lorica.train.of_transformers import Trainer
@@ -56,6 +56,7 @@ __all__ = [
     "DataError",
     "DivergedError",
     "Full",
+    "HiRA",
     "HoldOut",
     "LoHa",
     "LoKr",
@@ -96,7 +97,19 @@ ROOMS = {
     "adapter": ("Attached", "Bank", "Plan", "Verification"),
     "data": ("DataConfig", "HoldOut"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
-    "methods": ("IA3", "METHODS", "Full", "LoHa", "LoKr", "LoRA", "Method", "MultiLoRA", "TrainableTokens", "VeRA"),
+    "methods": (
+        "IA3",
+        "METHODS",
+        "Full",
+        "HiRA",
+        "LoHa",
+        "LoKr",
+        "LoRA",
+        "Method",
+        "MultiLoRA",
+        "TrainableTokens",
+        "VeRA",
+    ),
     "recipe": ("ModelConfig", "Recipe"),
     "train": ("Run", "TrainConfig"),
     "train.of_transformers": ("Trainer",),

@@ -59,6 +59,8 @@ CASES = (
         modules_to_save=["classifier"],
     ),
     _case("ia3", "t5", peft.IA3Config, target_modules=["k", "v", "wo"], feedforward_modules=["wo"]),
+    _case("hira", "llama", peft.HiraConfig, r=3, target_modules="all-linear"),
+    _case("hira", "gpt2", peft.HiraConfig, r=2, target_modules=["c_attn", "mlp.c_proj"], fan_in_fan_out=True),
     _case("vera", "llama", peft.VeraConfig, r=5, target_modules=["q_proj", "v_proj", "down_proj"], d_initial=0.3),
     _case(
         "vera",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lorica.methods import IA3, Full, LoHa, LoKr, LoRA, Method, MultiLoRA, TrainableTokens, VeRA
+from lorica.methods import IA3, Full, HiRA, LoHa, LoKr, LoRA, Method, MultiLoRA, TrainableTokens, VeRA
 from lorica.methods.targets import select
 from lorica.site import Site
 from ten_line_methods import Biases, Bottleneck, Magnitude, Prefix, Prompt, Scales
@@ -134,6 +134,7 @@ ROWS = (
         _all(lambda site: 6 * (site.d_in + site.d_out) + 2 * site.d_out),
         stored=True,
     ),
+    Row("hira", HiRA(r=3, dropout=0.2), _low_rank("all-linear", 3), stored=True),
     Row("full", Full(), _parameters, stored=True),
     Row("magnitude", Magnitude(dropout=0.2), _magnitude),
     Row("biases", Biases(), lambda sites: _parameters(sites, ".bias"), bases=tuple(b for b in BASES if b is not T5)),

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import hira
 import ia3
 import loha
 import lokr
@@ -14,7 +15,7 @@ import vera
 from torch import Tensor, nn
 
 from lorica.kernels import FrozenWeight
-from lorica.methods import IA3, LoHa, LoKr, MultiLoRA, VeRA
+from lorica.methods import IA3, HiRA, LoHa, LoKr, MultiLoRA, VeRA
 from lorica.methods.contract import Start
 from lorica.methods.on_layers import OnLayers
 from lorica.models.ambient import Pass
@@ -44,6 +45,7 @@ def _whole(tensors: dict[str, Matrix], name: str) -> Matrix:
 CASES = (
     Case("ia3-values", IA3(), VALUE, lambda W, b, t: ia3.on_outputs(W, b, t["l"])),
     Case("ia3-mlp", IA3(), DOWN, lambda W, b, t: ia3.on_inputs(W, b, t["l"])),
+    Case("hira", HiRA(r=2), VALUE, lambda W, b, t: (hira.weight(W, **t), b)),
     Case("vera", VeRA(r=3), VALUE, lambda W, b, t: (vera.weight(W, t["pair.A"], t["pair.B"], t["b"], t["d"]), b)),
     Case("multilora", MultiLoRA(n=3, r=2), VALUE, lambda W, b, t: (multilora.weight(W, 3, **t), b)),
     Case("loha", LoHa(r=2, alpha=5), VALUE, lambda W, b, t: (loha.weight(W, 5 / 2, **t), b)),

@@ -6,6 +6,7 @@ from lorica.errors import AdapterError
 from lorica.methods import peft_config
 from lorica.methods.contract import Method
 from lorica.methods.full import Full
+from lorica.methods.hira import HiRA
 from lorica.methods.ia3 import IA3
 from lorica.methods.loha import LoHa
 from lorica.methods.lokr import LoKr
@@ -15,7 +16,7 @@ from lorica.methods.trainable_tokens import TrainableTokens
 from lorica.methods.vera import VeRA
 
 METHODS: dict[str, type[Method]] = {
-    method.kind: method for method in (LoRA, Full, IA3, LoHa, LoKr, MultiLoRA, TrainableTokens, VeRA)
+    method.kind: method for method in (LoRA, Full, HiRA, IA3, LoHa, LoKr, MultiLoRA, TrainableTokens, VeRA)
 }
 
 
@@ -36,6 +37,7 @@ __all__ = [
     "IA3",
     "METHODS",
     "Full",
+    "HiRA",
     "LoHa",
     "LoKr",
     "LoRA",
