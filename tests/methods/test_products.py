@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 
+import peft
+import peft.tuners.hira.layer as hira_of_peft
 import peft.tuners.lokr.layer as lokr_of_peft
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lorica.methods import LoHa, LoKr, LoRA
-from lorica.methods.contract import Start
+from lorica.methods import HiRA, LoHa, LoKr, LoRA
+from lorica.methods.contract import AroundLinear, Start
 from lorica.methods.lokr import divisors
 from lorica.methods.on_layers import OnLayers
 from lorica.models.ambient import Pass
@@ -95,3 +97,27 @@ def test_no_matrix_of_the_weight_s_size_is_made_forward_or_backward(method: OnLa
     with Largest(base.weight) as merged:
         module.merged(base.weight)
     assert merged.numel == 96 * 128
+
+
+def kept(module: nn.Module, base: nn.Linear) -> int:
+    """The largest tensor that is kept for the backward pass, the base's own weight aside, in elements."""
+    sizes = [0]
+    own = base.weight.untyped_storage().data_ptr()
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes.append(0 if tensor.untyped_storage().data_ptr() == own else tensor.numel())
+        return tensor
+
+    x = torch.randn(3, base.in_features, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        module(x, base, Pass()) if isinstance(module, AroundLinear) else module(x)
+    return max(sizes)
+
+
+def test_hira_keeps_its_input_and_factors_for_the_backward_pass_where_peft_keeps_a_matrix():
+    base = nn.Linear(128, 96).requires_grad_(False)
+    site = Site(name="q", kind="linear", shape=(96, 128))
+    ours = HiRA(r=2).around(site)(Start(torch.Generator(), torch.device("cpu"), torch.float32))
+    theirs = hira_of_peft.Linear(base, "default", peft.HiraConfig(r=2), r=2)
+    assert kept(ours, base) == max(3 * 128, 2 * 128)
+    assert kept(theirs, base) == 96 * 128

@@ -1,7 +1,6 @@
 """attach: the edits of a plan are built, started and installed on a base that is frozen but never written."""
 
 import hashlib
-from collections.abc import Hashable
 from weakref import WeakSet
 
 import torch
@@ -35,7 +34,7 @@ def attach(model: nn.Module, method: Methods | Plan, *, seed: int = 0) -> Attach
 
 def built(model: nn.Module, plan: Plan, seed: int) -> Modules:
     """The modules of a plan in their starting state, not yet installed."""
-    shared: dict[Hashable, nn.Module] = {}
+    shared: dict[str, nn.Module] = {}
     return {planned.key: _built(model, planned, seed, shared) for planned in plan.edits}
 
 
@@ -69,7 +68,7 @@ def require_free(model: nn.Module) -> None:
         )
 
 
-def _built(model: nn.Module, planned: PlannedEdit, seed: int, shared: dict[Hashable, nn.Module]) -> nn.Module:
+def _built(model: nn.Module, planned: PlannedEdit, seed: int, shared: dict[str, nn.Module]) -> nn.Module:
     """The module of one edit, on the device of what it edits.  Its generator knows its site, not its turn."""
     name = f"{seed}:{planned.edit.place}:{planned.site.name}"
     digest = hashlib.sha256(name.encode()).digest()

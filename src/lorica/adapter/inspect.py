@@ -125,7 +125,7 @@ def update_norm(A: Tensor, B: Tensor, scale: float) -> float:
 
 def _sites(file: AdapterFile) -> list[SiteUpdate]:
     sites = tuple(_sites_of_tensors(file))
-    pairs = [(edit, method) for method in file.methods for edit in method.edits(sites)]
+    pairs = [(edit, method) for method in file.methods for edit in method.edits_of_file(sites)]
     around = {edit.site.name for edit, _ in pairs if edit.place == "around"}
     return sorted((_update(edit, method, file, around) for edit, method in pairs), key=lambda s: _in_order(s.name))
 

@@ -156,9 +156,9 @@ def _put_merged(swaps: Swaps, planned: PlannedEdit, module: nn.Module) -> None:
 
 
 def _put_merged_bias(swaps: Swaps, planned: PlannedEdit, module: nn.Module) -> None:
-    holder = swaps.model.get_submodule(planned.site.name)
-    before = getattr(holder, "bias", None)
-    if isinstance(before, nn.Parameter):
+    if planned.site.bias:
+        holder = swaps.model.get_submodule(planned.site.name)
+        before = holder.get_parameter("bias")
         own = before.detach()
         value = merged_bias(module, own)
         if value is not own:

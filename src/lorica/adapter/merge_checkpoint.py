@@ -191,7 +191,7 @@ class _Merge:
             raise AdapterError(f"{parameter} is tied with {', '.join(tied)}; merging it alone is not possible")
 
     def _place_bias(self, planned: PlannedEdit) -> None:
-        stored = self._stored_name(f"{planned.site.name}.bias")
+        stored = self._stored_name(f"{planned.site.name}.bias") if planned.site.bias else None
         if planned.edit.place == "around" and stored is not None:
             self.biases[stored] = planned
 

@@ -16,7 +16,7 @@ Parameters are trained.  Persistent buffers are not, and are kept in the adapter
 to compute again and nothing else holds (a frozen factor).  Other buffers are made anew by `build`.
 """
 
-from collections.abc import Callable, Collection, Container, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -47,11 +47,11 @@ class Start:
     dtype: torch.dtype
     weight: FrozenWeight | None = None
     parameter: Tensor | None = None
-    shared: dict[Hashable, nn.Module] = field(default_factory=dict)
-    """What the modules of one adapter have in common, each made by whoever asks first."""
+    shared: dict[str, nn.Module] = field(default_factory=dict)
+    """What the modules of one adapter have in common: the first that needs it makes it, and trains it as its own."""
 
-    def once(self, key: Hashable, make: Callable[[], nn.Module]) -> nn.Module:
-        """The module that every site with this key holds: a module, because its buffers stay one when it is moved."""
+    def once(self, key: str, make: Callable[[], nn.Module]) -> nn.Module:
+        """The shared module of this name: a module, because its tensors stay one when the model is moved."""
         if key not in self.shared:
             self.shared[key] = make()
         return self.shared[key]
@@ -219,6 +219,10 @@ class Method(BaseModel):
     def edits(self, sites: tuple[Site, ...], statistics: Mapping[str, Any] | None = None) -> tuple[Edit, ...]:
         """The edits on a base with these sites.  TargetError names all that does not fit."""
         raise NotImplementedError
+
+    def edits_of_file(self, sites: tuple[Site, ...]) -> tuple[Edit, ...]:
+        """The edits on the sites that a file's tensors name, of which nothing but shapes is known."""
+        return self.edits(sites)
 
     def wasteful(self, edits: Iterable[Edit]) -> list[str]:
         """What is a mistake in a new adapter, though one that was trained so is read and computes what it should."""

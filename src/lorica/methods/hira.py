@@ -44,6 +44,9 @@ class HiRA(OnLayers):
     def note(self, edit: Edit) -> str:
         return f"r={self.r}" if edit.place == "around" else ""
 
+    def advice(self) -> str:
+        return "learning rate for HiRA: start at 4.5e-3, as PEFT's benchmark does (one run)"
+
     def site_of_file(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
         held = {self.end_of(key): shape for key, shape in shapes.items()}
         if None in held:

@@ -67,7 +67,9 @@ class IA3(OnLayers):
     def site_of_file(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
         """Of the weight only the side that is scaled is known."""
         gain = next((shape for key, shape in shapes.items() if self.end_of(key)), None)
-        return super().site_of_file(name, shapes) if gain is None else Site(name=name, kind="linear", shape=gain)
+        if gain is None:
+            return super().site_of_file(name, shapes)
+        return Site(name=name, kind="linear", shape=gain, roles=tuple(INPUT_SIDE) if gain[0] == 1 else ())
 
     def peft_config(self, edits: tuple[Edit, ...], sites: tuple[Site, ...]) -> dict[str, Any]:
         adapted = [edit.site for edit in edits if edit.place == "around"]

@@ -21,6 +21,7 @@ class Lycoris(Ranked):
 
     beyond_peft: ClassVar[tuple[str, ...]] = ("dropout",)
     peft_names: ClassVar[Mapping[str, str]] = dict.fromkeys(OTHER_DROPOUTS, "write dropout, on the adapter's input")
+    translated: ClassVar[Mapping[str, str]] = {**Ranked.translated, "dropout": "dropout"}
     understood: ClassVar[frozenset[str]] = frozenset(
         {"rank_pattern", "alpha_pattern", *OTHER_DROPOUTS, "use_effective_conv2d", "rank_dropout_scale", "init_weights"}
     )

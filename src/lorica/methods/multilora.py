@@ -46,9 +46,6 @@ class MultiLoRA(OnLayers):
     def note(self, edit: Edit) -> str:
         return f"{self.n} x r={self.r}" if edit.place == "around" else ""
 
-    def advice(self) -> str:
-        return "learning rate for MultiLoRA: start at LoRA's, 2e-4, and sweep: its scales start at zero"
-
     def site_of_file(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
         held = {self.end_of(key): shape for key, shape in shapes.items()}
         if None in held:

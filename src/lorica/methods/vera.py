@@ -150,7 +150,7 @@ class Pair(nn.Module):
 class VeRALinear(AroundLinear):
     def __init__(self, config: VeRA, site: Site, size: tuple[int, int], start: Start) -> None:
         super().__init__()
-        key = ("vera", config.seed, config.r, size, config.save_projection, start.device, start.dtype)
+        key = f"vera {config.seed} {config.r} {size} {config.save_projection} {start.device} {start.dtype}"
         self.pair = start.once(key, lambda: Pair(config, size, start))
         full = torch.full((config.r,), config.d_initial, device=start.device, dtype=start.dtype)
         self.b, self.d = start.zeros(site.d_out), nn.Parameter(full)
