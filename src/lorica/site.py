@@ -1,8 +1,10 @@
 """A site: one place in a base where an edit can be installed, described by shapes alone.
 
-The five kinds of site match the five edits:
+The kinds of site match the five edits:
 
     linear, embedding   Around             y = W x, or a row of W
+    conv                Around             y = W * x, a convolution
+    experts             Around             y = W[e] x, the weights of all experts in one parameter
     sublayer            After              the module whose output is added to the residual stream
     attention           KeysValuesBefore   one attention layer
     tokens              TokensBefore       the embedding that turns token ids into vectors
@@ -10,11 +12,12 @@ The five kinds of site match the five edits:
 """
 
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any, Literal
 
 Place = Literal["around", "after", "keys_values_before", "tokens_before", "instead"]
 """The five edits by the name under which `models/` installs them."""
-Kind = Literal["linear", "embedding", "sublayer", "attention", "tokens", "parameter"]
+Kind = Literal["linear", "embedding", "conv", "experts", "sublayer", "attention", "tokens", "parameter"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +26,8 @@ class Site:
 
     name    path of the module (or of the parameter) as `named_modules()` gives it
     roles   what it computes: q k v o gate up down fc1 fc2 head embed norm bias ...; a fused layer has several
-    shape   linear (d_out, d_in); embedding and tokens (rows, d); sublayer (d,); attention (heads_kv, d_head);
-            parameter: its own shape
+    shape   linear (d_out, d_in); embedding and tokens (rows, d); conv (d_out, channels_in / groups, *kernel);
+            experts (E, d_out, d_in); sublayer (d,); attention (heads_kv, d_head); parameter: its own shape
     layer   index of the block it belongs to, None outside the blocks
     """
 
@@ -35,18 +38,36 @@ class Site:
     layer: int | None = None
     bias: bool = False
     transposed: bool = False
-    """The module stores its weight as (d_in, d_out), as the Conv1D of transformers does."""
+    """The module stores its weight as (d_in, d_out), as the Conv1D of transformers and some experts do."""
+    groups: int = 1
+    """Of a convolution: output channels of one group see the input channels of theirs alone."""
+    part_of: str = ""
+    """The module, by path, that reads this weight itself instead of calling a module for it: nn.MultiheadAttention, or
+    one that holds experts.  A name that fits it means all its parts."""
+    bare: bool = False
+    """`name` is the path of the weight itself, for which no module stands."""
     dtype: str = "float32"
     alone: bool = False
     """Of a parameter that is tied, only the place that `name` names is meant; the others keep what they hold."""
 
     @property
     def d_out(self) -> int:
-        return self.shape[0] if self.kind == "linear" else self.shape[-1]
+        """Numbers that come out, for each token, pixel or expert."""
+        if self.kind == "experts":
+            return self.shape[1]
+        return self.shape[0] if self.kind in ("linear", "conv") else self.shape[-1]
 
     @property
     def d_in(self) -> int:
-        return self.shape[1] if self.kind == "linear" else self.shape[0]
+        """Numbers that each of them is a sum of: of a convolution, those under its kernel."""
+        if self.kind == "experts":
+            return self.shape[2]
+        return prod(self.shape[1:]) if self.kind in ("linear", "conv") else self.shape[0]
+
+    @property
+    def weight(self) -> str:
+        """Path of the parameter that an edit around this site is about."""
+        return self.name if self.bare else f"{self.name}.weight"
 
     @property
     def leaf(self) -> str:

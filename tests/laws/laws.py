@@ -57,8 +57,8 @@ def _write_merged(model: nn.Module, place: str, site: Site, module: nn.Module) -
     else:
         W = weight_of(model, site).dense()
         W.copy_(module.merged(W.clone()))  # type: ignore[operator]
-        bias = getattr(model.get_submodule(site.name), "bias", None)
-        if bias is not None and hasattr(module, "merged_bias"):
+        if site.bias and not site.bare and hasattr(module, "merged_bias"):
+            bias = model.get_submodule(site.name).get_parameter("bias")
             bias.copy_(module.merged_bias(bias.clone()))  # type: ignore[operator]
 
 

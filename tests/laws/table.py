@@ -1,5 +1,6 @@
 """Which methods stand before the laws.  A row buys a method every law that applies to it."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from lorica.methods.targets import select
 from lorica.site import Site
 from ten_line_methods import Biases, Bottleneck, Magnitude, Prefix, Prompt, Scales
 from tiny_bases import BASES, BERT, GPT2, LLAMA, T5, Base
+from tiny_layers import ATTENTION, CONVNET, GPT_OSS, MOE, UNET
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,24 @@ def _magnitude(sites: Sequence[Site]) -> int:
     return sum(3 * sum(site.shape) + site.d_out for site in adapted)
 
 
+def _any_rank(*names: str, r: int) -> Callable[[Sequence[Site]], int]:
+    """r (d_out + everything under the kernel) for a convolution or a linear, for each expert the same."""
+
+    def count(sites: Sequence[Site]) -> int:
+        chosen = [s for s in sites if s.kind in ("linear", "conv", "experts") and s.name.endswith(names)]
+        return sum(r * _pair(s) for s in chosen)
+
+    return count
+
+
+def _pair(site: Site) -> int:
+    if site.kind == "experts":
+        experts, d_out, d_in = site.shape
+        return experts * (d_out + d_in)
+    d_out, *under = site.shape
+    return d_out + math.prod(under)
+
+
 PATTERNED = LoRA(
     r=3,
     alpha=8,
@@ -103,6 +123,7 @@ PATTERNED = LoRA(
     alpha_pattern={"v_proj": 3.0},
     modules_to_save=("lm_head",),
 )
+UNET_NAMES = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "time_emb_proj", "conv_shortcut", "proj_in")
 ROWS = (
     Row("lora", LoRA(r=3, alpha=8, dropout=0.2), _low_rank("all-linear", 3), stored=True),
     Row("lora-biases", LoRA(r=3, alpha=8, target_modules="attention", bias="lora_only"), _with_biases, stored=True),
@@ -135,6 +156,28 @@ ROWS = (
         stored=True,
     ),
     Row("hira", HiRA(r=3, dropout=0.2), _low_rank("all-linear", 3), stored=True),
+    Row(
+        "lora-convolutions",
+        LoRA(r=3, alpha=8, dropout=0.2, target_modules="*"),
+        _any_rank("", r=3),
+        bases=(CONVNET,),
+        stored=True,
+    ),
+    Row(
+        "lora-unet",
+        LoRA(r=3, alpha=8, dropout=0.2, target_modules=UNET_NAMES, rank_pattern={"conv1": 2}),
+        lambda sites: _any_rank(*UNET_NAMES, r=3)(sites) - _any_rank("conv1", r=1)(sites),
+        bases=(UNET,),
+        stored=True,
+    ),
+    Row("lora-projections", LoRA(r=2, alpha=7), _low_rank("all-linear", 2), bases=(ATTENTION,), stored=True),
+    Row(
+        "lora-experts",
+        LoRA(r=2, alpha=7, target_modules=("mlp.experts", "q_proj")),
+        _any_rank("experts.gate_up_proj", "experts.down_proj", "q_proj", r=2),
+        bases=(MOE, GPT_OSS),
+        stored=True,
+    ),
     Row("full", Full(), _parameters, stored=True),
     Row("magnitude", Magnitude(dropout=0.2), _magnitude),
     Row("biases", Biases(), lambda sites: _parameters(sites, ".bias"), bases=tuple(b for b in BASES if b is not T5)),

@@ -179,6 +179,17 @@ class BankSite(nn.Module):
     def low_rank(self) -> None:
         """None: rows may differ, so siblings are not fused here."""
 
+    def merged(self, W: Tensor) -> Tensor:
+        """Where a weight is read without calling a module for it, one choice has to serve all rows of a batch."""
+        route = ambient.current.get().route
+        numbers = [] if route is None else route.unique().tolist()
+        if len(numbers) > 1:
+            raise AdapterError(f"bank: rows of one batch share the weight of {self.name}; choose one adapter for all")
+        held = self.mixes[numbers[0]] if numbers and numbers[0] != BASE else ()
+        chosen = [(self.adapters[self.places[name]], weight) for name, weight in held if name in self.places]
+        changes = [weight * (module.merged(W) - W) for module, weight in chosen]  # type: ignore[operator]
+        return W + sum(changes[1:], changes[0]) if changes else W
+
     def forward(self, x: Tensor, base: nn.Module, flow: RoutedFlow) -> Tensor:
         y = base(x)
         if flow.route is None:

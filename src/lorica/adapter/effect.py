@@ -27,7 +27,7 @@ def inert_at(parameter: Tensor | None, module: nn.Module) -> bool:
     factors = module.factors() if hasattr(module, "factors") else None  # type: ignore[operator]
     if factors is None:
         return False
-    used = factors.A.any(1) & factors.B.any(0)
+    used = factors.A.any(-1) & factors.B.any(-2)
     return factors.scale == 0 or not bool(used.any())
 
 

@@ -18,8 +18,8 @@ from lorica.adapter.lineage import Lineage
 from lorica.adapter.proof import Proof, recorded
 from lorica.errors import AdapterError
 from lorica.kernels import FrozenWeight, LowRank
-from lorica.methods import Method
-from lorica.methods.contract import Edit, Start, stored
+from lorica.methods import Method, peft_parts
+from lorica.methods.contract import Edit, Start, neighbours, stored
 from lorica.site import Site
 
 UNVERIFIED = "unverified: no lorica.json, written by others"
@@ -118,15 +118,15 @@ def inspect(source: str | Path) -> Inspection:
 
 
 def update_norm(A: Tensor, B: Tensor, scale: float) -> float:
-    """|| s B A ||_F for A (r, d_in), B (d_out, r), in float64; the product itself is never made."""
+    """|| s B A ||_F for A (..., r, d_in), B (..., d_out, r), in float64; the product itself is never made."""
     A, B = A.double(), B.double()
-    return abs(scale) * math.sqrt(max(0.0, float(((B.T @ B) * (A @ A.T)).sum())))
+    return abs(scale) * math.sqrt(max(0.0, float(((B.mT @ B) * (A @ A.mT)).sum())))
 
 
 def _sites(file: AdapterFile) -> list[SiteUpdate]:
-    sites = tuple(_sites_of_tensors(file))
+    sites = tuple(peft_parts.with_owners(tuple(_sites_of_tensors(file))))
     pairs = [(edit, method) for method in file.methods for edit in method.edits_of_file(sites)]
-    around = {edit.site.name for edit, _ in pairs if edit.place == "around"}
+    around = neighbours(edit.site.name for edit, _ in pairs if edit.place == "around")
     return sorted((_update(edit, method, file, around) for edit, method in pairs), key=lambda s: _in_order(s.name))
 
 
@@ -138,16 +138,17 @@ def _in_order(name: str) -> list[tuple[int, str]]:
 def _sites_of_tensors(file: AdapterFile) -> Iterator[Site]:
     """Shapes are read off the tensors."""
     method = file.methods[0]
+    located = method.located(file.tensors, file.config)
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for key, tensor in file.tensors.items():
+    for key in sorted(file.tensors, key=lambda key: -key.count(".base_layer.")):  # inner parts come first in a base
         if not method.surplus(key):
-            shapes.setdefault(method.site_name(key), {})[key] = tuple(tensor.shape)
+            shapes.setdefault(method.site_name(located[key]), {})[key] = tuple(file.tensors[key].shape)
     for name, held in shapes.items():
         if (site := method.site_of_file(name, held)) is not None:
             yield site
 
 
-def _update(edit: Edit, method: Method, file: AdapterFile, around: set[str]) -> SiteUpdate:
+def _update(edit: Edit, method: Method, file: AdapterFile, around: Mapping[str, Sequence[str]]) -> SiteUpdate:
     site = edit.site
     blank = torch.zeros(site.shape)
     weight = FrozenWeight(blank) if edit.place == "around" else None

@@ -24,6 +24,8 @@ from lorica.models.vocabulary import missing_tokens
 from lorica.models.walking import base_modules
 from lorica.site import Site
 
+ADAPTED = ("linear", "embedding", "conv", "experts")
+"""Kinds of site that low-rank tensors sit on."""
 MERGE = "merge it into its base with PEFT's merge_and_unload"
 
 
@@ -72,6 +74,9 @@ def plan_on(model: nn.Module, file: AdapterFile) -> Plan:
     own = _own_keys(model, file) - planned.tensors.keys()
     problems = [*_key_problems(model, file, planned, own), *_value_problems(file, planned)]
     problems += _surplus_problems(file, own)
+    methods = planned.methods if file.peft else ()
+    told = [problem for each in methods for problem in each.peft_problems(planned.of(each))]
+    problems = [f"{problem}; {MERGE}" for problem in told] or problems
     if problems:
         raise refusal(file.where, problems)
     return Plan(methods=planned.methods, edits=planned.edits, base=found, source=planned.source)
@@ -111,26 +116,29 @@ def filled(model: nn.Module, planned: Plan, file: AdapterFile, *, untrained: boo
 
 
 def _what_fits(file: AdapterFile, found: Sequence[Site]) -> tuple[tuple[Site, ...], tuple[Method, ...]]:
-    """Of a PEFT file, the linears and embeddings that its tensors name and the base has; otherwise the method's own
-    config chooses."""
+    """Of a PEFT file, the weights that its tensors name and the base has; otherwise the method's own config chooses."""
     if not file.peft:
         return tuple(found), file.methods
     (method,) = file.methods
-    named, known = _site_names(file), {site.name for site in found}
-    keys = [key for key in file.tensors if method.site_name(key) in known and not method.surplus(key)]
-    sites = tuple(site for site in found if site.kind not in ("linear", "embedding") or site.name in named)
-    return sites, (method.from_file(file.config, keys),)
+    keys, known = method.located(file.tensors, file.config, tuple(found)), {site.name for site in found}
+    named = {method.site_name(key) for key in keys.values()}
+    kept = [key for own, key in keys.items() if method.site_name(key) in known and not method.surplus(own)]
+    sites = tuple(site for site in found if site.kind not in ADAPTED or site.name in named)
+    return sites, (method.from_file(file.config, kept),)
 
 
-def _site_names(file: AdapterFile) -> set[str]:
+def _site_names(file: AdapterFile, found: Sequence[Site]) -> dict[str, str]:
+    """The site that each key of a PEFT file means on this base."""
     (method,) = file.methods
-    return {method.site_name(key) for key in file.tensors}
+    return {
+        key: method.site_name(meant) for key, meant in method.located(file.tensors, file.config, tuple(found)).items()
+    }
 
 
 def _strangers(model: nn.Module, file: AdapterFile, found: Sequence[Site]) -> Iterator[str]:
     """Sites that tensors name and the base lacks."""
     known = {site.name for site in found}
-    yield from _strange(model, sorted(_site_names(file) - known), known)
+    yield from _strange(model, sorted(set(_site_names(file, found).values()) - known), known)
 
 
 def _strange(model: nn.Module, names: Sequence[str], known: Collection[str]) -> Iterator[str]:
@@ -147,8 +155,9 @@ def _key_problems(model: nn.Module, file: AdapterFile, planned: Plan, own: set[s
     used = own.union(expected, (key for key in file.tensors if any(method.surplus(key) for method in file.methods)))
     unused = [key for key in file.tensors if key not in used]
     if file.peft:
-        known = {site.name for site in sites_of(model)}
-        named = {key: file.methods[0].site_name(key) for key in unused}
+        found = sites_of(model)
+        known, every = {site.name for site in found}, _site_names(file, found)
+        named = {key: every[key] for key in unused}
         yield from _strange(model, sorted({name for name in named.values() if name not in known}), known)
         unused = [key for key in unused if named[key] in known]
     yield from (f"{key}: in the file, and nothing in adapter_config.json asks for it" for key in unused)

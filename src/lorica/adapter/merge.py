@@ -132,9 +132,9 @@ def _swap(swaps: Swaps, plan: Plan, modules: Modules) -> None:
 
 def merged_weight(module: nn.Module, weight: Tensor, transposed: bool = False) -> Tensor:
     """W as stored -> merged W as stored, computed in float32 or better, in W's type."""
-    wide = (weight.T if transposed else weight).to(torch.promote_types(weight.dtype, torch.float32))
+    wide = (weight.mT if transposed else weight).to(torch.promote_types(weight.dtype, torch.float32))
     merged = module.merged(wide)  # type: ignore[operator]
-    return (merged.T if transposed else merged).to(weight.dtype).contiguous()
+    return (merged.mT if transposed else merged).to(weight.dtype).contiguous()
 
 
 def merged_bias(module: nn.Module, bias: Tensor) -> Tensor:
@@ -147,16 +147,17 @@ def merged_bias(module: nn.Module, bias: Tensor) -> Tensor:
 def _put_merged(swaps: Swaps, planned: PlannedEdit, module: nn.Module) -> None:
     model = swaps.model
     stored = weight_of(model, planned.site)
-    holder = model.get_submodule(planned.site.name)
-    before = holder.get_parameter("weight")
+    owner, _, leaf = planned.site.weight.rpartition(".")
+    holder = model.get_submodule(owner)
+    before = holder.get_parameter(leaf)
     value = merged_weight(module, before.detach(), stored.transposed)
-    swaps.put(holder, "weight", before, nn.Parameter(value, requires_grad=before.requires_grad))
+    swaps.put(holder, leaf, before, nn.Parameter(value, requires_grad=before.requires_grad))
     if any(parameter is before for parameter in model.parameters()):
         _untie(swaps)
 
 
 def _put_merged_bias(swaps: Swaps, planned: PlannedEdit, module: nn.Module) -> None:
-    if planned.site.bias:
+    if planned.site.bias and not planned.site.bare:
         holder = swaps.model.get_submodule(planned.site.name)
         before = holder.get_parameter("bias")
         own = before.detach()

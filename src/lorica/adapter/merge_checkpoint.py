@@ -176,11 +176,14 @@ class _Merge:
 
     def _place(self, planned: PlannedEdit) -> None:
         """An adapted weight that is tied is stored twice from now on: once merged, once as it was."""
-        parameter = planned.site.name + ("" if planned.site.kind == "parameter" else ".weight")
+        parameter = planned.site.name if planned.site.kind == "parameter" else planned.site.weight
         tied = self.ties.get(parameter, ())
         stored = next((s for s in map(self._stored_name, (parameter, *tied)) if s is not None), None)
         if stored is None:
-            raise AdapterError(f"{self.stored.folder}: no tensor for {parameter} of {type(self.model).__name__}")
+            raise AdapterError(
+                f"{self.stored.folder}: no tensor for {parameter} of {type(self.model).__name__}, which is made of "
+                "others as it loads; merge in memory: lorica.load(model, ...).merge().save_pretrained(...)"
+            )
         if not tied or (planned.edit.place == "instead" and not planned.site.alone):
             self.edits[stored] = planned
         elif len(tied) == 1 and self._stored_name(parameter) == stored:

@@ -38,10 +38,15 @@ def config_of(model: nn.Module, plan: Plan) -> dict[str, Any]:
 
 def _method_entries(plan: Plan) -> dict[str, Any]:
     only = plan.methods[0]
-    entries = only.peft_config(plan.of(only), plan.base) if len(plan.methods) == 1 else None
+    edits = plan.of(only)
+    entries = None
+    if len(plan.methods) == 1 and not only.peft_problems(edits):
+        entries = only.peft_config(edits, plan.base)
     if entries is not None:
         return entries
-    return {"methods": [{"name": method.kind, **method.model_dump(mode="json")} for method in plan.methods]}
+    listed = {"methods": [{"name": method.kind, **method.model_dump(mode="json")} for method in plan.methods]}
+    experts = [p.site.name for p in plan.edits if p.edit.place == "around" and p.site.kind == "experts"]
+    return {**listed, "target_parameters": experts} if experts else listed
 
 
 def base_name(model: nn.Module) -> str | None:

@@ -6,7 +6,7 @@ Only shapes are needed: modules are counted by building them on the meta device,
 """
 
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lorica.errors import TargetError
 from lorica.kernels import FrozenWeight
 from lorica.methods import Method, method_of_peft
-from lorica.methods.contract import Edit, Start, stored
+from lorica.methods.contract import Edit, Start, neighbours, stored
 from lorica.models import sites as sites_of
 from lorica.site import Site
 
@@ -216,7 +216,7 @@ def plan(
     wasteful = [problem for each in methods for problem in each.wasteful(edit for edit, of in pairs if of is each)]
     if wasteful and not trained:
         raise TargetError.of(wasteful)
-    around = {edit.site.name for edit, _ in pairs if edit.place == "around"}
+    around = neighbours(edit.site.name for edit, _ in pairs if edit.place == "around")
     edits = tuple(PlannedEdit(edit=edit, method=each, tensors=_tensors(edit, each, around)) for edit, each in pairs)
     source = source or (getattr(base, "source", None) if isinstance(base, nn.Module) else None)
     return Plan(methods=methods, edits=edits, base=sites, source=source)
@@ -232,7 +232,7 @@ def _method(given: Any, sites: tuple[Site, ...]) -> Method:
     return method_of_peft(given).from_peft(given, sites)
 
 
-def _tensors(edit: Edit, method: Method, around: Container[str]) -> dict[str, PlannedTensor]:
+def _tensors(edit: Edit, method: Method, around: Mapping[str, Sequence[str]]) -> dict[str, PlannedTensor]:
     shape = edit.site.shape
     weight = FrozenWeight(torch.empty(shape, device=META)) if edit.place == "around" else None
     parameter = torch.empty(shape, device=META) if edit.place == "instead" else None
@@ -248,8 +248,8 @@ def _refuse_overlaps(pairs: Sequence[tuple[Edit, Method]]) -> None:
     askers: dict[tuple[str, str], list[str]] = {}
     for edit, method in pairs:
         askers.setdefault((edit.site.name, edit.place), []).append(method.kind)
-    around = {edit.site.name for edit, _ in pairs if edit.place == "around"}
-    copied = [e.site.name for e, _ in pairs if e.place == "instead" and _owner_of_weight(e.site.name) in around]
+    around = {edit.site.weight for edit, _ in pairs if edit.place == "around"}
+    copied = [e.site.name for e, _ in pairs if e.place == "instead" and e.site.name in around]
     twice: dict[str, list[str]] = {}
     for (name, place), kinds in askers.items():
         if len(kinds) > 1:
@@ -265,14 +265,10 @@ def _names(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def _owner_of_weight(name: str) -> str:
-    return name.removesuffix(".weight") if name.endswith(".weight") else ""
-
-
 def _row_name(planned: PlannedEdit) -> str:
     """Last name of a module; of a parameter, its module's as well: `classifier.weight`."""
     parts = planned.site.name.split(".")
-    return ".".join(parts[-2:] if planned.site.kind == "parameter" else parts[-1:])
+    return ".".join(parts[-2:] if planned.site.kind == "parameter" or planned.site.bare else parts[-1:])
 
 
 def _table(rows: Sequence[Row]) -> list[str]:

@@ -4,7 +4,8 @@
     adapter + gradients + optimizer     4 + 4 + 8 bytes a trained parameter: float32 and AdamW
     activations  what the backward pass needs, for the T tokens of a micro-batch
     logits       the chunk of logits that exists at a time, and the gradient of the last hidden states
-    buffers      gradients in flight through one block; embeddings of which some rows are trained, and their gradients
+    buffers      gradients in flight through one block; embeddings of which some rows are trained, and their gradients;
+                 merged weights where a module reads its weights itself (experts, nn.MultiheadAttention)
     context      what the process, or the CUDA context, holds before anything is loaded
 
     peak = weights + adapter + gradients + optimizer + context + buffers + activations + logits
@@ -90,7 +91,7 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool) -> Memory:
         optimizer=MOMENTS * TRAINED * plan.trainable_parameters,
         activations=activations,
         logits=_logits(shapes, work, decoder),
-        buffers=work.tokens * width * (2 * shapes.d + shapes.f) + _shown(plan),
+        buffers=work.tokens * width * (2 * shapes.d + shapes.f) + _shown(plan) + _merged(plan, work.recomputed),
         context=CONTEXT.get(kind, CONTEXT["cuda"]),
     )
 
@@ -100,6 +101,23 @@ def _shown(plan: Plan) -> int:
     of each."""
     parts = [p for p in plan.edits if p.edit.place == "instead" and not p.whole]
     return sum(2 * prod(p.site.shape) * BYTES[p.site.dtype] for p in parts)
+
+
+def _merged(plan: Plan, recomputed: int | None) -> int:
+    """Adapted weights that are put together in each forward pass because their module reads them itself.  Each is kept
+    for the backward pass unless its block is computed again; one has its gradient, and is summed in float32."""
+    sites = [p.site for p in plan.edits if p.edit.place == "around" and p.site.part_of]
+    if not sites:
+        return 0
+    blocks: dict[int | None, int] = {}
+    for site in sites:
+        blocks[site.layer] = blocks.get(site.layer, 0) + prod(site.shape) * BYTES[site.dtype]
+    sizes = list(blocks.values())
+    again = sizes if recomputed is None else sizes[:recomputed]
+    largest = max(sites, key=lambda site: prod(site.shape))
+    narrow = BYTES[largest.dtype] < BYTES["float32"]
+    one = prod(largest.shape) * (BYTES[largest.dtype] + (2 * BYTES["float32"] if narrow else 0))
+    return sum(sizes[len(again) :]) + max(again, default=0) + one
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,25 +11,28 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, eq=False)
 class FrozenWeight:
-    """W (d_out, d_in), stored dense.  `transposed` says that `stored` is (d_in, d_out)."""
+    """W (d_out, d_in), stored dense.  `transposed` says that `stored` is (d_in, d_out).
+
+    Of a convolution or of experts, W has their shape; only `dense` has a meaning there.
+    """
 
     stored: Tensor
     transposed: bool = False
 
     @classmethod
     def of(cls, module: nn.Module) -> "FrozenWeight":
-        """The weight of a Linear, of an Embedding (rows, d) or of transformers' Conv1D."""
+        """The weight of a Linear, of an Embedding (rows, d), of transformers' Conv1D or of a convolution."""
         weight = module.weight
         assert isinstance(weight, Tensor)
         return cls(weight.detach(), transposed=type(module).__name__ == "Conv1D")
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return tuple(self.dense().shape)  # type: ignore[return-value]
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.dense().shape)
 
     def dense(self) -> Tensor:
         """W itself (d_out, d_in), a view when it is stored dense."""
-        return self.stored.T if self.transposed else self.stored
+        return self.stored.mT if self.transposed else self.stored
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (..., d_in) -> x W^T + bias (..., d_out), a new tensor, to the bit what the base's own module gives.

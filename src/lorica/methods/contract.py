@@ -16,7 +16,7 @@ Parameters are trained.  Persistent buffers are not, and are kept in the adapter
 to compute again and nothing else holds (a frozen factor).  Other buffers are made anew by `build`.
 """
 
-from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from lorica.errors import RecipeError
-from lorica.kernels import FrozenWeight, LowRank, Noise, low_rank_linear
+from lorica.kernels import FrozenConv, FrozenWeight, LowRank, Noise, low_rank_linear
 from lorica.methods.targets import Selection
 from lorica.site import Place, Site
 
@@ -98,7 +98,7 @@ class Edit:
 
 
 class Around(Edit):
-    """Beside a linear or an embedding: the LoRA family."""
+    """Beside a linear, an embedding, a convolution or the weights of experts: the LoRA family."""
 
     place = "around"
 
@@ -125,6 +125,14 @@ class Instead(Edit):
     """A trainable copy takes the place of a parameter, whose own object is kept: full, BitFit, modules_to_save."""
 
     place = "instead"
+
+
+def neighbours(names: Iterable[str]) -> dict[str, list[str]]:
+    """Each name with those under the same parent, itself among them, in their order."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.rpartition(".")[0], []).append(name)
+    return {name: group for group in groups.values() for name in group}
 
 
 class Copy(nn.Module):
@@ -177,6 +185,29 @@ class AroundLinear(nn.Module):
         assert low_rank is not None
         noise = flow.noise if self.training else None
         return low_rank_linear(x, FrozenWeight.of(base), base.bias, low_rank, noise)  # type: ignore[arg-type]
+
+
+class AroundConv(nn.Module):
+    """What Around modules on convolutions share: the base's own reading of x, with the weight that `merged` gives.
+
+    A subclass whose update is cheaper than its weight has its own forward; one with dropout needs one.
+    """
+
+    def low_rank(self) -> None:
+        """None: a LowRank is a product of matrices."""
+
+    def merged(self, W: Tensor) -> Tensor:
+        """W (d_out, channels_in / groups, *kernel) -> W', in W's own type; float32 or better is the caller's duty."""
+        raise NotImplementedError
+
+    def factors(self) -> LowRank | None:
+        """The low-rank product that W' - W is, with all that is under the kernel as its input, where it is one."""
+        return None
+
+    def forward(self, x: Tensor, base: nn.Module, flow: Flow) -> Tensor:
+        conv = FrozenConv.of(base)
+        wide = conv.weight.to(torch.promote_types(conv.weight.dtype, torch.float32))
+        return conv.product(x, self.merged(wide).to(x.dtype), conv.bias)
 
 
 class Life(Protocol):
@@ -248,10 +279,11 @@ class Method(BaseModel):
         """The running state of a method that has one; modules by site name."""
         return None
 
-    def file_name(self, edit: Edit, parameter: str, around: Container[str]) -> str:
+    def file_name(self, edit: Edit, parameter: str, around: Mapping[str, Sequence[str]]) -> str:
         """The key of a trainable tensor in the adapter file, PEFT's where PEFT has the method.
 
-        `around` holds the names of the sites that have a module around them: PEFT moves their base one level down.
+        `around` holds the names of the sites that have a module around them, each with its neighbours: PEFT moves their
+        base one level down.
         """
         return edit.site.name if edit.place == "instead" else f"{edit.site.name}.{parameter}"
 
@@ -269,6 +301,18 @@ class Method(BaseModel):
     def plain_keys(cls, keys: Collection[str]) -> Mapping[str, str]:
         """Each key of a file as `file_name` spells it, where other programs have spellings of their own."""
         return {key: key for key in keys}
+
+    @classmethod
+    def located(
+        cls, keys: Collection[str], config: Mapping[str, Any], sites: tuple[Site, ...] = ()
+    ) -> Mapping[str, str]:
+        """Each key of a file as it would be if it named its site by the site's own name; `config` is its part of
+        adapter_config.json, `sites` are those of the base where one is at hand."""
+        return {key: key for key in keys}
+
+    def peft_problems(self, edits: tuple[Edit, ...]) -> list[str]:
+        """Edits that PEFT's format of this method cannot say, or says with another meaning, each with the reason."""
+        return []
 
     def site_of_file(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
         """The site that the tensors of `shapes` (file key to shape) sit on, as far as they tell without its base."""

@@ -76,10 +76,13 @@ class LoKr(Lycoris):
         """(a, b), (c, d)."""
         return divisors(site.d_out, self.decompose_factor), divisors(site.d_in, self.decompose_factor)
 
-    def peft_config(self, edits: tuple[Edit, ...], sites: tuple[Site, ...]) -> dict[str, Any] | None:
-        config = super().peft_config(edits, sites)
-        own = {"decompose_factor": self.decompose_factor, "decompose_both": self.decompose_both}
-        return None if config is None else {**config, **own, "rank_dropout_scale": False}
+    def peft_config(self, edits: tuple[Edit, ...], sites: tuple[Site, ...]) -> dict[str, Any]:
+        return {
+            **super().peft_config(edits, sites),
+            "decompose_factor": self.decompose_factor,
+            "decompose_both": self.decompose_both,
+            "rank_dropout_scale": False,
+        }
 
     def site_of_file(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
         held = {self.end_of(key): shape for key, shape in shapes.items()}

@@ -3,10 +3,12 @@
 A (r, d_in) starts random, B (d_out, r) starts at zero, so training starts at the base.  s = alpha / r, or
 alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, arXiv:2312.03732), in the forward pass and in the merge.
 On an embedding (rows, d) the roles swap: A (r, rows) starts at zero, B (d, r) random, and A is looked up by column.
+Convolutions are in `lora_conv.py`, weights of experts in `lora_experts.py`.
 """
 
 import math
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -16,8 +18,10 @@ from torch import Tensor, nn
 
 from lorica.errors import AdapterError
 from lorica.kernels import LowRank, site_id
-from lorica.methods import presets, token_rows
+from lorica.methods import peft_parts, presets, token_rows
 from lorica.methods.contract import AroundLinear, Build, Copy, Edit, Flow, Instead, Start
+from lorica.methods.lora_conv import LoRAConv
+from lorica.methods.lora_experts import LoRAExperts
 from lorica.methods.peft_keys import PREFIX
 from lorica.methods.ranked import Ranked, plain_number
 from lorica.methods.token_rows import TokenRows, Tokens
@@ -25,7 +29,7 @@ from lorica.site import Kind, Site
 
 
 class LoRA(Ranked):
-    """Low-rank adaptation of linears (and embeddings named in `target_modules`).
+    """Low-rank adaptation of linears (and embeddings, convolutions and experts named in `target_modules`).
 
     r, alpha        rank and numerator of the scale, 8 and 16
     dropout         probability, on the input of A alone
@@ -55,7 +59,7 @@ class LoRA(Ranked):
         "layers_to_transform": "name what is adapted in target_modules, a glob such as 'model.layers.[0-7].*'",
     }
 
-    kinds: ClassVar[tuple[Kind, ...]] = ("linear", "embedding")
+    kinds: ClassVar[tuple[Kind, ...]] = ("linear", "embedding", "conv", "experts")
     keys: ClassVar[Mapping[str, str]] = {
         "A": ".lora_A.weight",
         "B": ".lora_B.weight",
@@ -70,7 +74,7 @@ class LoRA(Ranked):
         "use_rslora": "rslora",
     }
     understood: ClassVar[frozenset[str]] = frozenset(
-        {"rank_pattern", "alpha_pattern", "trainable_token_indices", "init_lora_weights"}
+        {"rank_pattern", "alpha_pattern", "target_parameters", "trainable_token_indices", "init_lora_weights"}
     )
 
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -93,7 +97,7 @@ class LoRA(Ranked):
         return {**presets.preset(values["preset"]).fields(), **rest}
 
     def around(self, site: Site) -> Build:
-        module = LoRAEmbedding if site.kind == "embedding" else LoRALinear
+        module = MODULES[site.kind]
         return lambda start: module(self, site, start)
 
     def edits(self, sites: tuple[Site, ...], statistics: Mapping[str, Any] | None = None) -> tuple[Edit, ...]:
@@ -110,6 +114,18 @@ class LoRA(Ranked):
         twice = [f"{site.name}: modules_to_save trains all of its rows already" for site, _ in rows if site in saved]
         return [*problems, *super().problems(adapted, sites), *twice]
 
+    def wasteful(self, edits: Iterable[Edit]) -> list[str]:
+        edits = tuple(edits)
+        parts = [edit.site for edit in edits if edit.place == "around" and edit.site.part_of]
+        if not parts or not self.dropout:
+            return super().wasteful(edits)
+        leaves = ", ".join(sorted({site.leaf for site in parts}))
+        dropped = (
+            f"dropout: {parts[0].part_of} reads its weights itself, so what enters A cannot be dropped there; set "
+            f"dropout: 0, or leave {leaves} out of target_modules"
+        )
+        return [*super().wasteful(edits), dropped]
+
     def scale(self, site: Site) -> float:
         r = self.rank(site)
         return self.alpha_of(site) / (math.sqrt(r) if self.rslora else r)
@@ -118,7 +134,7 @@ class LoRA(Ranked):
         return f"{len(edit.build.args[0])} rows" if isinstance(edit.build, partial) else super().note(edit)
 
     def remarks(self, sites: tuple[Site, ...]) -> tuple[str, ...]:
-        return token_rows.remarks(self.trainable_token_indices, sites)
+        return (*token_rows.remarks(self.trainable_token_indices, sites), *self.left_out(sites))
 
     def advice(self) -> str:
         tune = " (rsLoRA: lower it as r grows)" if self.rslora else ""
@@ -129,7 +145,7 @@ class LoRA(Ranked):
             return False
         return self.bias == "all" or site.name.rpartition(".")[0] in adapted
 
-    def file_name(self, edit: Edit, parameter: str, around: Container[str]) -> str:
+    def file_name(self, edit: Edit, parameter: str, around: Mapping[str, Sequence[str]]) -> str:
         if isinstance(edit.build, partial):
             return f"{PREFIX}{edit.site.name.rpartition('.')[0]}{token_rows.SUFFIX}"
         return super().file_name(edit, self._part(edit.site, parameter), around)
@@ -148,6 +164,23 @@ class LoRA(Ranked):
     def parameter_name(cls, key: str) -> str:
         return super().parameter_name(key).replace(".token_adapter.", ".")
 
+    def peft_problems(self, edits: tuple[Edit, ...]) -> list[str]:
+        adapted = {edit.site.name: edit.site for edit in edits if edit.place == "around"}
+        return [problem for site in adapted.values() if (problem := self._peft_problem(site, adapted))]
+
+    def _peft_problem(self, site: Site, adapted: Mapping[str, Site]) -> str | None:
+        if site.groups > 1:
+            return f"{site.name}: PEFT's adapter of a convolution with groups is no weight of one"
+        if site.kind != "linear" or not site.bare:
+            return None
+        other = adapted.get(site.part_of + peft_parts.OUT)
+        if site.leaf != "in_proj_weight" or other is None:
+            return f"{site.name}: PEFT adapts nn.MultiheadAttention as a whole, where all widths are one"
+        parts = (site, other, replace(site, name=site.part_of, part_of=""))
+        if len({(self.rank(part), self.scale(part)) for part in parts}) > 1:
+            return f"{site.part_of}: PEFT has one rank and one alpha for the whole of an nn.MultiheadAttention"
+        return None
+
     def peft_config(self, edits: tuple[Edit, ...], sites: tuple[Site, ...]) -> dict[str, Any]:
         return {
             **self.where_entries(edits, sites),
@@ -158,7 +191,7 @@ class LoRA(Ranked):
             "trainable_token_indices": token_rows.listed(self.trainable_token_indices),
             "init_lora_weights": True if self.init == "kaiming" else self.init,
             "use_rslora": self.rslora,
-            "fan_in_fan_out": any(edit.site.transposed for edit in edits if edit.place == "around"),
+            "fan_in_fan_out": any(edit.site.transposed and edit.site.kind == "linear" for edit in edits),
         }
 
     def site_of_file(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
@@ -171,14 +204,31 @@ class LoRA(Ranked):
         if not ends:
             return super().site_of_file(name, shapes)
         if {"A.weight", "B.weight"} <= ends.keys():
-            return Site(name=name, kind="linear", shape=(ends["B.weight"][0], ends["A.weight"][-1]))
+            key = next(key for key in shapes if key.endswith(self.keys["A"]))
+            path = key.removeprefix(PREFIX).removesuffix(self.keys["A"])
+            return self._site_of_pair(name, path, ends["A.weight"], ends["B.weight"])
         if set(ends) == {"embedding_A", "embedding_B"}:
             return Site(name=name, kind="embedding", shape=(ends["embedding_A"][-1], ends["embedding_B"][0]))
         raise AdapterError(f"{name}: half of a low-rank pair is missing from the file")
 
+    def _site_of_pair(self, name: str, path: str, A: tuple[int, ...], B: tuple[int, ...]) -> Site:
+        """path: under which the file has it, which is not the name where a module reads its weights itself."""
+        under = A[1:]
+        if len(under) > 1:
+            return Site(name=name, kind="conv", shape=(B[0], *under))
+        owner = name.rpartition(".")[0]
+        bare = owner == path.replace(peft_parts.WITHIN, "")
+        if not bare or name.endswith(peft_parts.IN):
+            return Site(name=name, kind="linear", shape=(B[0], A[-1]))
+        each = max(1, self.rank(Site(name=name, kind="experts")))
+        return Site(name=name, kind="experts", shape=(A[0] // each, B[0], A[-1]), part_of=owner, bare=True)
+
     @classmethod
     def where_of_config(cls, given: Mapping[str, Any], sites: tuple[Site, ...]) -> tuple[dict[str, Any], list[str]]:
         ours, problems = super().where_of_config(given, sites)
+        if parameters := peft_parts.listed(given):
+            modules, strange = peft_parts.beside(given, ours["target_modules"], sites)
+            ours["target_modules"], problems = (*modules, *parameters), [*problems, *strange]
         init = STARTS.get(str(given.get("init_lora_weights", True)))
         if init is None:
             remedy = "start from kaiming or gaussian"
@@ -212,7 +262,8 @@ class LoRALinear(AroundLinear):
         kaiming = config.init == "kaiming"
         self.A = start.uniform(site.d_in**-0.5, r, site.d_in) if kaiming else start.normal(1 / r, r, site.d_in)
         self.B = start.zeros(site.d_out, r)
-        self.scale, self.dropout, self.site = config.scale(site), config.dropout, site_id(site.name)
+        dropout = 0.0 if site.part_of else config.dropout  # what enters A is never seen there
+        self.scale, self.dropout, self.site = config.scale(site), dropout, site_id(site.name)
 
     def low_rank(self) -> LowRank:
         return LowRank(A=self.A, B=self.B, scale=self.scale, dropout=self.dropout, site=self.site)
@@ -245,3 +296,11 @@ class LoRAEmbedding(nn.Module):
         y = base(ids)
         rows = nn.functional.embedding(ids, self.A.T.to(y.dtype))
         return y + self.scale * getattr(base, "embed_scale", 1.0) * (rows @ self.B.T.to(y.dtype))
+
+
+MODULES: Mapping[str, Callable[[LoRA, Site, Start], nn.Module]] = {
+    "linear": LoRALinear,
+    "embedding": LoRAEmbedding,
+    "conv": LoRAConv,
+    "experts": LoRAExperts,
+}

@@ -28,10 +28,12 @@ class Lycoris(Ranked):
 
     dropout: float = Field(0.0, ge=0, lt=1)
 
-    def peft_config(self, edits: tuple[Edit, ...], sites: tuple[Site, ...]) -> dict[str, Any] | None:
-        """None on transformers' Conv1D, on which PEFT has neither."""
-        if any(edit.site.transposed for edit in edits if edit.place == "around"):
-            return None
+    def peft_problems(self, edits: tuple[Edit, ...]) -> list[str]:
+        transposed = [edit.site.name for edit in edits if edit.place == "around" and edit.site.transposed]
+        none = [f"{name}: PEFT has no {self.kind} on transformers' Conv1D" for name in transposed]
+        return [*super().peft_problems(edits), *none]
+
+    def peft_config(self, edits: tuple[Edit, ...], sites: tuple[Site, ...]) -> dict[str, Any]:
         return {
             **self.where_entries(edits, sites),
             **self.rank_entries(edits),

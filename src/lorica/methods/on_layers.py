@@ -4,19 +4,20 @@
     around(site) -> Build                                     the module of one layer
 
 PATH.END is the key of a parameter of the layer PATH; a copy of a whole module is kept under the base's own name.
+Layers that their module reads itself have the paths of `peft_parts`.
 """
 
 import re
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from pydantic import ValidationError
 
 from lorica.errors import RecipeError, TargetError, did_you_mean
-from lorica.methods import peft_config, peft_keys
+from lorica.methods import peft_config, peft_keys, peft_parts
 from lorica.methods.contract import Around, Build, Copy, Edit, Instead, Method
 from lorica.methods.peft_keys import PREFIX
-from lorica.methods.targets import Selection, matches, select, shortest_names
+from lorica.methods.targets import PRESETS, Selection, matches, select, shortest_names
 from lorica.site import Kind, Site
 
 MOST_LOOKED_FOR = 1_000_000
@@ -31,7 +32,7 @@ class OnLayers(Method):
     head) mean the same in every method."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("linear",)
-    """What a list of names may choose; a preset or a glob chooses linears."""
+    """What a list of names may choose; a glob chooses all of it but embeddings, a preset linears."""
     keys: ClassVar[Mapping[str, str]] = {}
     translated: ClassVar[Mapping[str, str]] = {}
     """Fields of PEFT's config that mean the same here, and what they are called here."""
@@ -68,8 +69,21 @@ class OnLayers(Method):
         return [site for site in sites if site.kind == "parameter" and self.saves(site.name.rpartition(".")[0])]
 
     def selection(self, sites: tuple[Site, ...]) -> Selection:
-        named = not isinstance(self.target_modules, str)
-        return select(sites, self.target_modules, self.kinds if named else ("linear",))
+        kinds = self.kinds
+        if isinstance(self.target_modules, str):
+            kinds = tuple(kind for kind in kinds if kind != "embedding")
+        return select(sites, self.target_modules, ("linear",) if self.target_modules in PRESETS else kinds)
+
+    def left_out(self, sites: tuple[Site, ...]) -> tuple[str, ...]:
+        """What the plan says of sites that a preset leaves as they are, although a list of names may choose them."""
+        kinds = {"experts": "weights of experts", "conv": "convolutions"} if self.target_modules in PRESETS else {}
+        held = {kind: [s for s in sites if s.kind == kind and kind in self.kinds] for kind in kinds}
+        return tuple(
+            f"{self.target_modules}: {len(found)} {kinds[kind]} stay as they are "
+            f"({', '.join(sorted({site.leaf for site in found}))}); name them in target_modules to adapt them"
+            for kind, found in held.items()
+            if found
+        )
 
     def saves(self, module: str) -> bool:
         """Whether `modules_to_save` trains this module whole."""
@@ -91,12 +105,23 @@ class OnLayers(Method):
         ]
         return missing + confused
 
-    def file_name(self, edit: Edit, parameter: str, around: Container[str]) -> str:
-        name = edit.site.name
+    def file_name(self, edit: Edit, parameter: str, around: Mapping[str, Sequence[str]]) -> str:
         if edit.place != "instead":
-            return PREFIX + name + self.keys.get(parameter, f".{parameter}")
-        module, _, leaf = name.rpartition(".")
-        return f"{PREFIX}{module}.base_layer.{leaf}" if module in around else PREFIX + name
+            return PREFIX + peft_parts.place(edit.site, around) + self.keys.get(parameter, f".{parameter}")
+        module, _, leaf = edit.site.name.rpartition(".")
+        within = peft_parts.moved(module, around)
+        return f"{PREFIX}{within}.base_layer.{leaf}" if module in around else PREFIX + edit.site.name
+
+    @classmethod
+    def located(cls, keys: Collection[str], config: Mapping[str, Any], sites: tuple[Site, ...] = ()) -> dict[str, str]:
+        ends = {key: end for key in keys if (end := cls.end_of(key))}
+        paths = {key: key.removeprefix(PREFIX).removesuffix(end) for key, end in ends.items()}
+        names = peft_parts.located(set(paths.values()), config, sites)
+        return {key: PREFIX + names[paths[key]] + ends[key] if key in ends else key for key in keys}
+
+    def peft_problems(self, edits: tuple[Edit, ...]) -> list[str]:
+        bare = [edit.site.name for edit in edits if edit.place == "around" and edit.site.bare]
+        return [f"{name}: no {self.kind} of PEFT adapts a weight that has no module" for name in bare]
 
     @classmethod
     def end_of(cls, key: str) -> str | None:
@@ -122,9 +147,13 @@ class OnLayers(Method):
     def where_entries(self, edits: Iterable[Edit], sites: tuple[Site, ...]) -> dict[str, Any]:
         """The part of PEFT's config that says where the adapter sits."""
         adapted = [edit.site for edit in edits if edit.place == "around"]
+        experts = [site for site in adapted if site.kind == "experts"]
+        modules = peft_parts.as_modules(adapted)
+        parameters = [site.name for site in sites if site.kind == "parameter"]
         return {
             "peft_type": self.peft_type,
-            "target_modules": peft_targets(adapted, sites),
+            "target_modules": peft_targets(modules, sites) if modules or not experts else [],
+            **({"target_parameters": peft_parts.target_parameters(experts, parameters)} if experts else {}),
             "modules_to_save": list(self.modules_to_save) or None,
         }
 
@@ -149,6 +178,7 @@ class OnLayers(Method):
     def where_of_file(cls, given: Mapping[str, Any], keys: Collection[str]) -> tuple[dict[str, Any], list[str]]:
         """Where an adapter sits is read off its tensors' names; names in `modules_to_save` that none of them needs are
         dropped (PEFT adds `score` and `classifier` to every classifier's list)."""
+        keys = cls.located(keys, given).values()
         adapted = sorted({cls.site_name(key) for key in keys if cls.end_of(key)})
         copied = {key.removeprefix(PREFIX).rpartition(".")[0] for key in keys if not cls.end_of(key)}
         saved, problems = peft_config.names(given.get("modules_to_save"), "modules_to_save")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar
 from pydantic import Field
 
 from lorica.errors import did_you_mean
-from lorica.methods import peft_config
+from lorica.methods import peft_config, peft_parts
 from lorica.methods.contract import Edit
 from lorica.methods.on_layers import OnLayers
 from lorica.methods.targets import ends
@@ -34,10 +34,10 @@ class Ranked(OnLayers):
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
 
     def rank(self, site: Site) -> int:
-        return from_pattern(self.rank_pattern, site.name, self.r)
+        return from_pattern(self.rank_pattern, site.name, self.r, peft_parts.whole(site))
 
     def alpha_of(self, site: Site) -> float:
-        return from_pattern(self.alpha_pattern, site.name, self.alpha)
+        return from_pattern(self.alpha_pattern, site.name, self.alpha, peft_parts.whole(site))
 
     def scale(self, site: Site) -> float:
         return self.alpha_of(site) / self.rank(site)
@@ -47,7 +47,7 @@ class Ranked(OnLayers):
 
     def problems(self, adapted: list[Site], sites: tuple[Site, ...]) -> list[str]:
         too_small = [
-            f"r: {self.rank(site)} at {site.name}, use 1 to {min(site.shape)}"
+            f"r: {self.rank(site)} at {site.name}, use 1 to {min(site.d_in, site.d_out)}"
             for site in adapted
             if self.rank(site) < 1
         ]
@@ -55,14 +55,14 @@ class Ranked(OnLayers):
 
     def wasteful(self, edits: Iterable[Edit]) -> list[str]:
         return [
-            f"r: {self.rank(site)} is beyond {site.name} {site.shape}, use 1 to {min(site.shape)}"
+            f"r: {self.rank(site)} is beyond {site.name} {site.shape}, use 1 to {min(site.d_in, site.d_out)}"
             for site in (edit.site for edit in edits if edit.place == "around")
-            if self.rank(site) > min(site.shape)
+            if self.rank(site) > min(site.d_in, site.d_out)
         ]
 
     def _pattern_problems(self, adapted: list[Site]) -> list[str]:
         leaves = {site.leaf for site in adapted}
-        names = {end for site in adapted for end in ends(site.name)}
+        names = {end for site in adapted for name in (site.name, peft_parts.whole(site)) for end in ends(name)}
         patterns = {field: getattr(self, field) for field in PATTERNS}
         return [
             f"{field}: {key!r} matches no adapted site{did_you_mean(key, leaves)}"
@@ -73,7 +73,10 @@ class Ranked(OnLayers):
 
     def rank_entries(self, edits: Iterable[Edit]) -> dict[str, Any]:
         """The part of PEFT's config that says the ranks."""
-        names = {edit.site.name for edit in edits if edit.place == "around"}
+        around = [edit.site for edit in edits if edit.place == "around"]
+        names = {
+            site.name for site in (*peft_parts.as_modules(around), *around) if site.kind == "experts" or not site.bare
+        }
         alphas = peft_config.unordered(self.alpha_pattern, names)
         return {
             "r": self.r,
@@ -101,9 +104,9 @@ class Ranked(OnLayers):
         return method.model_copy(update=patterns)
 
 
-def from_pattern(pattern: Mapping[str, T], name: str, default: T) -> T:
-    """The first entry that matches, as PEFT takes it."""
-    found = {end for end in ends(name) if end in pattern}
+def from_pattern(pattern: Mapping[str, T], name: str, default: T, whole: str = "") -> T:
+    """The first entry that matches, as PEFT takes it; `whole` is the module of which the layer is a part."""
+    found = {end for path in (name, whole) for end in ends(path) if end in pattern}
     return next((value for key, value in pattern.items() if key in found), default) if found else default
 
 
@@ -112,5 +115,6 @@ def plain_number(value: float) -> float | int:
 
 
 def _needed(pattern: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
-    used = {end for name in names for end in ends(name) if end in pattern}
+    paths = [*names, *(name.removesuffix(peft_parts.IN) for name in names)]
+    used = {end for path in paths for end in ends(path) if end in pattern}
     return {key: value for key, value in pattern.items() if key in used}

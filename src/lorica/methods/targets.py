@@ -5,6 +5,9 @@
     a list           names matched as PEFT matches them: the whole path, or its end after a dot
     another string   a glob over the whole path
 
+Presets mean linears.  Convolutions and the weights of experts are adapted where a list or a glob names them; the name
+of a module that reads its weights itself (nn.MultiheadAttention, experts) means all of these.
+
 An entry that matches nothing is an error that names the nearest sites.
 """
 
@@ -43,18 +46,19 @@ def select(sites: Sequence[Site], target_modules: str | Sequence[str], kinds: Se
         return _preset(candidates, target_modules)
     glob = isinstance(target_modules, str)
     entries = dict.fromkeys([target_modules] if isinstance(target_modules, str) else target_modules)
-    fitting = [(site, tuple(_fitting(site.name, entries, glob))) for site in candidates]
+    fitting = [(site, tuple(_fitting(site, entries, glob))) for site in candidates]
     found = Counter(entry for _, fit in fitting for entry in fit)
     counts = {entry: found[entry] for entry in entries}
     _require_matches(counts, candidates)
     return Selection(tuple(site for site, fit in fitting if fit), counts)
 
 
-def _fitting(path: str, entries: Collection[str], glob: bool) -> Iterator[str]:
-    """The entries that choose a path; names are looked up by its ends, since a file can name 10,000 of them."""
+def _fitting(site: Site, entries: Collection[str], glob: bool) -> Iterator[str]:
+    """The entries that choose a site; names are looked up by its ends, since a file can name 10,000 of them."""
     if glob:
-        return (entry for entry in entries if fnmatchcase(path, entry))
-    return (end for end in ends(path) if end in entries)
+        return (entry for entry in entries if fnmatchcase(site.name, entry) or fnmatchcase(site.part_of, entry))
+    names = {*ends(site.name), *(ends(site.part_of) if site.part_of else ())}
+    return (name for name in names if name in entries)
 
 
 def ends(path: str) -> Iterator[str]:

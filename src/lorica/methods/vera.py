@@ -6,7 +6,7 @@ and d (r), which starts at 0.1.  There is no alpha.
 """
 
 import math
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -81,7 +81,7 @@ class VeRA(OnLayers):
     def advice(self) -> str:
         return "learning rate for VeRA: start at 4e-3, ten times LoRA's; the head needs one of its own"
 
-    def file_name(self, edit: Edit, parameter: str, around: Container[str]) -> str:
+    def file_name(self, edit: Edit, parameter: str, around: Mapping[str, Sequence[str]]) -> str:
         return PAIR.get(parameter) or super().file_name(edit, parameter, around)
 
     @classmethod

@@ -74,6 +74,13 @@ ROLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "attn.Wo": (("o",), ()),
     "mlp.Wi": (("gate", "up"), ("modernbert", "modernbert-decoder")),
     "mlp.Wo": (("fc2",), ("modernbert", "modernbert-decoder")),
+    # UNets and transformers of diffusers
+    "to_q": (("q",), ()),
+    "to_k": (("k",), ()),
+    "to_v": (("v",), ()),
+    "to_out.0": (("o",), ()),
+    "ff.net.0.proj": (("gate", "up"), ()),
+    "ff.net.2": (("down",), ()),
     # embeddings
     "embed_tokens": (("embed",), ()),
     "wte": (("embed",), ()),

@@ -51,7 +51,7 @@ def changed(then: Numerics, now: Numerics) -> list[str]:
 
 def rounding(model: nn.Module, *passes: Numerics) -> float:
     """How far outputs of one model under these numerics may lie apart, relative to the largest value."""
-    linears = [site for site in sites(model) if site.kind == "linear"]
+    linears = [site for site in sites(model) if site.kind in ("linear", "conv", "experts")]
     longest = max((site.d_in for site in linears), default=1)
     unit = max(_unit(each) for each in passes)
     summed = min(unit, torch.finfo(torch.float32).eps)

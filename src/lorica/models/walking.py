@@ -115,19 +115,27 @@ class _Walk:
     def at(self, name: str, module: nn.Module) -> Iterator[Site]:
         """The sites that one module is."""
         if is_linear(module):
-            site = _linear(name, module, self.roles(name, module))
+            owner = name.rpartition(".")[0]
+            read = owner if isinstance(self.modules.get(owner), nn.MultiheadAttention) else ""
+            site = replace(_linear(name, module, self.roles(name, module)), part_of=read)
             yield site
             yield from _sublayer(site)
+        elif is_conv(module):
+            yield _conv(name, module, self.roles(name, module))
+        elif isinstance(module, nn.MultiheadAttention) and name:
+            yield from _projections(name, module)
         elif isinstance(module, nn.Embedding):
             site = _embedding(name, module, self.roles(name, module))
             if is_lookup(module):
                 yield site
             if module is self.tokens:
                 yield replace(site, kind="tokens")
+        elif holds_experts(name, module):
+            yield from _experts(name, module, self.family)
 
     def attentions(self, found: list[Site]) -> Iterator[Site]:
         """Every module that makes keys, once."""
-        keys = [site for site in found if site.kind == "linear" and "k" in site.roles]
+        keys = [site for site in found if site.kind == "linear" and "k" in site.roles and not site.bare]
         makers: dict[str, Site] = {}
         for site in keys:
             makers.setdefault(site.name.rpartition(".")[0], site)
@@ -183,6 +191,20 @@ def is_transposed(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
+def is_conv(module: nn.Module) -> bool:
+    """A convolution that reads its own weight as nn.Conv1d, nn.Conv2d or nn.Conv3d does: some subclasses standardise
+    it, or hold it as the product of others."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    plain = any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds)
+    return plain and "weight" in own_parameters(module)
+
+
+def holds_experts(name: str, module: nn.Module) -> bool:
+    """Whether the parameters of three dimensions that the module itself holds are weights of experts."""
+    known = is_expert(name) or type(module).__name__.endswith("Experts") or hasattr(module, "num_experts")
+    return known and bool(name)
+
+
 def is_lookup(module: nn.Embedding) -> bool:
     """Whether the module gives rows of its weight, or multiples of them (`embed_scale`), for the indices it is called
     with.  Tables of positions often compute those themselves, from a mask or an offset."""
@@ -194,6 +216,39 @@ def _linear(name: str, module: Any, roles: tuple[str, ...]) -> Site:
     shape = (module.nf, module.nx) if transposed else (module.out_features, module.in_features)
     own = own_parameters(module)
     return replace(_site(name, "linear", roles, shape, own["weight"]), bias="bias" in own, transposed=transposed)
+
+
+def _conv(name: str, module: Any, roles: tuple[str, ...]) -> Site:
+    own = own_parameters(module)
+    site = _site(name, "conv", roles, tuple(own["weight"].shape), own["weight"])
+    return replace(site, bias="bias" in own, groups=module.groups)
+
+
+IN_PROJECTIONS: dict[str, tuple[str, ...]] = {
+    "in_proj_weight": ("q", "k", "v"),
+    "q_proj_weight": ("q",),
+    "k_proj_weight": ("k",),
+    "v_proj_weight": ("v",),
+}
+"""What nn.MultiheadAttention holds as parameters: one matrix, or three where keys or values have their own width."""
+
+
+def _projections(name: str, module: nn.MultiheadAttention) -> Iterator[Site]:
+    own = own_parameters(module)
+    for leaf, roles in IN_PROJECTIONS.items():
+        if leaf in own:
+            site = _site(f"{name}.{leaf}", "linear", roles, tuple(own[leaf].shape), own[leaf])
+            yield replace(site, bias="in_proj_bias" in own, part_of=name, bare=True)
+
+
+def _experts(name: str, module: nn.Module, family: str) -> Iterator[Site]:
+    """Which of the two widths comes in is as the module says (`is_transposed`), as PEFT reads it too."""
+    transposed = bool(getattr(module, "is_transposed", False))
+    for leaf, value in own_parameters(module).items():
+        if value.dim() == 3 and value.is_floating_point():
+            shape = tuple(value.mT.shape if transposed else value.shape)
+            site = _site(f"{name}.{leaf}", "experts", roles_of(f"{name}.{leaf}", family), shape, value)
+            yield replace(site, transposed=transposed, part_of=name, bare=True)
 
 
 def _embedding(name: str, module: nn.Embedding, roles: tuple[str, ...]) -> Site:

@@ -1,35 +1,47 @@
-"""Around: y = adapter(x, base), wherever the linear or embedding is reached from.
+"""Around: y = adapter(x, base), wherever the linear, embedding or convolution is reached from.
 
-Where a family reads the weight without calling the module, merged(W) takes the weight's place in each forward.
+Where a family reads the weight without calling a module for it (nn.MultiheadAttention, experts held as one parameter),
+merged(W) takes the weight's place in each forward.
 """
 
 from torch import nn
 
 from lorica.errors import TargetError
 from lorica.kernels import FrozenWeight
-from lorica.models.edited import AroundModule, Edited, slot
-from lorica.models.edits.computed import Merged, compute
+from lorica.models.edited import AroundModule, Edited, original, slot
+from lorica.models.edits.computed import Merged, compute, once_a_call
 from lorica.models.edits.fused import is_read_uncalled, keep_called
 from lorica.models.edits.holders import Undo, holders, module_named, together
 from lorica.site import Site
 
 
 def weight_of(model: nn.Module, site: Site) -> FrozenWeight:
-    """The weight of a linear or embedding site, edited or not."""
-    return FrozenWeight.of(_plain(module_named(model, site.name)))
+    """The weight of a site, edited or not."""
+    if not site.bare:
+        return FrozenWeight.of(_plain(module_named(model, site.name)))
+    holder, leaf = _holder(model, site)
+    weight = original(holder, leaf)
+    assert weight is not None
+    return FrozenWeight(weight.detach(), site.transposed)
 
 
 def install(model: nn.Module, site: Site, adapter: nn.Module) -> Undo:
     """TargetError where two edits would both compute the product of one weight."""
-    base = _plain(module_named(model, site.name))
-    if any(isinstance(parent, AroundModule) for parent, _ in holders(model, base)) or slot("weight") in base._modules:
+    base, leaf = _holder(model, site)
+    if any(isinstance(parent, AroundModule) for parent, _ in holders(model, base)) or slot(leaf) in base._modules:
         raise TargetError(
             f"{site.name} has an edit on its weight already; adapt it by one method, or detach that first"
         )
-    if is_read_uncalled(model, base):
-        _refuse_changed_bias(site, base, adapter)
-        return _merged_in(site, base, adapter)
+    if site.bare or is_read_uncalled(model, base):
+        _refuse_changed_bias(site, adapter)
+        return _merged_in(model, site, base, leaf, adapter)
     return wrap(model, base, AroundModule(base, adapter))
+
+
+def _holder(model: nn.Module, site: Site) -> tuple[nn.Module, str]:
+    """The module that holds the site's weight, and the weight's name in it."""
+    owner, _, leaf = site.weight.rpartition(".")
+    return _plain(module_named(model, owner)), leaf
 
 
 def wrap(model: nn.Module, target: nn.Module, wrapper: Edited) -> Undo:
@@ -52,22 +64,37 @@ def _plain(module: nn.Module) -> nn.Module:
     return module
 
 
-def _merged_in(site: Site, base: nn.Module, adapter: nn.Module) -> Undo:
+def _merged_in(model: nn.Module, site: Site, base: nn.Module, leaf: str, adapter: nn.Module) -> Undo:
     low_rank = adapter.low_rank() if hasattr(adapter, "low_rank") else None  # type: ignore[operator]
-    if not hasattr(adapter, "merged") or (low_rank is not None and low_rank.dropout):
+    dropped = getattr(adapter, "dropout", 0.0) if low_rank is None else low_rank.dropout
+    if not hasattr(adapter, "merged") or dropped:
         raise TargetError(
-            f"{site.name}: nn.MultiheadAttention reads this weight without calling its module, "
+            f"{site.name}: {_reader(model, site)} reads this weight without calling a module for it, "
             "so only a method with a merged weight and dropout 0 fits; leave it out of target_modules"
         )
-    weight = base._parameters["weight"]
+    weight = base._parameters[leaf]
     assert weight is not None
-    return compute(base, "weight", Merged(adapter.train(base.training), weight))
+    merged = Merged(adapter.train(base.training), weight, site.transposed)
+    undo = compute(base, leaf, merged)
+    if not site.part_of:
+        return undo
+    reader = _plain(module_named(model, site.part_of))
+    return together([undo, keep_called(model, reader), once_a_call(reader, merged)])
 
 
-def _refuse_changed_bias(site: Site, base: nn.Module, adapter: nn.Module) -> None:
-    bias = base._parameters.get("bias")
-    if bias is not None and hasattr(adapter, "merged_bias") and adapter.merged_bias(bias) is not bias:  # type: ignore[operator]
+def _reader(model: nn.Module, site: Site) -> str:
+    if not site.part_of:
+        return "nn.MultiheadAttention"
+    kind = type(_plain(module_named(model, site.part_of)))
+    return "nn.MultiheadAttention" if issubclass(kind, nn.MultiheadAttention) else kind.__name__
+
+
+def _refuse_changed_bias(site: Site, adapter: nn.Module) -> None:
+    if not site.bias or not hasattr(adapter, "merged_bias"):
+        return
+    probe = next(adapter.parameters()).new_zeros(site.d_out)
+    if adapter.merged_bias(probe) is not probe:  # type: ignore[operator]
         raise TargetError(
-            f"{site.name}: its bias is read without calling its module, and this method scales the bias; "
+            f"{site.name}: its bias is read without calling a module for it, and this method changes the bias; "
             "leave it out of target_modules"
         )

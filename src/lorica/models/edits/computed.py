@@ -5,15 +5,25 @@
 
 The holder's class gains a property of that name until undone; its own parameter waits, unregistered, in the Computed
 that is registered in its place.
+
+A module that reads a weight several times in one call (experts, one after another) is given one and the same value: it
+is computed when the call begins and let go of when it ends.
 """
 
+from collections.abc import Mapping
+from contextvars import ContextVar
 from functools import cache
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lorica.models.edited import Beside, slot
-from lorica.models.edits.holders import Undo
+from lorica.models.edits.holders import Undo, together
+
+_held: ContextVar[Mapping[int, Tensor]] = ContextVar("lorica_held", default=MappingProxyType({}))
+"""Values of the calls that are under way here, by the identity of what computes them."""
 
 
 class Computed(Beside):
@@ -31,11 +41,35 @@ class Cast(Computed):
 
 
 class Merged(Computed):
-    """merged(W), computed in float32 or better and given in W's type."""
+    """merged(W), computed in float32 or better and given in W's type and as W is stored."""
+
+    def __init__(self, adapter: nn.Module, base: nn.Parameter, transposed: bool = False) -> None:
+        super().__init__(adapter, base)
+        self.transposed = transposed
 
     def value(self) -> Tensor:
-        wide = self.base.detach().to(torch.promote_types(self.base.dtype, torch.float32))
-        return self.adapter.merged(wide).to(self.base.dtype)  # type: ignore[operator]
+        held = _held.get().get(id(self))
+        return self.fresh() if held is None else held
+
+    def fresh(self) -> Tensor:
+        W = self.base.detach().to(torch.promote_types(self.base.dtype, torch.float32))
+        with torch.autocast(W.device.type, enabled=False):  # it would round the sum of W and its update
+            merged = self.adapter.merged(W.mT if self.transposed else W)  # type: ignore[operator]
+        return (merged.mT.contiguous() if self.transposed else merged).to(self.base.dtype)
+
+
+def once_a_call(reader: nn.Module, merged: Merged) -> Undo:
+    """While `reader` is called, `merged` is computed once."""
+
+    def begin(module: nn.Module, inputs: Any) -> None:
+        _held.set({**_held.get(), id(merged): merged.fresh()})
+
+    def end(module: nn.Module, inputs: Any, output: Any) -> None:
+        _held.set({key: value for key, value in _held.get().items() if key != id(merged)})
+
+    before = reader.register_forward_pre_hook(begin)
+    after = reader.register_forward_hook(end, always_call=True)
+    return together([before.remove, after.remove])
 
 
 def compute(holder: nn.Module, name: str, computed: Computed) -> Undo:
