@@ -72,6 +72,9 @@ def _write_merged(model: nn.Module, place: str, site: Site, module: nn.Module) -
     else:
         W = weight_of(model, site).dense()
         W.copy_(module.merged(W.clone()))  # type: ignore[operator]
+        if site.bias and not site.bare and hasattr(module, "merged_bias"):
+            bias = model.get_submodule(site.name).get_parameter("bias")
+            bias.copy_(module.merged_bias(bias.clone()))  # type: ignore[operator]
 
 
 def everything_declared_moves_and_nothing_else(base: Base, method: Methods) -> None:

@@ -5,19 +5,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lorica.methods import (
+    IA3,
     BitFit,
     Bottleneck,
     DoRA,
     Full,
+    HiRA,
+    LoHa,
+    LoKr,
     LoRA,
     LoRAFA,
     Method,
+    MultiLoRA,
     Norm,
     Prefix,
     Prompt,
     PTuning,
     PTuningV2,
     TrainableTokens,
+    VeRA,
 )
 from lorica.methods.targets import select
 from lorica.site import Site
@@ -84,6 +90,22 @@ def _patterned(sites: Sequence[Site]) -> int:
 
 def _of(sites: Sequence[Site], kind: str, factor: Callable[[Site], int]) -> int:
     return sum(factor(site) for site in sites if site.kind == kind)
+
+
+def _gains(sites: Sequence[Site]) -> int:
+    """d_out for keys and values, d_in for the last linear of the MLP."""
+    chosen = select(sites, "kv-ffn").sites
+    return sum(site.d_in if {"down", "fc2"} & set(site.roles) else site.d_out for site in chosen)
+
+
+def _kronecker(sites: Sequence[Site]) -> int:
+    """Both matrices of rank 1: a + c + b + d, where d_out = a b, d_in = c d."""
+    split = {16: 4 + 4, 32: 4 + 8, 40: 5 + 8, 96: 8 + 12, 128: 8 + 16}
+    return sum(split[site.d_out] + split[site.d_in] for site in select(sites, "all-linear").sites)
+
+
+def _all(each: Callable[[Site], int]) -> Callable[[Sequence[Site]], int]:
+    return lambda sites: sum(each(site) for site in select(sites, "all-linear").sites)
 
 
 def _norms(sites: Sequence[Site]) -> int:
@@ -226,6 +248,20 @@ ROWS = (
         bases=(LLAMA, GPT2, BERT, T5),
         stored=True,
     ),
+    Row("ia3", IA3(), _gains, stored=True),
+    Row("loha", LoHa(r=3, alpha=30, dropout=0.2), lambda sites: 2 * _low_rank("all-linear", 3)(sites), stored=True),
+    Row("lokr", LoKr(r=1, alpha=8, dropout=0.2, decompose_both=True), _kronecker, stored=True),
+    Row("vera", VeRA(r=7, dropout=0.2), _all(lambda site: site.d_out + 7), stored=True),
+    Row(
+        "vera-drawn-again", VeRA(r=7, seed=3, save_projection=False), _all(lambda s: s.d_out + 7), (LLAMA,), stored=True
+    ),
+    Row(
+        "multilora",
+        MultiLoRA(n=2, r=3, dropout=0.2),
+        _all(lambda site: 6 * (site.d_in + site.d_out) + 2 * site.d_out),
+        stored=True,
+    ),
+    Row("hira", HiRA(r=3, dropout=0.2), _low_rank("all-linear", 3), stored=True),
     Row(
         "lora-convolutions",
         LoRA(r=3, alpha=8, dropout=0.2, target_modules="*"),

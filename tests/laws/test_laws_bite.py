@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 import laws
 from lorica.kernels import LowRank, Noise, site_id
+from lorica.methods import IA3
 from lorica.methods.contract import Around, AroundLinear, Copy, Edit, Flow, Instead, Method, Start
 from lorica.models import ambient
 from lorica.models.edits import around
 from lorica.models.entry import Reentering
 from lorica.site import Site
+from ten_line_methods import Biases
 from tiny_bases import BERT, LLAMA
 
 COUNT: Any = next(row.count for row in ROWS if row.name == "lora")
@@ -87,6 +89,21 @@ class MergesInPlace(Adapter):
         return W.add_((self.scale * self.B @ self.A).detach())
 
 
+class ForgetsTheBias(Adapter):
+    """Doubles the whole output, and says so of the weight alone."""
+
+    def forward(self, x: Tensor, base: nn.Module, flow: Flow) -> Tensor:
+        return 2 * super().forward(x, base, flow)
+
+    def merged(self, W: Tensor) -> Tensor:
+        return 2 * super().merged(W)
+
+
+class ScalesTheBias(ForgetsTheBias):
+    def merged_bias(self, bias: Tensor) -> Tensor:
+        return 2 * bias
+
+
 class WrongGradient(Adapter):
     """The gradient of the update is halved."""
 
@@ -149,6 +166,20 @@ def test_a_broken_method_breaks_the_law(law: Callable[..., None], adapter: type[
     law(LLAMA, method(Adapter))
     with pytest.raises(AssertionError, match=verdict):
         law(LLAMA, method(adapter))
+
+
+@pytest.mark.parametrize(
+    "law", [laws.forward_is_the_merged_weight, laws.merging_leaves_a_plain_model_of_the_same_outputs]
+)
+def test_a_scaled_output_whose_bias_is_not_merged_breaks_the_laws_of_merging(law: Callable[..., None]):
+    law(LLAMA, method(ScalesTheBias))
+    with pytest.raises(AssertionError, match=r"differ by|outputs move by"):
+        law(LLAMA, method(ForgetsTheBias))
+
+
+@pytest.mark.parametrize("methods", [[IA3(), Biases()], [Biases(), IA3()]], ids=["after", "before"])
+def test_a_trained_bias_is_scaled_with_its_output_whichever_method_is_named_first(methods: list[Method]):
+    laws.merging_leaves_a_plain_model_of_the_same_outputs(BERT, methods)
 
 
 def test_an_undo_that_forgets_breaks_the_law_of_detaching(monkeypatch: pytest.MonkeyPatch):

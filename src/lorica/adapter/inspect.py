@@ -130,7 +130,9 @@ def _sites(file: AdapterFile) -> list[SiteUpdate]:
     found = [
         (edit, method, tensors)
         for method, tensors in parts
-        for edit in method.edits(tuple(peft_parts.with_owners(tuple(_sites_of_tensors(method, tensors, file.config)))))
+        for edit in method.edits_of_file(
+            tuple(peft_parts.with_owners(tuple(_sites_of_tensors(method, tensors, file.config))))
+        )
     ]
     around = neighbours(edit.site.name for edit, _, _ in found if edit.place == "around")
     shared: dict[str, nn.Module] = {}

@@ -124,8 +124,10 @@ def _swap(swaps: Swaps, plan: Plan, modules: Modules) -> None:
         for planned in plan.edits:
             if planned.edit.place == "instead":
                 _put_copy(swaps, planned, modules[planned.key])
-            else:
+        for planned in plan.edits:  # a trained copy of a bias is what a method that changes the bias gets
+            if planned.edit.place != "instead":
                 _put_merged(swaps, planned, modules[planned.key])
+                _put_merged_bias(swaps, planned, modules[planned.key])
 
 
 def merged_weight(module: nn.Module, weight: Tensor, transposed: bool = False) -> Tensor:
@@ -133,6 +135,13 @@ def merged_weight(module: nn.Module, weight: Tensor, transposed: bool = False) -
     wide = (weight.mT if transposed else weight).to(torch.promote_types(weight.dtype, torch.float32))
     merged = module.merged(wide)  # type: ignore[operator]
     return (merged.mT if transposed else merged).to(weight.dtype).contiguous()
+
+
+def merged_bias(module: nn.Module, bias: Tensor) -> Tensor:
+    """b as stored -> merged b, computed in float32 or better, in b's type; b itself where the method leaves it."""
+    wide = bias.to(torch.promote_types(bias.dtype, torch.float32))
+    merged = module.merged_bias(wide) if hasattr(module, "merged_bias") else wide  # type: ignore[operator]
+    return bias if merged is wide else merged.to(bias.dtype)
 
 
 def _put_merged(swaps: Swaps, planned: PlannedEdit, module: nn.Module) -> None:
@@ -145,6 +154,16 @@ def _put_merged(swaps: Swaps, planned: PlannedEdit, module: nn.Module) -> None:
     swaps.put(holder, leaf, before, nn.Parameter(value, requires_grad=before.requires_grad))
     if any(parameter is before for parameter in model.parameters()):
         _untie(swaps)
+
+
+def _put_merged_bias(swaps: Swaps, planned: PlannedEdit, module: nn.Module) -> None:
+    if planned.site.bias and not planned.site.bare:
+        holder = swaps.model.get_submodule(planned.site.name)
+        before = holder.get_parameter("bias")
+        own = before.detach()
+        value = merged_bias(module, own)
+        if value is not own:
+            swaps.put(holder, "bias", before, nn.Parameter(value, requires_grad=before.requires_grad))
 
 
 def _put_copy(swaps: Swaps, planned: PlannedEdit, module: nn.Module) -> None:

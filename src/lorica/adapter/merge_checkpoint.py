@@ -21,7 +21,7 @@ from lorica.adapter.file import AdapterFile, read
 from lorica.adapter.lineage import Parent
 from lorica.adapter.load import load, plan_on, require_base
 from lorica.adapter.manifest import FORMAT, NAME, versions
-from lorica.adapter.merge import checked, merged_weight, require_mergeable
+from lorica.adapter.merge import checked, merged_bias, merged_weight, require_mergeable
 from lorica.adapter.plan import Plan, PlannedEdit
 from lorica.adapter.proof import Comparison, Proof, Record, Unprobed
 from lorica.adapter.resized import settled
@@ -33,6 +33,7 @@ from lorica.models.fingerprint import fingerprint_of_folder
 from lorica.models.folder import folder_of
 from lorica.models.stored import INDEX, Stored
 from lorica.models.vocabulary import missing_tokens
+from lorica.site import Site
 
 DESCRIPTIONS = ("*.json", "*.model", "*.txt", "*.jinja")
 """The files beside the weights that a checkpoint needs: config and tokenizer."""
@@ -167,9 +168,11 @@ class _Merge:
         self.plan: Plan = plan_on(self.model, self.file)
         self.ties = _ties(self.model)
         self.edits: dict[str, PlannedEdit] = {}
+        self.biases: dict[str, PlannedEdit] = {}
         self.untied: dict[str, PlannedEdit | None] = {}
         for planned in self.plan.edits:
             self._place(planned)
+            self._place_bias(planned)
 
     def _place(self, planned: PlannedEdit) -> None:
         """An adapted weight that is tied is stored twice from now on: once merged, once as it was."""
@@ -189,6 +192,11 @@ class _Merge:
             self.untied[self._like(stored, tied[0], parameter)] = planned
         else:
             raise AdapterError(f"{parameter} is tied with {', '.join(tied)}; merging it alone is not possible")
+
+    def _place_bias(self, planned: PlannedEdit) -> None:
+        stored = self._stored_name(f"{planned.site.name}.bias") if planned.site.bias else None
+        if planned.edit.place == "around" and stored is not None:
+            self.biases[stored] = planned
 
     def _stored_name(self, parameter: str) -> str | None:
         """Checkpoints of a bare model leave out the prefix under which a model with a head holds it, or add it."""
@@ -214,7 +222,8 @@ class _Merge:
 
     def _merged(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in tensors.items():
-            yield name, tensor if name not in self.edits else self._with_edit(name, tensor, self.edits[name])
+            edited = tensor if name not in self.edits else self._with_edit(name, tensor, self.edits[name])
+            yield name, edited if name not in self.biases else self._with_bias(edited, self.biases[name])
             for other, planned in self.untied.items():
                 if self._source_of(other) == name:
                     yield other, tensor if planned is None else self._with_edit(other, tensor, planned)
@@ -234,6 +243,15 @@ class _Merge:
             )
         self.changes[name] = float((merged.float() - tensor.float()).abs().max())
         return merged
+
+    def _with_bias(self, bias: Tensor, planned: PlannedEdit) -> Tensor:
+        """The weight may lie in another shard: a bias is merged without it."""
+        with torch.no_grad():
+            return merged_bias(self._module(planned, torch.zeros(self._stored_shape(planned.site))), bias)
+
+    @staticmethod
+    def _stored_shape(site: Site) -> tuple[int, ...]:
+        return site.shape[::-1] if site.transposed else site.shape
 
     def _module(self, planned: PlannedEdit, tensor: Tensor) -> nn.Module:
         around = planned.edit.place == "around"

@@ -4,7 +4,7 @@
     d = dropout(x)
 
 Every c is a vector or absent (1; c_drop absent means 0).  LoRA has none of them, DoRA c_base and c_out (c_drop with
-dropout), VeRA c_mid and c_out, AdaLoRA c_mid, IA3 c_base alone.
+dropout), VeRA c_mid and c_out, AdaLoRA c_mid.
 """
 
 from collections.abc import Callable

@@ -9,14 +9,20 @@ from lorica.methods.bottleneck import Bottleneck
 from lorica.methods.contract import Method
 from lorica.methods.dora import DoRA
 from lorica.methods.full import Full
+from lorica.methods.hira import HiRA
+from lorica.methods.ia3 import IA3
+from lorica.methods.loha import LoHa
+from lorica.methods.lokr import LoKr
 from lorica.methods.lora import LoRA
 from lorica.methods.lora_fa import LoRAFA
+from lorica.methods.multilora import MultiLoRA
 from lorica.methods.norm import Norm
 from lorica.methods.p_tuning import PTuning
 from lorica.methods.p_tuning_v2 import PTuningV2
 from lorica.methods.prefix import Prefix
 from lorica.methods.prompt import Prompt
 from lorica.methods.trainable_tokens import TrainableTokens
+from lorica.methods.vera import VeRA
 
 METHODS: dict[str, type[Method]] = {
     method.kind: method
@@ -26,13 +32,19 @@ METHODS: dict[str, type[Method]] = {
         BitFit,
         Bottleneck,
         DoRA,
+        HiRA,
+        IA3,
+        LoHa,
+        LoKr,
         LoRAFA,
+        MultiLoRA,
         Norm,
-        PTuning,
-        PTuningV2,
         Prefix,
         Prompt,
+        PTuning,
+        PTuningV2,
         TrainableTokens,
+        VeRA,
     )
 }
 
@@ -52,19 +64,25 @@ def method_of_peft(config: Any) -> type[Method]:
 
 
 __all__ = [
+    "IA3",
     "METHODS",
     "BitFit",
     "Bottleneck",
     "DoRA",
     "Full",
+    "HiRA",
+    "LoHa",
+    "LoKr",
     "LoRA",
     "LoRAFA",
     "Method",
+    "MultiLoRA",
     "Norm",
     "PTuning",
     "PTuningV2",
     "Prefix",
     "Prompt",
     "TrainableTokens",
+    "VeRA",
     "method_of_peft",
 ]

@@ -5,7 +5,8 @@
 
 Five edits are closed, methods are open.  Each edit says where it goes; what its module must offer:
 
-    Around(site)              forward(x, base, flow) -> y;  merged(W) -> W';  low_rank() -> LowRank | None
+    Around(site)              forward(x, base, flow) -> y;  merged(W) -> W';  low_rank() -> LowRank | None;
+                              merged_bias(b) -> b' where the bias changes;  inert() -> bool where factors cannot tell
     After(site)               forward(y, flow) -> y;  inert(), where it can tell that it changes nothing
     KeysValuesBefore(site)    forward() -> keys, values, each (P, heads_kv, d_head)
     TokensBefore(site)        forward() -> (P, d)
@@ -51,6 +52,12 @@ class Start:
     given: Mapping[str, Tensor] = field(default_factory=dict)
     shared: dict[str, nn.Module] = field(default_factory=dict)
     """What the modules of one adapter have in common: the first that needs it makes it, and trains it as its own."""
+
+    def once(self, key: str, make: Callable[[], nn.Module]) -> nn.Module:
+        """The shared module of this name: a module, because its tensors stay one when the model is moved."""
+        if key not in self.shared:
+            self.shared[key] = make()
+        return self.shared[key]
 
     def empty(self, *shape: int) -> nn.Parameter:
         return nn.Parameter(torch.empty(*shape, device=self.device, dtype=self.dtype))
@@ -150,6 +157,10 @@ class AroundLinear(nn.Module):
     A subclass has `low_rank()` and, where that says less than `merged` does, its own forward.
     """
 
+    dropout: float = 0.0
+    site: int = 0
+    """What `dropped` reads: the probability, and the id under which the site draws its masks."""
+
     def low_rank(self) -> LowRank | None:
         raise NotImplementedError
 
@@ -157,10 +168,20 @@ class AroundLinear(nn.Module):
         """W (d_out, d_in) -> W', in W's own type; float32 or better is the caller's duty."""
         raise NotImplementedError
 
+    def merged_bias(self, bias: Tensor) -> Tensor:
+        """b (d_out,) -> b', which is b itself unless the method scales the whole output.  W is not read for it."""
+        return bias
+
     def factors(self) -> LowRank | None:
         """The low-rank product that W' - W is, where it is one: s B A."""
         low_rank = self.low_rank()
         return low_rank if low_rank is not None and low_rank.plain else None
+
+    def dropped(self, x: Tensor, flow: Flow) -> Tensor:
+        """The input of an adapter's own path: x, with dropout in training."""
+        if flow.noise is None or not self.dropout or not self.training:
+            return x
+        return x * flow.noise.keep(self.dropout, self.site, x)
 
     def forward(self, x: Tensor, base: nn.Module, flow: Flow) -> Tensor:
         low_rank = self.low_rank()
@@ -256,6 +277,10 @@ class Method(BaseModel):
         """The method that a trained adapter's file is of, where that is not the one that trained it; the tensors are
         then `module.finished()` of its modules, by the name of the parameter."""
         return self
+
+    def edits_of_file(self, sites: tuple[Site, ...]) -> tuple[Edit, ...]:
+        """The edits on the sites that a file's tensors name, of which nothing but shapes is known."""
+        return self.edits(sites)
 
     def wasteful(self, edits: Iterable[Edit]) -> list[str]:
         """What is a mistake in a new adapter, though one that was trained so is read and computes what it should."""

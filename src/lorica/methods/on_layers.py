@@ -57,6 +57,11 @@ class OnLayers(Method):
             raise TargetError.of(problems)
         return (*(Around(site, self.around(site)) for site in adapted), *(Instead(site, Copy) for site in saved))
 
+    def edits_of_file(self, sites: tuple[Site, ...]) -> tuple[Edit, ...]:
+        """A preset has chosen by roles, which a file does not tell: its tensors' names stand for it."""
+        names = tuple(site.name for site in sites if site.kind in self.kinds)
+        return self.model_copy(update={"target_modules": names}).edits(sites) if names else self.edits(sites)
+
     def adapted(self, sites: tuple[Site, ...]) -> list[Site]:
         return [site for site in self.selection(sites).sites if not self.saves(site.name)]
 

@@ -1,6 +1,7 @@
 """Which linears a method adapts: `target_modules` as a preset, a list of names or a glob.
 
     "minimal" q,v    "qkv"    "attention" q,k,v,o    "all-linear" everything but the head (the default)
+    "kv-ffn" k, v and the last linear of the MLP
     a list           names matched as PEFT matches them: the whole path, or its end after a dot
     another string   a glob over the whole path
 
@@ -21,6 +22,7 @@ from lorica.site import Site
 PRESETS: dict[str, frozenset[str] | None] = {
     "minimal": frozenset("qv"),
     "qkv": frozenset("qkv"),
+    "kv-ffn": frozenset({"k", "v", "down", "fc2"}),
     "attention": frozenset("qkvo"),
     "all-linear": None,
 }

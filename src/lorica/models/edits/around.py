@@ -33,6 +33,7 @@ def install(model: nn.Module, site: Site, adapter: nn.Module) -> Undo:
             f"{site.name} has an edit on its weight already; adapt it by one method, or detach that first"
         )
     if site.bare or is_read_uncalled(model, base):
+        _refuse_changed_bias(site, adapter)
         return _merged_in(model, site, base, leaf, adapter)
     return wrap(model, base, AroundModule(base, adapter))
 
@@ -89,3 +90,14 @@ def _reader(model: nn.Module, site: Site) -> str:
         return "nn.MultiheadAttention"
     kind = type(_plain(module_named(model, site.part_of)))
     return "nn.MultiheadAttention" if issubclass(kind, nn.MultiheadAttention) else kind.__name__
+
+
+def _refuse_changed_bias(site: Site, adapter: nn.Module) -> None:
+    if not site.bias or not hasattr(adapter, "merged_bias"):
+        return
+    probe = next(adapter.parameters()).new_zeros(site.d_out)
+    if adapter.merged_bias(probe) is not probe:  # type: ignore[operator]
+        raise TargetError(
+            f"{site.name}: its bias is read without calling a module for it, and this method changes the bias; "
+            "leave it out of target_modules"
+        )
