@@ -131,6 +131,7 @@ def test_a_config_of_peft_names_our_start(fields, init):
     ("fields", "words"),
     [
         ({"init_lora_weights": "pissa_niter_x"}, "pissa_niter_x"),
+        ({"init_lora_weights": "eva", "eva_config": {"rho": 0.5}}, "eva: rho: Input should be greater"),
         ({"init_lora_weights": "eva", "eva_config": {"whiten": True}}, "eva_config.whiten"),
         ({"init_lora_weights": "lora_ga", "lora_ga_config": {"direction": "ArBr"}}, "lora_ga_config.direction"),
     ],
