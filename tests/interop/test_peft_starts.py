@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from test_peft_both_ways import save_with_peft, theirs
 
 import lorica
+from campaign.tiny_run import dataset
 from lorica.errors import AdapterError, RecipeError
 from lorica.methods import LoRA
 from lorica.methods.starts import EVA, LoRAGA, OLoRA, PiSSA
@@ -30,15 +31,21 @@ def folder(base, tmp_path):
     return base.saved(tmp_path / "base")
 
 
-@pytest.mark.parametrize("options", [{"init": "pissa"}, {"init": "olora", **PATTERNS}], ids=["pissa", "olora-rslora"])
-def test_a_moved_start_is_saved_as_a_lora_that_peft_reads(base, folder, tmp_path, options):
-    """With rsLoRA and patterns as well, for which PEFT cannot convert its own."""
+OPTIONS = {"pissa": {"init": "pissa"}, "olora-rslora": {"init": "olora", **PATTERNS}, "eva": {"init": "eva"}}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_what_starts_otherwise_is_saved_as_a_lora_that_peft_reads(base, folder, tmp_path, options):
+    """One that was subtracted has twice the rank, with rsLoRA and patterns as well, for which PEFT cannot convert its
+    own; and each layer of EVA's has the rank that it was dealt."""
     if base is GPT2:
         options = {key: value for key, value in options.items() if not key.endswith("_pattern")}
     inputs, ours = base.inputs(), lorica.load_base(folder)
+    method = LoRA(r=3, alpha=8, target_modules="attention", **options)
+    statistics = lorica.statistics(ours, method, dataset(12))
     with torch.no_grad():
         before = ours(**inputs).logits
-        attached = lorica.attach(ours, LoRA(r=3, alpha=8, target_modules="attention", **options))
+        attached = lorica.attach(ours, method, statistics=statistics)
         assert torch.equal(attached(**inputs).logits, before)
         add_noise(attached.parameters())
         expected = attached(**inputs).logits
@@ -51,7 +58,8 @@ def test_a_moved_start_is_saved_as_a_lora_that_peft_reads(base, folder, tmp_path
         config.inference_mode = False
         blank = get_peft_model(theirs(base, folder), config)
         told = set_peft_model_state_dict(blank, load_file(tmp_path / "adapter" / TENSORS))
-    assert (config.r, config.init_lora_weights) == (6, True)
+    assert (config.r, config.init_lora_weights) == (3 if "eva" in options.values() else 6, True)
+    assert len(set(config.rank_pattern.values())) > 1 or "eva" not in options.values()
     assert told.unexpected_keys == []
     assert {name for name, p in blank.named_parameters() if p.requires_grad}.isdisjoint(told.missing_keys)
 
@@ -131,6 +139,7 @@ def test_a_config_of_peft_names_our_start(fields, init):
     ("fields", "words"),
     [
         ({"init_lora_weights": "pissa_niter_x"}, "pissa_niter_x"),
+        ({"init_lora_weights": "eva", "eva_config": {"rho": 0.5}}, "eva: rho: Input should be greater"),
         ({"init_lora_weights": "eva", "eva_config": {"whiten": True}}, "eva_config.whiten"),
         ({"init_lora_weights": "lora_ga", "lora_ga_config": {"direction": "ArBr"}}, "lora_ga_config.direction"),
     ],

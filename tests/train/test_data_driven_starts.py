@@ -116,6 +116,25 @@ def test_a_layer_without_a_direction_is_left_alone(tmp_path):
     assert torch.equal(attached(ids).logits, again(ids).logits)
 
 
+class Spare(nn.Module):
+    """A base with a layer that no row reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.used, self.spare = nn.Embedding(61, 8), nn.Linear(8, 61), nn.Linear(8, 8)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.used(self.table(input_ids))
+
+
+@pytest.mark.parametrize(
+    ("init", "words"), [("eva", "no row reaches it"), ("lora_ga", "the loss does not depend on it")]
+)
+def test_a_layer_that_no_row_reaches_is_named(init, words):
+    with pytest.raises(TargetError, match=f"spare: {words}; leave it out"):
+        lorica.statistics(Spare(), LoRA(r=2, init=init), ROWS)
+
+
 @pytest.mark.parametrize("init", STARTS)
 def test_a_plan_needs_shapes_alone(init):
     model = base().to("meta")

@@ -52,7 +52,8 @@ class Trainer(_Trainer):
         """Dropout goes on where it was: its step is the number of training forwards made."""
         try:
             file = read(Path(checkpoint) / ADAPTER)
-            trained, _ = checkpoints.newest(Path(checkpoint) / TRAINED)
+            beside = Path(checkpoint) / TRAINED
+            trained = checkpoints.newest(beside)[0] if beside.is_dir() else None
             if trained is not None:
                 self.attached.load_start(trained.tensors.get("start", {}))
             self.attached.load_state(file.tensors if trained is None else trained.tensors["adapter"])

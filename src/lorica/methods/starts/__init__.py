@@ -44,7 +44,11 @@ def _with_options(start: type[Init], options: dict[str, Any]) -> Init:
     try:
         return start.model_validate(options)
     except ValidationError as error:
-        raise ValueError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
+        raise ValueError("; ".join(_told(error))) from error
+
+
+def _told(error: ValidationError) -> list[str]:
+    return [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
 
 
 def _known(start: type[Init], key: str) -> str:
@@ -60,8 +64,14 @@ def spelled(start: Init) -> Any:
 def of_peft(config: Mapping[str, Any]) -> tuple[Init | None, list[str]]:
     """The start that a PEFT config asks for before training, None where there is none like it, and the complaints."""
     named = str(config.get("init_lora_weights", True))
-    found = [(start, problems) for kind in STARTS.values() for start, problems in [kind.of_peft(named, config)]]
-    return next(((start, problems) for start, problems in found if start is not None), (None, []))
+    for kind in STARTS.values():
+        try:
+            start, problems = kind.of_peft(named, config)
+        except ValidationError as error:
+            return kind.model_construct(), [f"{kind.kind}: {told}" for told in _told(error)]
+        if start is not None:
+            return start, problems
+    return None, []
 
 
 Start = Annotated[Init, PlainValidator(parsed), PlainSerializer(spelled)]

@@ -144,6 +144,9 @@ class Inputs:
             stream.add(x)
 
     def factors(self) -> dict[str, Tensor]:
+        unseen = [each.site.name for each in self.ranked if each.site.name not in self.streams]
+        if unseen:
+            raise TargetError.of([f"{name}: no row reaches it; leave it out of target_modules" for name in unseen])
         found = {each.site.name: self.streams[each.site.name].directions() for each in self.ranked}
         counts = dealt({name: explained[: self.most[name]] for name, (_, explained) in found.items()}, self._budget)
         if not counts:

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lorica.errors import DivergedError
+from lorica.errors import DivergedError, TargetError
 from lorica.methods.contract import Start
 from lorica.methods.starts.contract import Init, Moved, need_statistics
 from lorica.methods.starts.leading import leading_projected
@@ -84,8 +84,12 @@ class Gradients:
     def _settle(self, ranked: Adapted) -> None:
         name, r = ranked.site.name, ranked.r
         G = self.sums.pop(name, None)
-        if G is None or not G.isfinite().all() or not G.any():
-            raise DivergedError(f"{name}: the loss has no finite gradient here, so lora_ga cannot start from it")
+        if G is None or not G.any():
+            raise TargetError(f"{name}: the loss does not depend on it; leave it out of target_modules")
+        if not G.isfinite().all():
+            raise DivergedError(
+                f"{name}: its gradient is not finite, so lora_ga cannot start from it; look at the rows"
+            )
         self.found |= {
             f"{name}.{part}": value for part, value in zip("AB", _start(G, r, self.config.gamma, name), strict=True)
         }
