@@ -26,11 +26,9 @@ def with_dora(name: str, **changed: Any) -> Base:
 
 
 DORA = [
-    with_dora("llama"),
-    with_dora("mistral"),  # rsLoRA, a head saved whole
+    with_dora("mistral", lora_dropout=0.1),  # rsLoRA, a head saved whole
     with_dora("qwen3"),  # an embedding
     with_dora("gpt2"),  # Conv1D, all biases
-    with_dora("bert", lora_dropout=0.1),
 ]
 
 
