@@ -18,7 +18,9 @@ from lorica.models import load_base
 
 P = 4
 TENSORS = "adapter_model.safetensors"
-LLAMA, GPT2, BERT, T5 = (next(base for base in BASES if base.name == name) for name in ("llama", "gpt2", "bert", "t5"))
+LLAMA, GPT2, BERT, T5, MISTRAL = (
+    next(base for base in BASES if base.name == name) for name in ("llama", "gpt2", "bert", "t5", "mistral")
+)
 TOKENS = Base(
     "bert",
     lambda: hf.BertForTokenClassification(
@@ -179,6 +181,18 @@ def test_a_prefix_in_an_encoder_decoder_is_refused_because_peft_doubles_its_laye
     ours.save(tmp_path / "ours")
     assert "peft_type" not in json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
     adapter.load(load_base(folder), tmp_path / "ours")
+
+
+def test_behind_a_sliding_window_the_prefix_is_still_seen_here_and_no_longer_in_peft(tmp_path):
+    """PEFT's prefix lies in the cache, so a window of 6 leaves it behind; prefix tuning has every token see it."""
+    folder, inputs = MISTRAL.saved(tmp_path / "base"), MISTRAL.inputs()
+    model = with_peft(MISTRAL, folder, peft.PrefixTuningConfig, {})
+    expected = answered(model, inputs)
+    saved(model, tmp_path / "theirs")
+    attached = adapter.load(load_base(folder), tmp_path / "theirs")
+    found, within = answered(attached, inputs), 6 - P
+    assert distance(found[:, :within], expected[:, :within]) < rounding(attached.model)
+    assert distance(found[:, within:], expected[:, within:]) > 0.01
 
 
 def test_a_prompt_before_a_classifier_is_refused_because_peft_classifies_by_a_soft_token(tmp_path):

@@ -326,7 +326,7 @@ ROWS = (
     Row("p-tuning-v2", PTuningV2(length=4), _keys_values(4), starts=False, stored=True),
     Row("prefix", Prefix(length=4, hidden=6), _projected_prefix, starts=False, stored=True),
     Row("prompt", Prompt(length=4), lambda sites: 4 * _width(sites), bases=READING, starts=False, stored=True),
-    Row("lora+prefix", (SMALL, PTuningV2(length=4)), _both(_keys_values(4)), starts=False, stored=True),
+    Row("lora+prefix", (SMALL, Prefix(length=4, hidden=6)), _both(_projected_prefix), starts=False, stored=True),
     Row(
         "lora+bottleneck",
         (SMALL, Bottleneck(size=3, placement="pfeiffer", nonlinearity="tanh")),
