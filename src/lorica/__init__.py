@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         RunError,
         TargetError,
     )
-    from lorica.methods import METHODS, Full, LoRA, Method, TrainableTokens
+    from lorica.methods import METHODS, AdaLoRA, Full, LoRA, Method, TrainableTokens
     from lorica.recipe import ModelConfig, Recipe
     from lorica.train import Run, TrainConfig
     from lorica.train.of_transformers import Trainer
@@ -47,6 +47,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "AdaLoRA",
     "AdapterError",
     "Attached",
     "Bank",
@@ -91,7 +92,7 @@ ROOMS = {
     "adapter": ("Attached", "Bank", "Plan", "Verification"),
     "data": ("DataConfig", "HoldOut"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
-    "methods": ("METHODS", "Full", "LoRA", "Method", "TrainableTokens"),
+    "methods": ("METHODS", "AdaLoRA", "Full", "LoRA", "Method", "TrainableTokens"),
     "recipe": ("ModelConfig", "Recipe"),
     "train": ("Run", "TrainConfig"),
     "train.of_transformers": ("Trainer",),

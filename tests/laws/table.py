@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lorica.methods import Full, LoRA, Method, TrainableTokens
+from lorica.methods import AdaLoRA, Full, LoRA, Method, TrainableTokens
 from lorica.methods.targets import select
 from lorica.site import Site
 from ten_line_methods import Biases, Bottleneck, Magnitude, Prefix, Prompt, Scales
@@ -103,6 +103,14 @@ ROWS = (
         TrainableTokens(token_indices=(6, 39)),
         lambda sites: 2 * _width(sites),
         bases=(LLAMA, GPT2, BERT, T5),
+        stored=True,
+    ),
+    Row(
+        "adalora",
+        AdaLoRA(
+            r=3, init_r=3, alpha=8, dropout=0.2
+        ),  # init_r is r: finished from the start, so that it saves and merges
+        lambda sites: _low_rank("all-linear", 3)(sites) + 3 * len(select(sites, "all-linear").sites),
         stored=True,
     ),
     Row("full", Full(), _parameters, stored=True),

@@ -4,12 +4,13 @@ from typing import Any
 
 from lorica.errors import AdapterError
 from lorica.methods import peft_config
+from lorica.methods.adalora import AdaLoRA
 from lorica.methods.contract import Method
 from lorica.methods.full import Full
 from lorica.methods.lora import LoRA
 from lorica.methods.trainable_tokens import TrainableTokens
 
-METHODS: dict[str, type[Method]] = {method.kind: method for method in (LoRA, Full, TrainableTokens)}
+METHODS: dict[str, type[Method]] = {method.kind: method for method in (LoRA, Full, AdaLoRA, TrainableTokens)}
 
 
 def method_of_peft(config: Any) -> type[Method]:
@@ -25,4 +26,4 @@ def method_of_peft(config: Any) -> type[Method]:
     return next((method for method in meant if method.is_meant(fields)), meant[0])
 
 
-__all__ = ["METHODS", "Full", "LoRA", "Method", "TrainableTokens", "method_of_peft"]
+__all__ = ["METHODS", "AdaLoRA", "Full", "LoRA", "Method", "TrainableTokens", "method_of_peft"]
