@@ -140,20 +140,16 @@ class Allocation(Life):
         return L[:, 0] + P.mean(0) + Q.mean(1)
 
     def _judge(self, step: int) -> None:
-        weights = list(self.parameters.values())
-        if all(weight.grad is None for weight in weights):
+        if all(parameter.grad is None for parameter in self.parameters.values()):
             raise RunError(
                 f"adalora, step {step}: no gradients to judge by; call attached.life.after_step(step, total) after "
                 "optimizer.step() and before zero_grad()"
             )
-        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
-        means, doubts = list(self.sensitivity.values()), list(self.uncertainty.values())
-        found = torch._foreach_mul(weights, gradients)
-        torch._foreach_abs_(found)
-        torch._foreach_lerp_(means, found, 1 - self.settings.beta1)
-        torch._foreach_sub_(found, means)
-        torch._foreach_abs_(found)
-        torch._foreach_lerp_(doubts, found, 1 - self.settings.beta2)
+        for name, parameter in self.parameters.items():
+            gradient = 0 if parameter.grad is None else parameter.grad
+            found = (parameter * gradient).abs_()
+            mean = self.sensitivity[name].lerp_(found, 1 - self.settings.beta1)
+            self.uncertainty[name].lerp_((found - mean).abs_(), 1 - self.settings.beta2)
 
     def _keep(self, budget: int) -> None:
         """All but the `budget` best singular values become zero, of equals the first is kept.  Their vectors stay, so
