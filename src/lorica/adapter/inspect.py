@@ -16,6 +16,7 @@ from lorica.adapter.fetch import folder_of
 from lorica.adapter.file import TENSORS, AdapterFile, read
 from lorica.adapter.lineage import Lineage
 from lorica.adapter.proof import Proof, recorded
+from lorica.adapter.ranks import RankGrid
 from lorica.errors import AdapterError
 from lorica.kernels import FrozenWeight, LowRank
 from lorica.methods import Method
@@ -29,7 +30,8 @@ UNVERIFIED = "unverified: no lorica.json, written by others"
 class SiteUpdate:
     """One adapted place: shape of its weight, what the method says of it (rank, scale), parameters, norm of update.
 
-    norm is None for a tensor that is saved whole: the base, which it differs from, is not at hand.
+    norm is None for a tensor that is saved whole: the base, which it differs from, is not at hand.  kept: singular
+    values that are not zero, of a method that chooses them.
     """
 
     name: str
@@ -38,6 +40,7 @@ class SiteUpdate:
     note: str
     parameters: int
     norm: float | None
+    kept: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -47,6 +50,7 @@ class SiteUpdate:
             "note": self.note,
             "parameters": self.parameters,
             "norm": self.norm,
+            **({} if self.kept is None else {"kept": self.kept}),
         }
 
 
@@ -99,7 +103,14 @@ class Inspection:
             f"  base {self.base or 'not named'}{moved}",
         ]
         tree = ["  made from", *(f"  {line}" for line in self.lineage.lines())] if self.lineage.parents else []
-        return "\n".join([*lines, *_table(self.sites), *_metrics(self.manifest), *tree])
+        ranks = [] if self.ranks is None else [f"  {line}" for line in str(self.ranks).splitlines()]
+        return "\n".join([*lines, *_table(self.sites), *ranks, *_metrics(self.manifest), *tree])
+
+    @property
+    def ranks(self) -> RankGrid | None:
+        """Where the rank went; None for methods that give every site its own."""
+        kept = {site.name: site.kept for site in self.sites if site.kept is not None}
+        return RankGrid.of(kept) if kept else None
 
 
 def inspect(source: str | Path) -> Inspection:
@@ -165,6 +176,7 @@ def _update(edit: Edit, method: Method, file: AdapterFile, around: set[str]) -> 
         note=method.note(edit),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         norm=_norm(module),
+        kept=getattr(module, "kept", None),
     )
 
 
