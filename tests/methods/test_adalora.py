@@ -286,5 +286,5 @@ def test_ranks_that_do_not_fit_the_base_are_refused_together():
 
 def test_the_plan_says_what_is_left():
     told = str(lorica.plan(Branches(), AdaLoRA(r=2)))
-    assert "r=3, 2 left s=5.33" in told
+    assert "r=3, mean 2 left, s=5.333" in told
     assert "24 singular values are left in all" in told

@@ -106,7 +106,7 @@ class AdaLoRA(OnLayers):
         return lambda start: AdaLoRALinear(self, site, start)
 
     def note(self, edit: Edit) -> str:
-        return f"r={self.rank(edit.site)}, {self.r} left s={self.scale():g}" if edit.place == "around" else ""
+        return f"r={self.rank(edit.site)}, mean {self.r} left, s={self.scale():.4g}" if edit.place == "around" else ""
 
     def remarks(self, sites: tuple[Site, ...]) -> tuple[str, ...]:
         kept = self.r * len(self.adapted(sites))

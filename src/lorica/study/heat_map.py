@@ -12,7 +12,7 @@ WIDTH, LETTER, ROW = 760, 6.8, 24
 """Of the drawing; of a letter of its text, about; of a line."""
 WIDEST_CELL, NARROWEST_TEXT = 40, 17
 """A cell narrower than this has its number in its title alone."""
-FAINTEST, DARK = 0.08, 0.5
+FAINTEST, DARK = 0.08, 0.72
 """Opacity of one kept value of many; from DARK on the number stands in the page's own colour."""
 
 

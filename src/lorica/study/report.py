@@ -66,9 +66,9 @@ def _body(report: Report) -> Iterable[str]:
     yield _facts(report.facts)
     yield _section("Before and after", _table(report.table))
     yield _section("Loss", curve(report.history))
+    yield _section("Where the rank went", heat_map(report.ranks) if report.ranks else "")
     yield _section("Samples", "".join(map(_sample, report.samples)))
     yield _section("What to type next", _pre("\n".join(report.next_steps)))
-    yield _section("Where the rank went", heat_map(report.ranks) if report.ranks else "")
     yield _section("What was trained", _pre(report.plan))
     yield _section("Settings", _pre(report.settings))
 
