@@ -114,9 +114,7 @@ def test_what_peft_cut_loads_here_and_goes_back_cut(base, folder, tmp_path):
     assert all(torch.equal(again[key], stored[key]) for key in again)
     assert distance(logits(in_peft(folder, tmp_path / "ours"), base), expected) < rounding(ours)
     assert "lora_E" in (tmp_path / "ours" / "adapter_config.json").read_text()
-    assert sum(site.kept or 0 for site in adapter.inspect(tmp_path / "ours").sites) == sum(
-        len(tensor) for key, tensor in again.items() if key.endswith(".lora_E")
-    )
+    assert 0 in {site.kept for site in adapter.inspect(tmp_path / "ours").sites}
 
 
 def in_peft(folder, place):

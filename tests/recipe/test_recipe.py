@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lorica.data import DataConfig, HoldOut
 from lorica.errors import RecipeError
-from lorica.methods import Full, LoRA
+from lorica.methods import METHODS, Full, LoRA
 from lorica.recipe import ModelConfig, Recipe, text
 from lorica.train import TrainConfig
 
@@ -136,9 +136,8 @@ task: causal
 def test_a_mistake_in_a_list_of_methods_names_the_entry(write) -> None:
     told = problems(write("model: embedded\nmethod: [{name: lora, rr: 3}, ful]\ndata: rows.jsonl\n"))
     assert "method.0.rr: unknown key" in told[0]
-    assert (
-        told[1] == "method.1: no method is called 'ful'; did you mean 'full'?; there are lora, full, trainable_tokens"
-    )
+    known = ", ".join(METHODS)
+    assert told[1] == f"method.1: no method is called 'ful'; did you mean 'full'?; there are {known}"
 
 
 def test_what_is_missing_is_named(write) -> None:
