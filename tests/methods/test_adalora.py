@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 import lorica
-from lorica.adapter.attached import UnfinishedWarning
+from lorica.adapter import UnfinishedWarning
 from lorica.errors import AdapterError, CheckpointError, RecipeError, RunError, TargetError
 from lorica.methods import AdaLoRA
 from lorica.methods.rank_budget import Allocation
@@ -251,6 +251,12 @@ def test_a_finished_one_is_saved_and_loaded_to_the_bit(tmp_path):
     assert all(torch.equal(value, again.state()[key]) for key, value in handle.state().items())
     x = inputs(4, torch.Generator().manual_seed(1))
     assert torch.equal(handle(x), again(x))
+    bank = lorica.Bank(Branches())
+    bank.add("a", tmp_path / "a")
+    with bank.use(["a", None, "a", None]):
+        routed = bank.model(x)
+    torch.testing.assert_close(routed[::2], handle(x)[::2], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(routed[1::2], Branches()(x)[1::2], rtol=1e-5, atol=1e-5)
     assert "Not finished" not in (tmp_path / "a" / "README.md").read_text()
 
 

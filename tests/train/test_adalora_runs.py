@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 
 import lorica
 from campaign.tiny_run import base, dataset
-from lorica.adapter import attach, load
-from lorica.adapter.attached import UnfinishedWarning
-from lorica.errors import CheckpointError, RecipeError, RunError
+from lorica.adapter import UnfinishedWarning, attach, load, merge_checkpoint
+from lorica.errors import AdapterError, CheckpointError, RecipeError, RunError
 from lorica.methods import AdaLoRA
 from lorica.methods.rank_budget import Allocation
 from lorica.tasks import TASKS
@@ -191,6 +190,9 @@ def test_transformers_own_trainer_leaves_it_undriven_and_saving_says_so(folder, 
     with pytest.warns(UnfinishedWarning, match="21 singular values are left where the budget is 7"):
         handle.save(tmp_path / "adapter")
     assert not lorica.verify(tmp_path / "adapter", model=str(folder))
+    with pytest.raises(AdapterError, match="not finished"):
+        merge_checkpoint(folder, tmp_path / "adapter", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
     told = {check.name: check.ok for check in lorica.verify(tmp_path / "adapter", model=str(folder)).checks}
     assert told["finished"] is False
     assert load_file(tmp_path / "adapter" / "adapter_model.safetensors")
