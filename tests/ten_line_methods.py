@@ -166,7 +166,7 @@ class Living(Bottleneck):
         return ShrinkingLife(modules)
 
 
-class ShrinkingLife:
+class ShrinkingLife(Life):
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self.modules, self.steps = modules, torch.zeros(())
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from lorica.methods import (
         IA3,
         METHODS,
+        AdaLoRA,
         BitFit,
         Bottleneck,
         DoRA,
@@ -70,6 +71,7 @@ __version__ = "0.1.0"
 __all__ = [
     "IA3",
     "METHODS",
+    "AdaLoRA",
     "AdapterError",
     "Attached",
     "Bank",
@@ -132,6 +134,7 @@ ROOMS = {
     "methods": (
         "IA3",
         "METHODS",
+        "AdaLoRA",
         "BitFit",
         "Bottleneck",
         "DoRA",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lorica.methods import (
     IA3,
+    AdaLoRA,
     BitFit,
     Bottleneck,
     DoRA,
@@ -282,6 +283,12 @@ ROWS = (
         LoRA(r=2, alpha=7, target_modules=("mlp.experts", "q_proj")),
         _any_rank("experts.gate_up_proj", "experts.down_proj", "q_proj", r=2),
         bases=(MOE, GPT_OSS),
+        stored=True,
+    ),
+    Row(  # init_r is r: finished from the start, so that it saves and merges
+        "adalora",
+        AdaLoRA(r=3, init_r=3, alpha=8, dropout=0.2),
+        lambda sites: _low_rank("all-linear", 3)(sites) + 3 * len(select(sites, "all-linear").sites),
         stored=True,
     ),
     Row("full", Full(), _parameters, stored=True),

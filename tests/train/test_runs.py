@@ -15,6 +15,7 @@ from lorica.adapter import attach
 from lorica.budget import free
 from lorica.errors import CheckpointError, DivergedError, RequestError, RunError
 from lorica.methods import LoRA
+from lorica.methods.contract import Life
 from lorica.tasks import TASKS, CausalLanguageModelling
 from lorica.train import Quiet, TrainConfig, checkpoint, fit, memory
 
@@ -357,7 +358,7 @@ def test_gradient_checkpointing_changes_no_bit(tmp_path):
         assert recomputed.history[-1]["grad_norm"] == plain.history[-1]["grad_norm"]
 
 
-class Wandering:
+class Wandering(Life):
     """A life that records the calls it gets and what it finds when it gets them."""
 
     def __init__(self, modules):

@@ -1,7 +1,7 @@
 """Adapters: plan -> attach -> save and load -> inspect, merge, detach; many on one base in a Bank."""
 
 from lorica.adapter.attach import attach
-from lorica.adapter.attached import Attached
+from lorica.adapter.attached import Attached, UnfinishedWarning
 from lorica.adapter.bank import Bank
 from lorica.adapter.file import AdapterFile, read, write
 from lorica.adapter.inspect import Inspection, inspect
@@ -20,6 +20,7 @@ __all__ = [
     "Lineage",
     "Merged",
     "Plan",
+    "UnfinishedWarning",
     "Verification",
     "attach",
     "inspect",

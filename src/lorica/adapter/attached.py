@@ -5,6 +5,7 @@ attach / load  ->  Attached  --save-->    an adapter folder
                              --merge-->   a plain model whose weights include the adapter
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.adapter import lineage, merge, norms
-from lorica.adapter.effect import inert, without_effect
+from lorica.adapter.effect import inert, not_finished, unfinished, without_effect
 from lorica.adapter.file import AdapterFile, write
 from lorica.adapter.finished import finished
 from lorica.adapter.installed import Installed, Modules, Undo, undone
@@ -27,6 +28,10 @@ from lorica.errors import AdapterError, did_you_mean
 from lorica.methods.contract import Life
 from lorica.models import checkpoint
 from lorica.models.ambient import Clock
+
+
+class UnfinishedWarning(UserWarning):
+    """An adapter was saved that is not yet what its method ends with."""
 
 
 class Attached:
@@ -112,6 +117,10 @@ class Attached:
         """`extra_loss` and `after_step` of all methods that have them, as one; None when none has."""
         return self._life
 
+    def unfinished(self) -> str | None:
+        """Why this is not yet what its method ends with (AdaLoRA above its budget); None where it may be used."""
+        return unfinished(self.plan, dict(self._keyed()))
+
     def train(self, mode: bool = True, *, base: bool = True) -> "Attached":
         """Training mode, as torch means it.  With `base=False` the base stays in evaluation mode, its own dropout off,
         and only the adapter is switched."""
@@ -193,14 +202,21 @@ class Attached:
         plan, tensors = finished(self.plan, self.modules)
         return AdapterFile.of(self.model, plan, {key: tensor.clone() for key, tensor in tensors.items()})
 
-    def save(self, folder: str | Path, **facts: Any) -> Path:
+    def save(self, folder: str | Path, *, midway: bool = False, **facts: Any) -> Path:
         """Writes the adapter folder, whole or not at all, and returns its path.
 
         facts: what the folder's `lorica.json` says of where the adapter comes from, as JSON values: `recipe`, `data`
         (a fingerprint or more), `metrics`, `parents`.  The proof is taken once for the same weights: two forward passes
         of 16 tokens.  An adapter folder of that name is replaced; any other folder that is not empty is refused.
         RunError when a value is not finite or the disk refuses.
+
+        An adapter that its method has not ended with is written, since it may be gone on from, and marked: the folder
+        says so, `load` and `verify` refuse it, and a warning is given unless `midway`, as a run's checkpoints are.
         """
+        reason = self.unfinished()
+        if reason is not None and not midway:
+            warnings.warn(f"{folder}: saved, but not finished: {reason}", UnfinishedWarning, stacklevel=2)
+        facts = facts if reason is None else {"unfinished": reason, **facts}
         file = AdapterFile.of(self.model, *finished(self.plan, self.modules))
         return write(folder, file, self.model, lambda digest: {**self._lineage(digest), **facts}, self._prover.proof)
 
@@ -250,13 +266,15 @@ class Attached:
         replaced are kept beside the new ones.  `probed=False` leaves that out and lets go of each weight at once.
 
         AdapterError, and nothing changed, for edits that no weight can hold (bottlenecks, prefixes, prompts), an
-        adapter without effect unless `untrained`, outputs that move by more than rounding, and an effect of which the
-        rounding of the weights leaves less than half.
+        adapter without effect or not finished unless `untrained`, outputs that move by more than rounding, and an
+        effect of which the rounding of the weights leaves less than half.
         """
         model = self.model
         merge.require_mergeable(self.plan, self.modules)
         if not untrained and self._inert():
             raise AdapterError(without_effect("merge"))
+        if not untrained and (reason := self.unfinished()):
+            raise AdapterError(not_finished("merge", reason))
         if probed:
             self.merged, swaps = merge.proven(self._edits, self._prover.taken(stored=False))
             self._finish("merged")
@@ -284,6 +302,10 @@ class Lives:
 
     def __init__(self, lives: Mapping[str, Life]) -> None:
         self.lives = lives
+
+    def begin(self, total: int) -> None:
+        for life in self.lives.values():
+            life.begin(total)
 
     def extra_loss(self) -> Tensor | None:
         losses = [loss for life in self.lives.values() if (loss := life.extra_loss()) is not None]

@@ -12,7 +12,8 @@ from lorica.adapter.plan import Plan
 def card(plan: Plan, base: str | None, facts: Mapping[str, Any], peft: bool) -> str:
     """`base` is named where others can have it too: a hub id or `embedded`, no path of this machine."""
     base = base if base and not Path(base).is_absolute() else None
-    return "\n\n".join([_front_matter(plan, base, peft), _what(plan, base), *_facts(facts), _use(base, peft)]) + "\n"
+    parts = [_front_matter(plan, base, peft), _what(plan, base), *_unfinished(facts), *_facts(facts), _use(base, peft)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _front_matter(plan: Plan, base: str | None, peft: bool) -> str:
@@ -27,6 +28,10 @@ def _what(plan: Plan, base: str | None) -> str:
     names = " and ".join(method.kind for method in plan.methods)
     table = "\n".join(str(plan).splitlines()[1:])
     return f"# An adapter ({names}) for {base or 'a base of its own'}\n\n```\n{table}\n```"
+
+
+def _unfinished(facts: Mapping[str, Any]) -> list[str]:
+    return [f"> **Not finished.** {facts['unfinished']}"] if "unfinished" in facts else []
 
 
 def _facts(facts: Mapping[str, Any]) -> list[str]:

@@ -1,10 +1,13 @@
-"""Whether an adapter does anything: one whose every update is zero answers as its base does, and is told apart here."""
+"""Whether an adapter is what it is taken for: one that changes nothing, or whose method did not end, is told here."""
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from lorica.adapter.installed import Modules
 from lorica.adapter.plan import Plan, PlannedEdit
+from lorica.methods import Method
 from lorica.models import parameter_of
 
 
@@ -31,5 +34,20 @@ def inert_at(parameter: Tensor | None, module: nn.Module) -> bool:
     return factors.scale == 0 or not bool(used.any())
 
 
+def unfinished(planned: Plan, tensors: Mapping[str, Tensor]) -> str | None:
+    """Why an adapter with these tensors, by file key, is not yet what its methods end with; None where it is."""
+    told = (method.unfinished(_of_method(planned, tensors, method)) for method in planned.methods)
+    return "; ".join(reason for reason in told if reason) or None
+
+
+def _of_method(planned: Plan, tensors: Mapping[str, Tensor], method: Method) -> dict[str, dict[str, Tensor]]:
+    own = [edit for edit in planned.edits if edit.method is method]
+    return {edit.site.name: {held.name: tensors[key] for key, held in edit.tensors.items()} for edit in own}
+
+
 def without_effect(where: str) -> str:
     return f"{where}: this adapter changes nothing; train it, or say untrained=True (--untrained)"
+
+
+def not_finished(where: str, reason: str) -> str:
+    return f"{where}: not finished: {reason}; or say untrained=True (--untrained)"

@@ -17,6 +17,7 @@ from lorica.adapter.file import TENSORS, AdapterFile, read
 from lorica.adapter.lineage import Lineage
 from lorica.adapter.plan import key_marks
 from lorica.adapter.proof import Proof, recorded
+from lorica.adapter.ranks import RankGrid
 from lorica.adapter.tensors import refusal
 from lorica.errors import AdapterError, LoricaError
 from lorica.kernels import FrozenWeight, LowRank
@@ -31,7 +32,8 @@ UNVERIFIED = "unverified: no lorica.json, written by others"
 class SiteUpdate:
     """One adapted place: shape of its weight, what the method says of it (rank, scale), parameters, norm of update.
 
-    norm is None for a tensor that is saved whole: the base, which it differs from, is not at hand.
+    norm is None for a tensor that is saved whole: the base, which it differs from, is not at hand.  kept: singular
+    values that are not zero, of a method that chooses them.
     """
 
     name: str
@@ -40,6 +42,7 @@ class SiteUpdate:
     note: str
     parameters: int
     norm: float | None
+    kept: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -49,6 +52,7 @@ class SiteUpdate:
             "note": self.note,
             "parameters": self.parameters,
             "norm": self.norm,
+            **({} if self.kept is None else {"kept": self.kept}),
         }
 
 
@@ -101,7 +105,14 @@ class Inspection:
             f"  base {self.base or 'not named'}{moved}",
         ]
         tree = ["  made from", *(f"  {line}" for line in self.lineage.lines())] if self.lineage.parents else []
-        return "\n".join([*lines, *_table(self.sites), *_metrics(self.manifest), *tree])
+        ranks = [] if self.ranks is None else [f"  {line}" for line in str(self.ranks).splitlines()]
+        return "\n".join([*lines, *_table(self.sites), *ranks, *_metrics(self.manifest), *tree])
+
+    @property
+    def ranks(self) -> RankGrid | None:
+        """Where the rank went; None for methods that give every site its own."""
+        kept = {site.name: site.kept for site in self.sites if site.kept is not None}
+        return RankGrid.of(kept) if kept else None
 
 
 def inspect(source: str | Path) -> Inspection:
@@ -193,6 +204,7 @@ def _update(
         note=method.note(edit),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         norm=_norm(module),
+        kept=getattr(module, "kept", None),
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lorica.adapter import tensors
 from lorica.adapter.attach import built, installed, require_free, tied_names
 from lorica.adapter.attached import Attached
-from lorica.adapter.effect import inert, without_effect
+from lorica.adapter.effect import inert, not_finished, unfinished, without_effect
 from lorica.adapter.file import AdapterFile, read
 from lorica.adapter.installed import Modules
 from lorica.adapter.origin import judged
@@ -40,7 +40,7 @@ def load(
     """The adapter of a folder or hub id on `model`, in place.
 
     trainable   its parameters require gradients, so that training goes on from it
-    untrained   an adapter without effect (every B still zero) is accepted
+    untrained   an adapter without effect (every B still zero), or not finished, is accepted
     other_base  a base with another fingerprint than the recorded one is accepted, where names and shapes fit
 
     AdapterError names everything that does not fit; the model is then as it was.
@@ -112,6 +112,8 @@ def filled(model: nn.Module, planned: Plan, file: AdapterFile, *, untrained: boo
                 tensor.of(modules[edit.key]).copy_(file.tensors[key])
     if not untrained and inert(model, planned, modules):
         raise AdapterError(without_effect(file.where))
+    if not untrained and (reason := unfinished(planned, file.tensors)):
+        raise AdapterError(not_finished(file.where, reason))
     return modules
 
 

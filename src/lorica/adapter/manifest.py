@@ -7,6 +7,7 @@ tokenizer hashes of the tokenizer and its chat template, where the base has one
 proof     what the base answers to a probe, bare and adapted (`proof.py`), or why nothing was asked
 made      how it was made, and `parents`, the adapters it was made from (`lineage.py`)
 added_tokens    what was added to its vocabulary before the adapter was attached
+unfinished      why the adapter is not yet what its method ends with; absent where it is
 methods   the methods with all their fields; versions, of the libraries; the caller's facts: recipe, data, metrics
 """
 

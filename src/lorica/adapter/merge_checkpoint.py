@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lorica import durable
 from lorica.adapter import lineage
-from lorica.adapter.effect import inert_at, without_effect
+from lorica.adapter.effect import inert_at, not_finished, unfinished, without_effect
 from lorica.adapter.file import AdapterFile, read
 from lorica.adapter.lineage import Parent
 from lorica.adapter.load import load, plan_on, require_base
@@ -83,8 +83,9 @@ def merge_checkpoint(
     untrained, other_base   as in `load`
     unprobed                why the outputs are not to be compared, which takes one whole model in memory at a time
 
-    AdapterError, and nothing written, where the adapter does not fit, changes nothing or cannot be merged, and where
-    the merged outputs are further from the adapted ones than rounding explains.  RunError where `out` holds something.
+    AdapterError, and nothing written, where the adapter does not fit, changes nothing, is not finished or cannot be
+    merged, and where the merged outputs are further from the adapted ones than rounding explains.  RunError where `out`
+    holds something.
     """
     source = folder_of(base)
     file = adapter if isinstance(adapter, AdapterFile) else read(adapter)
@@ -95,6 +96,8 @@ def merge_checkpoint(
     _require_rows(file, shapes, source)
     file = settled(shapes, file)
     merge = _Merge(shapes, file, Stored(source))
+    if not untrained and (reason := unfinished(merge.plan, file.tensors)):
+        raise AdapterError(not_finished(file.where, reason))
     with durable.new_folder(out) as folder:
         before = Unprobed(unprobed) if unprobed else _adapted(source, file, merge.stored, other_base)
         merge.write_shards(folder)

@@ -26,6 +26,8 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 LARGEST_HEADER = 16 << 20
 MOST_TENSORS = 100_000
 """A pair for each of the three linears of 128 experts in 48 layers makes 36,864 tensors and 6 MB of header."""
+LONGEST_SIDE = 1 << 24
+"""Of a matrix without elements, whose other side no bytes of the file bound."""
 LONGEST_NAME, DEEPEST, MOST_DIMENSIONS = 512, 64, 8
 SHOWN = 12
 """Problems that are told one by one; the rest are counted."""
@@ -87,9 +89,14 @@ def header(data: Bytes, where: str) -> tuple[tuple[Entry, ...], int]:
     entries = sorted(_entries(_text(data[8 : 8 + length], where), where), key=lambda entry: (entry.start, entry.stop))
     _require_end_to_end(entries, len(data) - 8 - length, where)
     _refuse(where, [] if entries else ["holds no tensor"])
-    empty = [entry.name for entry in entries if entry.start == entry.stop]
+    empty = [entry.name for entry in entries if entry.start == entry.stop and not _of_rank_zero(entry.shape)]
     _refuse(where, [f"{name} is empty, as sharded training leaves it" for name in empty])
     return tuple(entries), 8 + length
+
+
+def _of_rank_zero(shape: tuple[int, ...]) -> bool:
+    """AdaLoRA may leave a site nothing: (0, d_in), (d_out, 0), (0, 1).  Sharded training leaves (0,) instead."""
+    return len(shape) == 2 and 0 < max(shape) <= LONGEST_SIDE
 
 
 def finite(tensor: Tensor) -> bool:
@@ -98,6 +105,8 @@ def finite(tensor: Tensor) -> bool:
 
 def _tensor(data: Bytes, begin: int, entry: Entry) -> Tensor:
     start, stop = begin + entry.start, begin + entry.stop
+    if start == stop:
+        return torch.empty(entry.shape, dtype=entry.dtype)
     aligned = start % entry.dtype.itemsize == 0
     raw = memoryview(data)[start:stop] if aligned else bytearray(data[start:stop])
     return torch.frombuffer(raw, dtype=entry.dtype).reshape(entry.shape)

@@ -78,7 +78,7 @@ def verify(
 ) -> Verification:
     """Checks the adapter of a folder or hub id on the base that `base` gives for it.
 
-    untrained   an adapter without effect is accepted
+    untrained   an adapter without effect, or not finished, is accepted
     whole       gives the digest of every byte of the base, which is then compared with the recorded one
 
     The base is given back as it was.  RequestError where there is no such folder, ModelError where there is no base.
@@ -226,6 +226,9 @@ def _effect(checks: _Checks, file: AdapterFile, attached: Attached, untrained: b
     without = without or (isinstance(record, Proof) and record.effect == 0)
     told = f"outputs move by {record.effect:.2%}" if isinstance(record, Proof) else "some update is not zero"
     checks.note("effect", untrained or not without, without_effect("it") if without else told)
+    reason = attached.unfinished()
+    if reason is not None:
+        checks.note("finished", untrained, reason)
 
 
 def _proof(checks: _Checks, record: Record, attached: Attached, bare: Reading | None) -> None:

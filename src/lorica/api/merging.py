@@ -20,7 +20,7 @@ def merge(
     """Writes a new folder that transformers loads; never two copies of the model in memory.
 
     model                   the base, where the one that the adapter records is not to be used
-    untrained, other_base   as in `load`: an adapter without effect, or one for another base, is accepted
+    untrained, other_base   as in `load`: an adapter without effect or not finished, or for another base, is accepted
 
     The merged model answers a probe, and must answer as base and adapter do.  That takes the whole model in memory, and
     is left out, and said, where it has no room.

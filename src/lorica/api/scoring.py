@@ -51,7 +51,7 @@ def evaluate(
 
     adapter   a folder, a hub id, or one in place; None scores `model` itself
     base      scores the bare base of the adapter
-    untrained, other_base   as in `load`: an adapter without effect, or one for another base, is accepted
+    untrained, other_base   as in `load`: an adapter without effect or not finished, or for another base, is accepted
     """
     accepted = {"untrained": untrained, "other_base": other_base}
     holder, manifest = _holder(adapter, model, base, dtype, accepted)

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from lorica import durable, study
-from lorica.adapter import Attached, attach
+from lorica.adapter import Attached, attach, inspect
 from lorica.adapter import plan as plan_of
 from lorica.api.collecting import for_run
 from lorica.api.lessons import Rows, from_anything, from_files
@@ -150,6 +150,7 @@ def _report(recipe: Recipe, run: Run) -> None:
         history=run.history,
         settings=recipe.to_yaml(),
         plan=str(plan(recipe)),
+        ranks=inspect(str(run.adapter)).ranks,
         table=_before_and_after(run),
         samples=(),
         next_steps=next_steps(recipe, str(run.adapter)),

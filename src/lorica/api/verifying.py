@@ -27,7 +27,7 @@ def verify(
 
     model       the base, where the one that the adapter records is not to be used
     dtype       the type to compute in; None: the recorded one, in which the answers are equal to the bit
-    untrained   an adapter without effect is accepted
+    untrained   an adapter without effect, or not finished, is accepted
     full        every byte of the base is hashed as well, instead of blocks of each tensor
 
     `.ok` and `.checks`, each with name, ok and detail.  RequestError where there is no such folder or no base.

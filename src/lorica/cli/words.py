@@ -32,7 +32,7 @@ ModelSource = Annotated[
     ),
 ]
 Untrained = Annotated[
-    bool, typer.Option("--untrained", help="Accept an adapter without effect, whose every update is still zero.")
+    bool, typer.Option("--untrained", help="Accept an adapter without effect, or that its method did not end with.")
 ]
 OtherBase = Annotated[
     bool, typer.Option("--other-base", help="Accept a base with another fingerprint than the recorded one.")

@@ -4,6 +4,7 @@ from typing import Any
 
 from lorica.errors import AdapterError
 from lorica.methods import peft_config
+from lorica.methods.adalora import AdaLoRA
 from lorica.methods.bitfit import BitFit
 from lorica.methods.bottleneck import Bottleneck
 from lorica.methods.contract import Method
@@ -29,6 +30,7 @@ METHODS: dict[str, type[Method]] = {
     for method in (
         LoRA,
         Full,
+        AdaLoRA,
         BitFit,
         Bottleneck,
         DoRA,
@@ -66,6 +68,7 @@ def method_of_peft(config: Any) -> type[Method]:
 __all__ = [
     "IA3",
     "METHODS",
+    "AdaLoRA",
     "BitFit",
     "Bottleneck",
     "DoRA",

@@ -216,6 +216,9 @@ class AroundConv(nn.Module):
 class Life(Protocol):
     """A method with a life of its own (AdaLoRA).  The trainer makes exactly these calls."""
 
+    def begin(self, total: int) -> None:
+        """Before the first step of `total`: RecipeError where the method has no room in so few."""
+
     def extra_loss(self) -> Tensor | None:
         """Added once per optimiser step to the loss; None when there is none."""
         ...
@@ -308,6 +311,11 @@ class Method(BaseModel):
 
     def life(self, modules: Mapping[str, nn.Module]) -> Life | None:
         """The running state of a method that has one; modules by site name."""
+        return None
+
+    def unfinished(self, state: Mapping[str, Mapping[str, Tensor]]) -> str | None:
+        """Why an adapter is not yet what the method ends with; None where it is.  `state` holds the tensors of each
+        site by name: they tell, whoever trained them."""
         return None
 
     def packed(self, tensors: Mapping[str, Tensor], edits: tuple[Edit, ...]) -> dict[str, Tensor]:

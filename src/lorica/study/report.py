@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from lorica.adapter.ranks import RankGrid
 from lorica.study.curve import curve
+from lorica.study.heat_map import heat_map
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """history: the lines of `metrics.jsonl`.  facts: names and values for the head of the page."""
+    """history: the lines of `metrics.jsonl`.  facts: names and values for the head of the page.  ranks: where a method
+    that chooses them left them."""
 
     title: str
     summary: str = ""
@@ -42,6 +45,7 @@ class Report:
     table: Sequence[Measure] = ()
     samples: Sequence[Sample] = ()
     plan: str = ""
+    ranks: RankGrid | None = None
     settings: str = ""
     next_steps: Sequence[str] = ()
 
@@ -62,6 +66,7 @@ def _body(report: Report) -> Iterable[str]:
     yield _facts(report.facts)
     yield _section("Before and after", _table(report.table))
     yield _section("Loss", curve(report.history))
+    yield _section("Where the rank went", heat_map(report.ranks) if report.ranks else "")
     yield _section("Samples", "".join(map(_sample, report.samples)))
     yield _section("What to type next", _pre("\n".join(report.next_steps)))
     yield _section("What was trained", _pre(report.plan))
@@ -136,6 +141,8 @@ svg { width: 100%; height: auto; } svg text { fill: var(--faint); font-size: 12p
 polyline { fill: none; stroke-width: 2; stroke-linejoin: round; } .grid { stroke: var(--line); stroke-width: 1; }
 polyline.step { stroke: var(--train); opacity: .28; stroke-width: 1; } polyline.train { stroke: var(--train); }
 polyline.eval { stroke: var(--eval); } circle.eval { fill: var(--eval); }
+rect.cell { fill: var(--train); stroke: var(--line); } svg text.on { fill: var(--paper); }
+svg text.off { fill: var(--ink); }
 .legend { color: var(--faint); font-size: .85rem; margin: .25rem 0 0; }
 .swatch { display: inline-block; width: 1.1rem; height: .2rem; margin: 0 .45rem .25rem 0; }
 .swatch.train { background: var(--train); } .swatch.eval { background: var(--eval); margin-left: 1.5rem; }

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lorica.data import Dataset, Schedule, micro_batches
 from lorica.data import steps as schedule_of
-from lorica.errors import DivergedError
+from lorica.errors import DivergedError, RunError
 from lorica.tasks import Task
 from lorica.train import memory
 from lorica.train.checkpoint import Checkpoint
@@ -62,10 +62,13 @@ def fit(
     before    the base's own score on `eval`, written as the line of step 0
     facts     handed to `attached.save` for the adapter folder
 
-    RequestError when the folder holds a run; CheckpointError when it is another one; DivergedError when a loss or
-    gradient is not finite.  Ctrl-C and SIGTERM finish the step, save, and give a Run with status "interrupted".
+    RequestError when the folder holds a run, or the method has no room in so few steps; CheckpointError when it is
+    another one; DivergedError when a loss or gradient is not finite.  Ctrl-C and SIGTERM finish the step, save, and
+    give a Run with status "interrupted".
     """
     seed = config.seed if seed is None else seed
+    if attached.life is not None:
+        attached.life.begin(len(_schedule(train, config, seed)))
     reporter = reporter or Quiet()
     with ExitStack() as stack:
         place = None
@@ -149,6 +152,8 @@ class Trainer:
             return self._outcome("interrupted", None)
         if self.progress.best:
             self.attached.load_state(self.progress.best)
+        if reason := self.attached.unfinished():
+            raise RunError(f"step {self.progress.step}: the run is over, and no adapter of it is kept: {reason}")
         adapter = None if self.place is None else self.place.adapter
         if adapter is not None:
             known = {"data": self.data.fingerprint, "metrics": self._metrics()}
@@ -200,7 +205,8 @@ class Trainer:
         loss = metrics.pop("loss")
         if not math.isfinite(loss):
             raise DivergedError(f"step {self.progress.step}: the evaluation loss is not finite; lower learning_rate")
-        best = self.progress.better(loss)
+        finished = self.attached.unfinished() is None
+        best = finished and self.progress.better(loss)
         record = EvalRecord(
             step=self.progress.step,
             epoch=self.schedule.epoch_of(self.progress.step - 1),
@@ -208,7 +214,9 @@ class Trainer:
             metrics=metrics,
             best=best,
         )
-        self.progress.evaluated(record, self._adapter_state() if best else None, self.config.patience)
+        self.progress.evaluated(
+            record, self._adapter_state() if best else None, self.config.patience if finished else None
+        )
         self.progress.seconds += time.perf_counter() - started
         self._write(record.to_dict())
         self.reporter.on_eval(record)
@@ -229,7 +237,7 @@ class Trainer:
             "start": {name: tensor.cpu().contiguous() for name, tensor in self.attached.start().items()},
             "optimizer": {name: tensor.cpu() for name, tensor in self.learner.optimizer.state().items()},
             "best": self.progress.best,
-            "life": {} if life is None else dict(life.state_dict()),
+            "life": {} if life is None else {name: tensor.cpu() for name, tensor in life.state_dict().items()},
             "generators": _generators(),
         }
         state = {"progress": self.progress.state(), "loss_scale": vars(self.learner.scale)}
