@@ -167,7 +167,7 @@ def test_what_cannot_start_is_said_before_anything_is_attached():
     model = base()
     with pytest.raises(TargetError, match=r"eva starts from training data; give .*statistics=lorica\.statistics"):
         lorica.attach(model, eva())
-    with pytest.raises(TargetError, match="pissa starts linears alone"):
+    with pytest.raises(TargetError, match="pissa starts linears that are called alone"):
         lorica.attach(model, LoRA(init="pissa", target_modules=("embed_tokens",)))
     with pytest.raises(TargetError, match=r"r: 9 at model.layers.0.self_attn.k_proj.* use 1 to 8"):
         lorica.attach(model, LoRA(r=9, init="lora_ga"))

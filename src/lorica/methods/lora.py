@@ -344,8 +344,8 @@ class MovedLinear(LoRALinear):
         assert isinstance(config.init, Moved)
         A, B = config.init.factors(site, config.rank(site), config.scale(site), start)
         self.A, self.B = nn.Parameter(A), nn.Parameter(B)
-        self.register_buffer("A0", A.clone())
-        self.register_buffer("B0", B.clone())
+        self.register_buffer("A0", A.clone(), persistent=False)
+        self.register_buffer("B0", B.clone(), persistent=False)
         self.scale, self.dropout, self.site = config.scale(site), config.dropout, site_id(site.name)
 
     def finished(self) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ that edited modules give them, which no loader reads back; here a checkpoint has
 folder of one of our own runs has.  A method with a life of its own gets its calls, and `life/` holds its state.
 """
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,9 +75,7 @@ class Trainer(_Trainer):
     def _restore(self, checkpoint: Path) -> None:
         """Dropout goes on where it was: its step is the number of training forwards made."""
         try:
-            file, beside = read(checkpoint / ADAPTER), checkpoint / TRAINED
-            trained = checkpoints.newest(beside)[0] if beside.is_dir() else None
-            held = {} if trained is None else trained.tensors
+            file, held = read(checkpoint / ADAPTER), _held_beside(checkpoint / TRAINED)
             self.attached.load_start(held.get("start", {}))
             self.attached.load_state(held.get("adapter", file.tensors))
             if self.attached.life is not None:
@@ -84,6 +83,15 @@ class Trainer(_Trainer):
         except LoricaError as error:
             raise CheckpointError(str(error)) from error
         self.attached.clock.step = int((file.manifest or {}).get("training_forwards", 0))
+
+
+def _held_beside(folder: Path) -> "Mapping[str, Mapping[str, Tensor]]":
+    if not folder.is_dir():
+        return {}
+    found, skipped = checkpoints.newest(folder)
+    if found is None:
+        raise CheckpointError("; ".join(f"{path}: {reason}" for path, reason in skipped) or f"{folder}: is empty")
+    return found.tensors
 
 
 class _Calls(_transformers.TrainerCallback):
