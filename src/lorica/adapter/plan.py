@@ -17,7 +17,7 @@ from torch import nn
 from lorica.errors import TargetError
 from lorica.kernels import FrozenWeight
 from lorica.methods import Method, method_of_peft
-from lorica.methods.contract import Edit, Start
+from lorica.methods.contract import Edit, Role, Start
 from lorica.models import sites as sites_of
 from lorica.site import Site
 
@@ -28,10 +28,11 @@ Methods = Method | Sequence[Method] | Any
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A trained tensor: its name in the module of its edit, and its shape."""
+    """A trained tensor: its name in the module of its edit, its shape, and what it is to an optimiser."""
 
     name: str
     shape: tuple[int, ...]
+    role: Role
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -225,10 +226,10 @@ def _tensors(edit: Edit, method: Method, around: Container[str]) -> dict[str, Pl
     weight = FrozenWeight(torch.empty(shape, device=META)) if edit.place == "around" else None
     parameter = torch.empty(shape, device=META) if edit.place == "instead" else None
     module = edit.build(Start(torch.Generator(), META, torch.float32, weight, parameter))
+    shapes = {name: tuple(trained.shape) for name, trained in module.named_parameters() if trained.requires_grad}
     return {
-        method.file_name(edit, name, around): PlannedTensor(name, tuple(trained.shape))
-        for name, trained in module.named_parameters()
-        if trained.requires_grad
+        method.file_name(edit, name, around): PlannedTensor(name, shape, method.role(edit, name, shape))
+        for name, shape in shapes.items()
     }
 
 

@@ -14,7 +14,7 @@ Five edits are closed, methods are open.  Each edit says where it goes; what its
 
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -64,6 +64,9 @@ class Start:
 
 
 Build = Callable[[Start], nn.Module]
+Role = Literal["A", "B", "embedding", "table", "matrix", "vector"]
+"""What a trained tensor is to an optimiser: a factor of a low-rank product, which is s B A; a factor of one around an
+embedding; a matrix with a row a token or a class; any other matrix; a vector or a number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +186,18 @@ class Method(BaseModel):
     def edits(self, sites: tuple[Site, ...], statistics: Mapping[str, Any] | None = None) -> tuple[Edit, ...]:
         """The edits on a base with these sites.  TargetError names all that does not fit."""
         raise NotImplementedError
+
+    def role(self, edit: Edit, parameter: str, shape: tuple[int, ...]) -> Role:
+        """What a tensor of an edit's module is to an optimiser; `parameter` is its name there.  Factors that are not
+        called A and B are a method's own to name."""
+        if len(shape) < 2:
+            return "vector"
+        if edit.place == "around":
+            pair = {"A", "B"}.intersection(parameter.split("."))
+            named: Role = "A" if "A" in pair else "B" if pair else "matrix"
+            return "embedding" if edit.site.kind == "embedding" else named
+        at_an_end = edit.place == "tokens_before" or {"embed", "head"}.intersection(edit.site.roles)
+        return "table" if at_an_end else "matrix"
 
     def wasteful(self, edits: Iterable[Edit]) -> list[str]:
         """What is a mistake in a new adapter, though one that was trained so is read and computes what it should."""
