@@ -11,13 +11,15 @@ eta is A's rate, so the ratio is not applied to a rate that was tuned for plain 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from lorica.adapter.plan import Plan, PlannedEdit, PlannedTensor
 from lorica.errors import TargetError, did_you_mean
+from lorica.methods.contract import Role
 
+ROLES = get_args(Role)
 LR_EMBEDDING = 1e-6
 """The default of the authors' code."""
 
@@ -43,6 +45,7 @@ class Rates:
     def groups(self, plan: Plan) -> tuple[RateGroup, ...]:
         """Every trained tensor once.  TargetError where a ratio or a glob finds nothing to apply to."""
         named = [(key, tensor, full_name(edit, tensor)) for edit in plan.edits for key, tensor in edit.tensors.items()]
+        named.sort(key=lambda entry: ROLES.index(entry[1].role))
         self._require_use([tensor for _, tensor, _ in named], [name for _, _, name in named])
         found: dict[tuple[float, str | None], dict[str, str]] = {}
         for key, tensor, name in named:
@@ -62,9 +65,10 @@ class Rates:
         return self.lora_plus_ratio if role in ("B", "vector") else 1.0
 
     def _require_use(self, tensors: list[PlannedTensor], names: list[str]) -> None:
+        ends = {".".join(name.split(".")[-2:]) for name in names}
         problems = [
-            f"learning_rates: {glob!r} matches no trained tensor{did_you_mean(glob, names)}; they are called like "
-            f"{names[0]!r}"
+            f"learning_rates: {glob!r} matches no trained tensor{did_you_mean(glob.lstrip('*.'), ends)}; "
+            f"they are called like {names[0]!r}"
             for glob in self.learning_rates or ()
             if not any(fnmatchcase(name, glob) for name in names)
         ]
