@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from campaign.tiny_run import base, dataset
 from lorica import adapter, api
 from lorica.budget import Training, cautions
 from lorica.errors import ModelError
@@ -12,7 +13,7 @@ from lorica.methods import Full, LoRA
 from lorica.quickstart.run import write_run
 from lorica.recipe import Recipe
 from lorica.site import Site
-from lorica.train import TrainConfig
+from lorica.train import Quiet, TrainConfig
 
 ROOT = Path(__file__).parents[2]
 MLP = {"gate": (3, 1), "up": (3, 1), "down": (1, 3)}
@@ -144,6 +145,17 @@ def test_a_method_beside_a_model_is_warned_of_what_is_known():
     shapes = shapes_only("embedded", None)
     assert api.plan(shapes, LoRA(r=8)).warnings == ()
     assert api.plan(shapes, LoRA(r=8), train=TrainConfig(learning_rate=1e-5)).warnings
+
+
+def test_fit_says_it_before_it_starts_and_knows_its_rows():
+    class Listening(Quiet):
+        def on_note(self, note):
+            notes.append(note)
+
+    notes = []
+    attached = adapter.attach(base(), LoRA(r=2, alpha=6, target_modules="attention"))
+    api.fit(attached, dataset(12), steps=1, learning_rate=2e-5, reporter=Listening())
+    assert [note.split(";")[0] for note in notes] == ["warning: learning_rate 2e-5 is one of full fine-tuning"]
 
 
 def test_recipes_and_the_quickstart_give_no_warning(tmp_path, monkeypatch):

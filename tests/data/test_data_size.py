@@ -17,5 +17,5 @@ def test_lines_are_counted_and_large_files_are_estimated(tmp_path, monkeypatch):
 
 def test_what_cannot_be_known_from_outside_is_not_guessed(tmp_path):
     (tmp_path / "notes.txt").write_text("one\ntwo\n")
-    for source in (str(tmp_path / "notes.txt"), "hub:owner/name", str(tmp_path / "not-there.jsonl")):
+    for source in (str(tmp_path / "notes.txt"), "hub:owner/name", "python:stdlib", str(tmp_path / "not-there.jsonl")):
         assert sizes.rows_about(DataConfig(train=source)) is None

@@ -107,7 +107,8 @@ class Case:
         return None if self.rate is None else self.rate * sqrt(self.ratio)
 
     def starts_near_the_weight(self) -> bool:
-        return any(getattr(method, "init", None) in NEAR_THE_WEIGHT for method in self.plan.methods)
+        starts = (getattr(method, "init", "") for method in self.plan.methods)
+        return any(getattr(start, "kind", start) in NEAR_THE_WEIGHT for start in starts)
 
     @property
     def said(self) -> str:

@@ -17,6 +17,8 @@ OTHER_NAMES = {
     "lora_target": "target_modules",
     "targets": "target_modules",
     "lr": "learning_rate",
+    "loraplus_lr_ratio": "lora_plus_ratio",
+    "loraplus_lr_embedding": "lr_embedding",
     "batch_size": "rows_per_step",
     "per_device_train_batch_size": "rows_per_step",
     "gradient_accumulation_steps": "rows_per_step",
