@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from campaign import trees
+from campaign import tiny_base, trees
 from campaign.children import End, done
 from campaign.outcomes import different, litter, outcome
 from lorica.adapter.file import read
@@ -39,7 +39,7 @@ class Workplace:
     @classmethod
     def made(cls, place: Path) -> "Workplace":
         place.mkdir(parents=True)
-        _make_base(place / "base")
+        tiny_base.write(place / "base")
         rows = [json.dumps({"prompt": f"after {n}: ", "completion": f"{n + 1}"}) for n in range(12)]
         (place / "train.jsonl").write_text("\n".join(rows[:9]) + "\n")
         (place / "eval.jsonl").write_text("\n".join(rows[9:]) + "\n")
@@ -133,29 +133,3 @@ def told_well(end: End, case: Path, word: str) -> list[str]:
 
 def leftovers(case: Path) -> list[str]:
     return litter(case / "run")
-
-
-def _make_base(folder: Path) -> None:
-    """A Llama of one layer that reads bytes."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: number for number, letter in enumerate(["<end>", *alphabet])}
-    words = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    words.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>").save_pretrained(folder)
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        eos_token_id=0,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)

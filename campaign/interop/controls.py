@@ -42,7 +42,7 @@ def _scale(divisor: Callable[[LoRA, int], float], alpha: Callable[[LoRA, Any], f
 
 
 def _alpha(method: LoRA, site: Any) -> float:
-    return lora._from_pattern(method.alpha_pattern, site.name, method.alpha)
+    return method.alpha_of(site)
 
 
 def _root(method: LoRA, r: int) -> float:

@@ -318,6 +318,16 @@ def test_safetensors_reads_back_every_dtype_shape_and_stride_to_the_bit(tmp_path
         assert file.metadata() == {"format": "pt"}
 
 
+def test_what_safetensors_writes_is_read_to_the_bit(tmp_path):
+    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in tensors_of_every_kind().items()}
+    (tmp_path / "t.safetensors").write_bytes(safetensors_save(tensors, {"format": "pt"}))
+    found = durable.read_tensors(tmp_path / "t.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
+        assert as_bytes(found[name]) == as_bytes(tensor), name
+
+
 def test_the_file_is_the_one_that_safetensors_writes(tmp_path):
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in tensors_of_every_kind().items()}
     with durable.new_folder(tmp_path / "out") as folder:

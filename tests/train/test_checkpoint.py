@@ -236,6 +236,22 @@ def test_a_damaged_checkpoint_is_skipped_with_its_reason_and_the_one_before_is_t
     assert skipped[3][1].startswith("optimizer.safetensors has ")
 
 
+@pytest.mark.parametrize("name", ["MANIFEST.json", "optimizer.safetensors"])
+def test_a_checkpoint_that_the_disk_does_not_give_is_an_error_and_not_passed_over(tmp_path, monkeypatch, name):
+    """Damage is known once it is read; here nothing is known, and the run before it could be thrown away."""
+    first_two(tmp_path)
+    opened = Path.open
+
+    def failing(path, *arguments, **options):
+        if path == tmp_path / "step-00000002" / name:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", failing)
+    with pytest.raises(CheckpointError, match=r"step-00000002.*\(EIO\).*try again, or remove .*step-00000002"):
+        checkpoint.newest(tmp_path)
+
+
 def test_a_checkpoint_under_another_step_or_of_another_schema_is_refused(tmp_path):
     folder = save(tmp_path, 1)
     folder.rename(tmp_path / "step-00000009")

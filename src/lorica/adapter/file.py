@@ -214,20 +214,27 @@ def _json(data: Bytes, path: Path) -> dict[str, Any]:
 
 def _plainly_named(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """A PEFT file's tensors under the keys that PEFT itself writes."""
-    method = next((m for m in METHODS.values() if m.peft_type and m.peft_type == config.get("peft_type")), None)
-    if method is None:
+    if "peft_type" not in config:
         return tensors
+    method = _peft_method(folder, config)
     try:
         return {key: tensors[spelled] for spelled, key in method.plain_keys(tensors).items()}
     except AdapterError as error:
         raise AdapterError.of([f"{folder / TENSORS}: {line}" for line in str(error).splitlines()]) from error
 
 
+def _peft_method(folder: Path, config: Mapping[str, Any]) -> type[Method]:
+    try:
+        return method_of_peft(config)
+    except LoricaError as error:
+        raise refusal(str(folder / CONFIG), str(error).splitlines()) from error
+
+
 def _methods(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Method, ...]:
     where = folder / CONFIG
     try:
         if "peft_type" in config:
-            return (method_of_peft(config["peft_type"]).from_file(config, tensors.keys()),)
+            return (method_of_peft(config).from_file(config, tensors.keys()),)
         listed = config.get("methods")
         if not isinstance(listed, list) or not listed or not all(isinstance(entry, dict) for entry in listed):
             raise AdapterError("neither peft_type nor methods says what adapter this is")

@@ -218,7 +218,7 @@ def _method(given: Any, sites: tuple[Site, ...]) -> Method:
     peft_type = getattr(given, "peft_type", None)
     if peft_type is None:
         raise TargetError(f"method: {type(given).__name__} is none; give lorica.LoRA(r=8), or a config of PEFT")
-    return method_of_peft(peft_type).from_peft(given, sites)
+    return method_of_peft(given).from_peft(given, sites)
 
 
 def _tensors(edit: Edit, method: Method, around: Container[str]) -> dict[str, PlannedTensor]:

@@ -2,8 +2,9 @@
 
 from lorica.adapter import Bank, attach, inspect, load
 from lorica.api.answers import Answer, Speaker, generate
-from lorica.api.looking import Machinery, MethodTable, data_report, doctor, method_table
+from lorica.api.looking import Machinery, data_report, doctor
 from lorica.api.merging import merge
+from lorica.api.method_table import MethodTable, method_table
 from lorica.api.planning import plan
 from lorica.api.recorded import unverified
 from lorica.api.scoring import Score, evaluate

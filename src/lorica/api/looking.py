@@ -1,4 +1,4 @@
-"""What only looks: the data report, the table of methods, the machine."""
+"""What only looks: the data report and the machine."""
 
 import os
 import platform
@@ -9,16 +9,13 @@ from typing import Any
 
 import torch
 
-from lorica import adapter, budget, data
+from lorica import budget, data
 from lorica.api.lessons import ANY_LENGTH
 from lorica.data import DataConfig, DataReport
-from lorica.errors import LoricaError, ModelError
-from lorica.methods import METHODS, LoRA
-from lorica.methods.presets import LEARNING_RATE, PRESETS
+from lorica.errors import ModelError
 from lorica.models import context_limit, load_tokenizer, renderer, shapes_only
 from lorica.models.chat import plain_tokenizer
 
-ADVICE = f"learning rate for all three: start at {LEARNING_RATE}"
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "peft", "datasets", "tensorboard")
 
 
@@ -31,59 +28,6 @@ def data_report(file: str, model: str, *, held: str | None = None) -> DataReport
     limit = context_limit(shapes_only(model)) or ANY_LENGTH
     train, evaluation = data.load(DataConfig(train=file, eval=held), plain, renderer(tokenizer), limit=limit)
     return DataReport.of(train, evaluation, plain)
-
-
-@dataclass(frozen=True)
-class MethodTable:
-    """A row a method; `trainable_parameters` on the base named, None where the method does not fit it."""
-
-    base: str
-    rows: tuple[dict[str, Any], ...]
-
-    def to_dict(self) -> list[dict[str, Any]]:
-        return [dict(row) for row in self.rows]
-
-    def __str__(self) -> str:
-        lines = [f"{'method':<16}{'parameters':>14}  {'mergeable':<11}{'batchable':<11}PEFT  (on {self.base})"]
-        lines += [
-            f"{row['name']:<16}{_count(row['trainable_parameters']):>14}  {_word(row['mergeable']):<11}"
-            f"{_word(row['batchable']):<11}{row['peft_type'] or '-'}"
-            for row in self.rows
-        ]
-        sizes = [f"  {preset}" for preset in PRESETS.values()]
-        return "\n".join([*lines, "", "method: {preset: small}, or medium, or large:", *sizes, f"  {ADVICE}"])
-
-
-def _count(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
-
-
-def _word(value: bool) -> str:
-    return "yes" if value else "no"
-
-
-def method_table(model: str = "embedded") -> MethodTable:
-    """Every method, with what its defaults train on a base."""
-    shapes = shapes_only(model)
-    rows = [
-        {
-            "name": name,
-            "trainable_parameters": _trained(shapes, kind),
-            "mergeable": kind.mergeable,
-            "batchable": kind.batchable,
-            "peft_type": kind.peft_type,
-            "presets": {name: preset.to_dict() for name, preset in PRESETS.items()} if kind is LoRA else {},
-        }
-        for name, kind in METHODS.items()
-    ]
-    return MethodTable(model, tuple(rows))
-
-
-def _trained(shapes: Any, kind: Any) -> int | None:
-    try:
-        return adapter.plan(shapes, kind()).trainable_parameters
-    except LoricaError:
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +48,7 @@ class Machinery:
         lines = [
             f"device       {self.device}",
             f"python       {self.python}, {self.threads} threads",
-            f"bfloat16     {_word(self.bfloat16)}",
+            f"bfloat16     {'yes' if self.bfloat16 else 'no'}",
             f"free disk    {self.free_disk_bytes / 1e9:.1f} GB here",
         ]
         return "\n".join([*lines, *(f"{name:<12} {found or 'not installed'}" for name, found in self.versions.items())])

@@ -25,11 +25,15 @@ def data(
     show(api.data_report(file, model, held=held), as_json)
 
 
-def methods(as_json: AsJson = False) -> None:
+def methods(
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="The base they are counted on.")] = "embedded",
+    measure: Annotated[bool, typer.Option("--measure", help="Time a step of each, beside one another.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """List the methods that a recipe can name."""
     from lorica import api
 
-    show(api.method_table(), as_json)
+    show(api.method_table(model, measure=measure), as_json)
 
 
 def doctor(as_json: AsJson = False) -> None:

@@ -264,6 +264,11 @@ class Method(BaseModel):
         return None
 
     @classmethod
+    def is_meant(cls, config: Mapping[str, Any]) -> bool:
+        """Whether these fields of a PEFT config describe this method and no other of the same `peft_type`."""
+        return False
+
+    @classmethod
     def from_peft(cls, config: Any, sites: tuple[Site, ...] = ()) -> "Method":
         """The method that a config of PEFT (the object, or its fields) describes on a base with these sites;
         RecipeError names what has no counterpart."""

@@ -8,23 +8,22 @@ base_model.model._orig_mod.PATH.lora_A.weight   from a compiled or sharded model
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 
 from lorica.errors import AdapterError
 
 PREFIX = "base_model.model."
 """What PEFT puts before the path of every module in its files."""
-FILE_NAME_END = re.compile(r"\.lora_(?:[AB]\.weight|embedding_[AB])$")
-NAMED_END = re.compile(r"\.lora_(?:([AB])\.(?P<linear>[^.]+)\.weight|(embedding_[AB])\.(?P<embedding>[^.]+))$")
 SAVED = re.compile(r"\.modules_to_save\.[^.]+(?=\.)")
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.")
 """What torch.compile and FSDP put into the paths of the modules they wrap."""
 
 
-def plain(keys: Collection[str]) -> dict[str, str]:
-    """Each key as PEFT spells it.  AdapterError where two keys would be one, or several adapters share the file."""
-    named = _is_named(keys)
-    spelled = {key: _plain(key, named) for key in keys}
+def plain(keys: Collection[str], ends: Sequence[str]) -> dict[str, str]:
+    """Each key as PEFT spells it, where `ends` are those of a method's own tensors.  AdapterError where two keys would
+    be one, or several adapters share the file."""
+    unnamed = _unnaming(keys, ends)
+    spelled = {key: _plain(key, unnamed) for key in keys}
     known = set(spelled.values())
     # Beside the trained copy of a module's bias PEFT writes the same under the copy's own name.
     bare = {key: SAVED.sub("", name) for key, name in spelled.items()}
@@ -35,20 +34,26 @@ def plain(keys: Collection[str]) -> dict[str, str]:
     return spelled
 
 
-def _is_named(keys: Collection[str]) -> bool:
-    """Whether the low-rank tensors carry the name of their adapter."""
-    if any(FILE_NAME_END.search(key) for key in keys):
-        return False
-    found = [match for key in keys if (match := NAMED_END.search(key))]
-    names = sorted({match["linear"] or match["embedding"] for match in found})
+def _unnaming(keys: Collection[str], ends: Sequence[str]) -> Callable[[str], str]:
+    """What takes the name of the adapter out of its tensors' keys, where they carry it."""
+    if not ends or any(key.endswith(tuple(ends)) for key in keys):
+        return lambda key: key
+    named = re.compile("|".join(f"(?:{_named(end, index)})" for index, end in enumerate(ends)))
+    found = [match for key in keys if (match := named.search(key))]
+    names = sorted({match[f"name{index}"] for match in found for index in range(len(ends)) if match[f"name{index}"]})
     if len(names) > 1:
         raise AdapterError(f"holds the adapters {', '.join(names)} at once; save each by itself with save_pretrained")
-    return bool(names)
+    return lambda key: named.sub(lambda match: next(ends[i] for i in range(len(ends)) if match[f"name{i}"]), key)
 
 
-def _plain(key: str, named: bool) -> str:
+def _named(end: str, index: int) -> str:
+    """`.lora_A.weight` with a name in it: `.lora_A.NAME.weight`."""
+    stem = re.escape(end.removesuffix(".weight"))
+    return rf"{stem}\.(?P<name{index}>[^.]+){re.escape('.weight') if end.endswith('.weight') else ''}$"
+
+
+def _plain(key: str, unnamed: Callable[[str], str]) -> str:
     for wrapper in WRAPPERS:
         key = key.replace(wrapper, "")
-    if named:
-        key = NAMED_END.sub(lambda match: f".lora_{match[1]}.weight" if match[1] else f".lora_{match[3]}", key)
+    key = unnamed(key)
     return key if key.startswith(PREFIX) else PREFIX + key

@@ -90,7 +90,8 @@ def save(
 def newest(root: str | Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
     """The newest checkpoint of `root` that verifies, or None; and every newer one, with the reason it was skipped.
 
-    Settles first what a crash left in `root`, so the caller holds the run's `durable.Lock`.
+    Settles first what a crash left in `root`, so the caller holds the run's `durable.Lock`.  CheckpointError where the
+    system cannot read one: what is in it is unknown, and going on without it could throw good work away.
     """
     skipped: list[tuple[Path, str]] = []
     with _as_checkpoint_error():
@@ -99,6 +100,8 @@ def newest(root: str | Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]
         try:
             return load(folder), skipped
         except CheckpointError as error:
+            if _is_refused_by_the_system(error):
+                raise CheckpointError(f"{error}; try again, or remove {folder} to go on without it") from error
             skipped.append((folder, str(error).removeprefix(f"{folder}: ")))
     return None, skipped
 
@@ -112,7 +115,7 @@ def load(folder: str | Path) -> Checkpoint:
         return Checkpoint(
             step=manifest["step"],
             folder=folder,
-            tensors={name.removesuffix(TENSORS): _load_tensors(folder / name) for name in groups},
+            tensors={name.removesuffix(TENSORS): durable.read_tensors(folder / name) for name in groups},
             state=durable.read_json(folder / STATE),
             identity=manifest["identity"],
             environment=manifest["environment"],
@@ -177,7 +180,9 @@ def _sealed(content: Mapping[str, Any], where: Path) -> bytes:
 
 def _verified_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
-    if not path.is_file():
+    with durable.reporting(path):
+        there = path.is_file()
+    if not there:
         raise CheckpointError(f"{folder}: has no {MANIFEST}, so it was never completed")
     manifest = durable.read_json(path)
     if isinstance(manifest, dict) and manifest.get("schema", SCHEMA) != SCHEMA:
@@ -198,17 +203,6 @@ def _is_sealed(manifest: Any, path: Path) -> bool:
     content = {key: manifest[key] for key in CONTENT}
     with durable.reporting(path):
         return path.read_bytes() == _sealed(content, path)
-
-
-def _load_tensors(path: Path) -> dict[str, "Tensor"]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        with durable.reporting(path):
-            return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path.parent}: {path.name} is not a safetensors file: {error}") from error
 
 
 def _prune(root: Path, keep: int, protect: Collection[int]) -> None:
@@ -232,6 +226,13 @@ def _unequal(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
         for name in names
         if saved.get(name) != current.get(name)
     ]
+
+
+def _is_refused_by_the_system(error: BaseException | None) -> bool:
+    """Whether an OSError is the cause, rather than what was read."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__
+    return error is not None
 
 
 @contextmanager

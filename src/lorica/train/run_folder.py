@@ -65,8 +65,9 @@ class RunFolder:
         if self.start is not None:
             self._require_same(self.start)
         durable.truncate_after(self.metrics_file, 0 if self.start is None else self.start.step)
-        if self.metrics_file.exists():
-            self.history = [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
+        with durable.reporting(self.metrics_file):
+            text = self.metrics_file.read_text() if self.metrics_file.exists() else ""
+        self.history = [json.loads(line) for line in text.splitlines()]
 
     def _require_same(self, start: Checkpoint) -> None:
         """Other data or settings make a resume wrong; other versions or threads keep it from being exact to the bit."""

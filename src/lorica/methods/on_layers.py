@@ -1,0 +1,219 @@
+"""What methods share that put a module around the layers that `target_modules` chooses: the choice and the file.
+
+    keys = {"A": ".lora_A.weight", "B": ".lora_B.weight"}     parameter of the module -> end of its key in PEFT's file
+    around(site) -> Build                                     the module of one layer
+
+PATH.END is the key of a parameter of the layer PATH; a copy of a whole module is kept under the base's own name.
+"""
+
+import re
+from collections.abc import Collection, Container, Iterable, Mapping
+from typing import Any, ClassVar, Self
+
+from pydantic import ValidationError
+
+from lorica.errors import RecipeError, TargetError, did_you_mean
+from lorica.methods import peft_config, peft_keys
+from lorica.methods.contract import Around, Build, Copy, Edit, Instead, Method
+from lorica.methods.peft_keys import PREFIX
+from lorica.methods.targets import Selection, matches, select, shortest_names
+from lorica.site import Kind, Site
+
+MOST_LOOKED_FOR = 1_000_000
+"""Names times modules: a file that asks for more only wants the time."""
+
+OF_FINISHED = ("modules_to_save", "ensure_weight_tying")
+"""A finished adapter computes the same whether tied layers were kept tied or not."""
+
+
+class OnLayers(Method):
+    """`target_modules` (preset, list of names or glob) and `modules_to_save` (modules trained in full, such as a new
+    head) mean the same in every method."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("linear",)
+    """What a list of names may choose; a preset or a glob chooses linears."""
+    keys: ClassVar[Mapping[str, str]] = {}
+    translated: ClassVar[Mapping[str, str]] = {}
+    """Fields of PEFT's config that mean the same here, and what they are called here."""
+    understood: ClassVar[frozenset[str]] = frozenset()
+    """Fields of PEFT's config that a method reads by itself."""
+
+    target_modules: str | tuple[str, ...] = "all-linear"
+    modules_to_save: tuple[str, ...] = ()
+
+    def around(self, site: Site) -> Build:
+        """What builds the module of one layer."""
+        raise NotImplementedError
+
+    def problems(self, adapted: list[Site], sites: tuple[Site, ...]) -> list[str]:
+        """What of the config does not fit the layers that it chose, and those there are."""
+        return []
+
+    def edits(self, sites: tuple[Site, ...], statistics: Mapping[str, Any] | None = None) -> tuple[Edit, ...]:
+        adapted, saved = self.adapted(sites), self.saved(sites)
+        problems = [*self.problems(adapted, sites), *self._save_problems(sites)]
+        if problems:
+            raise TargetError.of(problems)
+        return (*(Around(site, self.around(site)) for site in adapted), *(Instead(site, Copy) for site in saved))
+
+    def adapted(self, sites: tuple[Site, ...]) -> list[Site]:
+        return [site for site in self.selection(sites).sites if not self.saves(site.name)]
+
+    def saved(self, sites: tuple[Site, ...]) -> list[Site]:
+        return [site for site in sites if site.kind == "parameter" and self.saves(site.name.rpartition(".")[0])]
+
+    def selection(self, sites: tuple[Site, ...]) -> Selection:
+        named = not isinstance(self.target_modules, str)
+        return select(sites, self.target_modules, self.kinds if named else ("linear",))
+
+    def saves(self, module: str) -> bool:
+        """Whether `modules_to_save` trains this module whole."""
+        return any(_within(module, name) for name in self.modules_to_save)
+
+    def _save_problems(self, sites: tuple[Site, ...]) -> list[str]:
+        modules = {site.name.rpartition(".")[0] for site in sites if site.kind == "parameter"}
+        missing = [
+            _missing(name, sites, {module.rpartition(".")[2] for module in modules})
+            for name in self.modules_to_save
+            if not any(_within(module, name) for module in modules)
+        ]
+        # PEFT matches these names without a dot before them, so it would look for both modules in the file.
+        confused = [
+            f"modules_to_save: for PEFT {name!r} is also the end of {module!r}; name both, or save under its full path"
+            for name in self.modules_to_save
+            for module in sorted(modules)
+            if module.endswith(name) and not any(matches(module, saved) for saved in self.modules_to_save)
+        ]
+        return missing + confused
+
+    def file_name(self, edit: Edit, parameter: str, around: Container[str]) -> str:
+        name = edit.site.name
+        if edit.place != "instead":
+            return PREFIX + name + self.keys.get(parameter, f".{parameter}")
+        module, _, leaf = name.rpartition(".")
+        return f"{PREFIX}{module}.base_layer.{leaf}" if module in around else PREFIX + name
+
+    @classmethod
+    def end_of(cls, key: str) -> str | None:
+        """The end that makes a key one of a module around a layer."""
+        return next((end for end in cls.keys.values() if key.endswith(end)), None)
+
+    @classmethod
+    def site_name(cls, key: str) -> str:
+        return cls.parameter_name(key).removesuffix(cls.end_of(key) or "")
+
+    @classmethod
+    def parameter_name(cls, key: str) -> str:
+        return key.removeprefix(PREFIX).replace(".base_layer.", ".")
+
+    @classmethod
+    def plain_keys(cls, keys: Collection[str]) -> dict[str, str]:
+        return peft_keys.plain(keys, tuple(cls.keys.values()))
+
+    @classmethod
+    def surplus(cls, key: str) -> bool:
+        return key.endswith(".base_layer.weight") or ".original_module." in key or ".modules_to_save." in key
+
+    def where_entries(self, edits: Iterable[Edit], sites: tuple[Site, ...]) -> dict[str, Any]:
+        """The part of PEFT's config that says where the adapter sits."""
+        adapted = [edit.site for edit in edits if edit.place == "around"]
+        return {
+            "peft_type": self.peft_type,
+            "target_modules": peft_targets(adapted, sites),
+            "modules_to_save": list(self.modules_to_save) or None,
+        }
+
+    @classmethod
+    def where_of_config(cls, given: Mapping[str, Any], sites: tuple[Site, ...]) -> tuple[dict[str, Any], list[str]]:
+        """`target_modules` and `modules_to_save` of a PEFT config, and the complaints; with the base's `sites` the
+        heads that PEFT trains for a classifier without being asked."""
+        targets = given.get("target_modules")
+        problems: list[str] = []
+        if isinstance(targets, str) and targets != "all-linear":
+            problems = [f"target_modules: PEFT reads {targets!r} as a regular expression; give a list or a glob"]
+        listed = targets if isinstance(targets, str) else tuple(sorted(targets or ())) or "minimal"
+        saved, strange = peft_config.names(given.get("modules_to_save"), "modules_to_save")
+        heads = peft_config.heads(given, [s.name.rpartition(".")[0] for s in sites if s.kind == "parameter"])
+        saved = (*saved, *(head for head in heads if head not in saved))
+        problems += strange
+        if not sites and peft_config.lacks_head(given):
+            problems.append("task_type: PEFT trains the head as well; give the config to lorica.attach, which finds it")
+        return {"target_modules": listed, "modules_to_save": saved}, problems
+
+    @classmethod
+    def where_of_file(cls, given: Mapping[str, Any], keys: Collection[str]) -> tuple[dict[str, Any], list[str]]:
+        """Where an adapter sits is read off its tensors' names; names in `modules_to_save` that none of them needs are
+        dropped (PEFT adds `score` and `classifier` to every classifier's list)."""
+        adapted = sorted({cls.site_name(key) for key in keys if cls.end_of(key)})
+        copied = {key.removeprefix(PREFIX).rpartition(".")[0] for key in keys if not cls.end_of(key)}
+        saved, problems = peft_config.names(given.get("modules_to_save"), "modules_to_save")
+        if len(saved) * len(copied) > MOST_LOOKED_FOR:
+            raise RecipeError(f"modules_to_save: {len(saved)} names for {len(copied)} modules, which no adapter has")
+        return {"target_modules": tuple(adapted), "modules_to_save": _held(saved, copied)}, problems
+
+    @classmethod
+    def from_peft(cls, config: Any, sites: tuple[Site, ...] = ()) -> Self:
+        """The method that a config of PEFT (or a dict of its fields) describes.
+
+        sites: those of the base, in which the heads are found that PEFT trains for a classifier without being asked.
+        """
+        given = peft_config.fields(config)
+        where, problems = cls.where_of_config(given, sites)
+        known = {*cls.translated, *cls.understood, "target_modules", "modules_to_save", "layers_pattern"}
+        return cls.of_fields(given, where, [*problems, *peft_config.problems(given, known, cls.peft_names)])
+
+    @classmethod
+    def from_file(cls, config: Mapping[str, Any], keys: Collection[str]) -> Self:
+        where, problems = cls.where_of_file(config, keys)
+        known = {
+            *cls.translated,
+            *cls.understood,
+            *peft_config.WHERE_TO_ADAPT,
+            "modules_to_save",
+            "ensure_weight_tying",
+        }
+        return cls.of_fields(config, where, [*problems, *peft_config.problems(config, known)])
+
+    @classmethod
+    def of_fields(cls, given: Mapping[str, Any], ours: Mapping[str, Any], problems: list[str]) -> Self:
+        """The method with `ours` and the `translated` fields of `given`.  RecipeError with every problem."""
+        if problems:
+            raise RecipeError.of(problems)
+        values = {name: given[theirs] for theirs, name in cls.translated.items() if given.get(theirs) is not None}
+        try:
+            return cls.model_validate({**values, **ours})
+        except ValidationError as error:
+            told = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+            raise RecipeError.of(told) from None
+
+
+def peft_targets(adapted: list[Site], sites: tuple[Site, ...]) -> list[str] | str:
+    """Names that choose the same modules in PEFT; where no list can (a top-level module whose name is also the end of
+    another's path), the regular expression of the full paths."""
+    chosen = {site.name for site in adapted}
+    paths = {s.name.rpartition(".")[0] if s.kind == "parameter" else s.name for s in sites}
+    others = paths - chosen
+    names = shortest_names(adapted, others)
+    if any(matches(other, name) for other in others for name in names):
+        return "|".join(re.escape(name) for name in sorted(chosen))
+    return names
+
+
+def _within(module: str, name: str) -> bool:
+    """Whether a module is the one of this name, or stands in it."""
+    return matches(module, name) or f".{name}." in f".{module}."
+
+
+def _held(saved: Collection[str], modules: Collection[str]) -> tuple[str, ...]:
+    """The modules that a file saves whole: their paths end as PEFT matches them, without a dot before the name."""
+    parts = (module.split(".") for module in modules if saved)
+    paths = (".".join(words[:end]) for words in parts for end in range(1, len(words) + 1))
+    return tuple(sorted({path for path in paths if path.endswith(tuple(saved))}))
+
+
+def _missing(name: str, sites: tuple[Site, ...], near: Collection[str]) -> str:
+    """A tied parameter is listed under its first name alone."""
+    if any(matches(site.name, name) for site in sites if site.kind in ("linear", "embedding")):
+        untie = "leave it out, or give a base saved with tie_word_embeddings=False"
+        return f"modules_to_save: {name!r} is tied with another module, which a saved copy would leave behind; {untie}"
+    return f"modules_to_save: {name!r} matches no module{did_you_mean(name, near)}"
