@@ -11,7 +11,7 @@ from lorica import durable
 from lorica.adapter import Attached
 from lorica.cli import entry
 from lorica.train import checkpoint, loop
-from lorica.train.optimizer import AdamW
+from lorica.train.optimizers.contract import ByName
 from lorica.train.progress import Progress
 
 Breakage = Callable[[], AbstractContextManager[None]]
@@ -127,7 +127,7 @@ FAILURES_EXIT_WITH_0 = instead(entry, "run", _run_and_exit_with_0)
 WRITE_ERRORS_SWALLOWED = instead(durable, "_write_all", _write_some)
 
 FORGOTTEN = {
-    "the optimiser's state": instead(AdamW, "load_state", nothing),
+    "the optimiser's state": instead(ByName, "load_state", nothing),
     "the generators": instead(loop, "_restore_generators", nothing),
     "the adapter": instead(Attached, "load_state", nothing),
     "the state of the method's life": instead(Wandering, "load_state_dict", nothing),

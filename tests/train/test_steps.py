@@ -13,9 +13,8 @@ from lorica.methods import LoRA
 from lorica.models.causal_lm import IGNORED
 from lorica.tasks import TASKS, CausalLanguageModelling
 from lorica.train import TrainConfig, fit
-from lorica.train.config import OptimizerConfig
 from lorica.train.loss_scale import LossScale
-from lorica.train.optimizer import AdamW
+from lorica.train.optimizers.adamw import AdamW, AdamWConfig
 from lorica.train.step import Learner, gradients, optimiser_step
 
 TASK = TASKS["causal_lm"]
@@ -23,7 +22,7 @@ TASK = TASKS["causal_lm"]
 
 def learner(attached, **options):
     attached.train(base=False)
-    optimizer = AdamW(dict(attached.named_parameters()), OptimizerConfig())
+    optimizer = AdamW(dict(attached.named_parameters()), AdamWConfig())
     settings = {"seed": 3, "device": torch.device("cpu"), "scale": LossScale(), "life": attached.life, "task": TASK}
     return Learner(model=attached.model, optimizer=optimizer, **{**settings, **options})
 
@@ -142,7 +141,7 @@ class Parameters(nn.Module):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_optimiser_is_adamw_with_decay_on_matrices_alone(dtype):
     ours, theirs = Parameters().to(dtype), Parameters().to(dtype)
-    config = OptimizerConfig(betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1)
+    config = AdamWConfig(betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1)
     own = AdamW(dict(ours.named_parameters()), config)
     groups = [
         {"params": [theirs.matrix], "weight_decay": 0.1},
@@ -166,7 +165,7 @@ def test_the_optimiser_is_adamw_with_decay_on_matrices_alone(dtype):
 
 def test_optimiser_state_goes_by_name_and_is_refused_when_names_differ():
     module = Parameters()
-    own = AdamW(dict(module.named_parameters()), OptimizerConfig())
+    own = AdamW(dict(module.named_parameters()), AdamWConfig())
     assert set(own.state()) == {
         f"{n}.{p}" for n in ("matrix", "vector", "unused") for p in ("exp_avg", "exp_avg_sq", "step")
     }

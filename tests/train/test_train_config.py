@@ -32,6 +32,13 @@ def test_an_optimizer_may_be_its_name_or_a_mapping():
     assert (config.optimizer.betas, config.optimizer.weight_decay) == ((0.9, 0.95), 0.01)
 
 
+def test_the_learning_rate_follows_the_optimizer_where_none_is_given():
+    usual = {name: TrainConfig(optimizer=name).learning_rate for name in ("adamw", "adafactor", "lion", "muon")}
+    assert usual == {"adamw": 2e-4, "adafactor": 2e-4, "lion": 4e-5, "muon": 2e-4}
+    assert TrainConfig(optimizer={"name": "adafactor", "relative_step": True}).learning_rate == 1e-2
+    assert TrainConfig(optimizer={"name": "lion"}, learning_rate=1e-3).learning_rate == 1e-3
+
+
 def test_gradient_checkpointing_is_all_some_or_none():
     given = [
         TrainConfig.model_validate({"gradient_checkpointing": value}).gradient_checkpointing
@@ -62,7 +69,14 @@ def test_a_config_survives_its_own_dump():
         ({"evaluate_every": 0}, "evaluate_every"),
         ({"evaluate_every": "day"}, "evaluate_every"),
         ({"batch_size": 8}, "batch_size"),
-        ({"optimizer": "sgd"}, "optimizer"),
+        ({"optimizer": "sgdd"}, "optimizer"),
+        ({"optimizer": "sgd"}, "learning_rate is missing, and sgd has no usual one"),
+        ({"optimizer": {"name": "sgd", "betas": [0.9, 0.99]}, "learning_rate": 0.1}, "sgd.betas"),
+        ({"optimizer": {"name": "lion", "eps": 1e-8}}, "lion.eps"),
+        ({"optimizer": {"name": "sgd", "momentum": 0, "nesterov": True}, "learning_rate": 1}, "give momentum"),
+        ({"lora_plus_ratio": 0.5}, "lora_plus_ratio"),
+        ({"lr_embedding": 1e-5}, "give lora_plus_ratio beside it"),
+        ({"learning_rates": {"*.B": 0}}, "greater than 0"),
         ({"optimizer": {"lr": 1}}, "lr"),
     ],
 )

@@ -24,6 +24,7 @@ from lorica.adapter.lineage import Parent
 from lorica.adapter.origin import base_facts
 from lorica.adapter.plan import Plan
 from lorica.adapter.proof import Comparison, Proof, Prover, Unprobed, recorded
+from lorica.adapter.rates import Rates, parameter_groups
 from lorica.errors import AdapterError, did_you_mean
 from lorica.methods.contract import Life
 from lorica.models import checkpoint
@@ -85,6 +86,29 @@ class Attached:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return (parameter for _, parameter in self.named_parameters())
+
+    def parameter_groups(
+        self,
+        learning_rate: float,
+        *,
+        lora_plus_ratio: float | None = None,
+        lr_embedding: float | None = None,
+        learning_rates: Mapping[str, float] | None = None,
+        weight_decay: float = 0.0,
+    ) -> list[dict[str, Any]]:
+        """What an optimiser of torch takes when not everything learns at one rate; `weight_decay` is of matrices.
+
+        lora_plus_ratio     B and vectors learn at this many times `learning_rate`, which is A's
+        lr_embedding        the rate of low-rank pairs around embeddings under a ratio; 1e-6 when none is given
+        learning_rates      factors by a glob over names such as `model.layers.0.self_attn.q_proj.A`
+        """
+        rates = Rates(
+            learning_rate=learning_rate,
+            lora_plus_ratio=lora_plus_ratio,
+            lr_embedding=lr_embedding,
+            learning_rates=learning_rates,
+        )
+        return parameter_groups(rates, self.plan, dict(self.named_parameters()), weight_decay)
 
     def _keyed(self) -> Iterator[tuple[str, Tensor]]:
         assert self.model is not None

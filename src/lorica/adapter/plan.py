@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lorica.errors import TargetError
 from lorica.kernels import FrozenWeight
 from lorica.methods import Method, method_of_peft
-from lorica.methods.contract import Edit, Start, neighbours, stored
+from lorica.methods.contract import Edit, Role, Start, neighbours, stored
 from lorica.models import sites as sites_of
 from lorica.site import Site
 
@@ -30,10 +30,12 @@ Methods = Method | Sequence[Method] | Any
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor of the adapter file: its name in the module of its edit, its shape, and whether it is trained."""
+    """A tensor of the adapter file: its name in the module of its edit, its shape, what it is to an optimiser, and
+    whether it is trained."""
 
     name: str
     shape: tuple[int, ...]
+    role: Role
     trained: bool = True
 
     def of(self, module: nn.Module) -> Tensor:
@@ -268,11 +270,14 @@ def _tensors(
     parameter = torch.empty(shape, device=META) if edit.place == "instead" else None
     module = edit.build(Start(torch.Generator(), META, torch.float32, weight, parameter, shared=shared))
     return {
-        mark + method.file_name(edit, name, around): PlannedTensor(
-            name, tuple(kept.shape), isinstance(kept, nn.Parameter)
-        )
+        mark + method.file_name(edit, name, around): _planned(edit, method, name, kept)
         for name, kept in stored(module).items()
     }
+
+
+def _planned(edit: Edit, method: Method, name: str, kept: Tensor) -> PlannedTensor:
+    shape = tuple(kept.shape)
+    return PlannedTensor(name, shape, method.role(edit, name, shape), isinstance(kept, nn.Parameter))
 
 
 def _refuse_overlaps(pairs: Sequence[tuple[Edit, Method]]) -> None:

@@ -7,29 +7,37 @@ from torch import nn
 from lorica import adapter, budget
 from lorica.adapter.plan import Methods
 from lorica.api.vocabulary import with_tokens
-from lorica.budget import Forecast, Workload
+from lorica.budget import Forecast, Training, Workload
+from lorica.data.size import rows_about
 from lorica.errors import RequestError
 from lorica.models import context_limit, load_tokenizer, shapes_only
 from lorica.models.causal_lm import CausalLM
 from lorica.recipe import Recipe
-from lorica.train import TrainConfig
+from lorica.train import TrainConfig, outlook
+from lorica.train.optimizers import ADAMW_RATE
 
 
 def plan(
     base: nn.Module | Recipe,
     method: Methods | None = None,
     *,
+    train: TrainConfig | None = None,
     memory: float | None = None,
 ) -> Forecast:
-    """Coverage, parameters and memory of a method on a model, or of a whole recipe, whose weights are not read.
+    """Coverage, parameters and memory of a method on a model, or of a whole recipe, whose weights are not read; and
+    warnings of settings that are known to fail.
 
+    train: how a method given beside a model will be trained; without it no warnings are about rates and steps.
     memory: bytes to plan for instead of this machine's.  Raises `TargetError` where the method does not fit.
     """
     if isinstance(base, Recipe):
         return _of_recipe(base, memory)
     if method is None:
         raise RequestError("plan: give a method beside the model, as in plan(model, lorica.LoRA(r=8))")
-    return _forecast(base, method, TrainConfig(), None, budget.machine(memory=memory))
+    config = train or TrainConfig()
+    length = _length(base, config, None)
+    training = None if train is None else training_of(train, length, None)
+    return _forecast(base, method, config, length, training, budget.machine(memory=memory))
 
 
 def _of_recipe(recipe: Recipe, memory: float | None) -> Forecast:
@@ -38,20 +46,48 @@ def _of_recipe(recipe: Recipe, memory: float | None) -> Forecast:
         shapes.tokenizer = load_tokenizer(recipe.model.source)
     methods = with_tokens(shapes, recipe.model.add_tokens, recipe.method)
     place = budget.machine(recipe.model.device, memory)
-    return _forecast(shapes, methods, recipe.train, recipe.data.max_length, place)
+    length = _length(shapes, recipe.train, recipe.data.max_length)
+    training = training_of(recipe.train, length, rows_about(recipe.data))
+    return _forecast(shapes, methods, recipe.train, length, training, place)
+
+
+def _length(model: nn.Module, config: TrainConfig, max_length: int | None) -> int:
+    """A row of unknown length is taken to be as long as the base or the micro-batch allows."""
+    return max_length or min(context_limit(model) or config.micro_batch_tokens, config.micro_batch_tokens)
 
 
 def _forecast(
     model: nn.Module,
     method: Methods,
     config: TrainConfig,
-    max_length: int | None,
+    length: int,
+    training: Training | None,
     place: budget.Machine,
 ) -> Forecast:
-    """A row of unknown length is taken to be as long as the base or the micro-batch allows."""
-    length = max_length or min(context_limit(model) or config.micro_batch_tokens, config.micro_batch_tokens)
+    planned = adapter.plan(model, method)
     work = Workload(tokens=max(config.micro_batch_tokens, length), length=length, recomputed=_recomputed(config))
-    return budget.forecast(adapter.plan(model, method), work, place, decoder=isinstance(model, CausalLM))
+    return budget.forecast(
+        planned,
+        work,
+        place,
+        decoder=isinstance(model, CausalLM),
+        moments=config.optimizer.elements,
+        training=training,
+        remarks=tuple(outlook.remarks(config, planned)),
+    )
+
+
+def training_of(config: TrainConfig, length: int, rows: int | None) -> Training:
+    """What of a config is known to succeed or fail, for rows of `length` tokens at most."""
+    usual = config.optimizer.usual_rate
+    return Training(
+        learning_rate=config.learning_rate,
+        optimizer=config.optimizer.name,
+        pace=None if usual is None else usual / ADAMW_RATE,
+        lora_plus_ratio=config.lora_plus_ratio,
+        rows_per_step=config.rows_per_step or (config.tokens_per_step or 0) // length,
+        rows=rows,
+    )
 
 
 def _recomputed(config: TrainConfig) -> int | None:

@@ -11,8 +11,9 @@ from lorica.adapter import Attached, attach, inspect
 from lorica.adapter import plan as plan_of
 from lorica.api.collecting import for_run
 from lorica.api.lessons import Rows, from_anything, from_files
-from lorica.api.planning import plan
+from lorica.api.planning import plan, training_of
 from lorica.api.vocabulary import with_tokens
+from lorica.budget import cautions
 from lorica.data import DataConfig, Dataset
 from lorica.errors import RecipeError, did_you_mean
 from lorica.models import fingerprint, load_base
@@ -81,6 +82,9 @@ def fit(
     config, encoding = _settings(settings)
     learned = from_anything(attached.model, train, encoding)
     held = None if eval is None else from_anything(attached.model, eval, encoding)
+    reporter = reporter or Quiet()
+    for caution in cautions(attached.plan, training_of(config, int(max(learned.lengths, default=1)), len(learned))):
+        reporter.on_note(str(caution))
     return learn(
         attached,
         TASKS[task],

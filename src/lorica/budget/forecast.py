@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorica.adapter import Plan
+from lorica.budget.cautions import Caution, Training, cautions
 from lorica.budget.machine import Machine
-from lorica.budget.memory import Memory, Shapes, Workload, gigabytes, memory_of
+from lorica.budget.memory import Memory, Moments, Shapes, Workload, gigabytes, memory_of, two_moments
 
 ROOM = 0.95
 """The share of the free memory that a run may plan for: allocators lose some of it to gaps."""
@@ -19,7 +20,8 @@ ROOM = 0.95
 class Forecast:
     """What would be trained, the bytes it takes, the arithmetic of one token, and whether it fits.
 
-    `fits` is None where the machine does not tell its memory.
+    `fits` is None where the machine does not tell its memory; `warnings` are of settings that are known to fail, and
+    `remarks` say what learns how.
     """
 
     plan: Plan
@@ -27,6 +29,8 @@ class Forecast:
     work: Workload
     flops_per_token: int
     machine: Machine
+    warnings: tuple[Caution, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool | None:
@@ -39,11 +43,13 @@ class Forecast:
             "flops_per_token": self.flops_per_token,
             "fits": self.fits,
             "device": str(self.machine),
+            "warnings": [caution.to_dict() for caution in self.warnings],
         }
 
     def __str__(self) -> str:
         advice = list(filter(None, (method.advice() for method in self.plan.methods)))
-        return "\n".join([str(self.plan), *advice, "", self._headline(), str(self.memory), self._verdict()])
+        said = [*advice, *self.remarks, *map(str, self.warnings)]
+        return "\n".join([str(self.plan), *said, "", self._headline(), str(self.memory), self._verdict()])
 
     def _headline(self) -> str:
         return (
@@ -57,14 +63,26 @@ class Forecast:
         return f"{gigabytes(self.memory.peak)} on {self.machine}: {verdict}{remedy}"
 
 
-def forecast(plan: Plan, work: Workload, machine: Machine, *, decoder: bool) -> Forecast:
-    """decoder: the base runs on our own decoder rather than on transformers'."""
+def forecast(
+    plan: Plan,
+    work: Workload,
+    machine: Machine,
+    *,
+    decoder: bool,
+    moments: Moments = two_moments,
+    training: Training | None = None,
+    remarks: tuple[str, ...] = (),
+) -> Forecast:
+    """decoder: the base runs on our own decoder rather than on transformers'.  moments: of the optimiser, for each
+    trained tensor.  training: how the run learns, None where that is not decided."""
     return Forecast(
         plan=plan,
-        memory=memory_of(plan, work, machine.kind, decoder),
+        memory=memory_of(plan, work, machine.kind, decoder, moments),
         work=work,
         flops_per_token=_flops(plan, work),
         machine=machine,
+        warnings=() if training is None else cautions(plan, training),
+        remarks=remarks,
     )
 
 

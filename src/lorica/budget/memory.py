@@ -1,7 +1,9 @@
 """Bytes of a training run, part by part, from shapes alone.
 
     weights      every parameter of the base in the type it is held in
-    adapter + gradients + optimizer     4 + 4 + 8 bytes a trained parameter: float32 and AdamW; 4 for a frozen factor
+    adapter + gradients     4 + 4 bytes a trained parameter: float32; 4 for a frozen factor
+    optimizer    4 bytes for each number it keeps of a trained tensor: AdamW two of each element, Lion one, SGD one or
+                 none, Adafactor one of each row and column
     activations  what the backward pass needs, for the T tokens of a micro-batch
     logits       the chunk of logits that exists at a time, and the gradient of the last hidden states
     buffers      gradients in flight through one block; embeddings of which some rows are trained, and their gradients;
@@ -20,19 +22,21 @@ that goes in or out of a linear.  With gradient checkpointing a block leaves its
 has the rest.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
 from lorica.adapter import Plan
 from lorica.kernels.cross_entropy import CHUNK_ROWS
+from lorica.methods.contract import Role
 from lorica.site import Site
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "uint8": 1}
 TRAINED = 4
 """Adapters are float32."""
-MOMENTS = 2
+Moments = Callable[[tuple[int, ...], Role], int]
+"""Numbers that an optimiser keeps for a trained tensor of a shape and a role."""
 LONG = 384
 """Tokens from which documents go through the flash kernel one by one, which keeps no scores."""
 CONTEXT = {"cpu": 450_000_000, "cuda": 500_000_000}
@@ -75,7 +79,12 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool) -> Memory:
+def two_moments(shape: tuple[int, ...], role: Role) -> int:
+    """AdamW's."""
+    return 2 * prod(shape)
+
+
+def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Moments = two_moments) -> Memory:
     """kind: cpu or cuda.  decoder: the base runs on our own decoder, whose head works in chunks."""
     shapes = Shapes.of(plan.base)
     width = shapes.width
@@ -92,7 +101,8 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool) -> Memory:
         weights=sum(prod(site.shape) * BYTES[site.dtype] for site in plan.base if site.kind == "parameter"),
         adapter=TRAINED * (plan.trainable_parameters + plan.frozen_parameters),
         gradients=TRAINED * plan.trainable_parameters,
-        optimizer=MOMENTS * TRAINED * plan.trainable_parameters,
+        optimizer=TRAINED
+        * sum(moments(tensor.shape, tensor.role) for tensor in plan.tensors.values() if tensor.trained),
         activations=activations,
         logits=_logits(shapes, work, decoder),
         buffers=work.tokens * width * (2 * shapes.d + shapes.f) + _shown(plan) + _merged(plan, work.recomputed),

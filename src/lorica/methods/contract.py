@@ -79,6 +79,9 @@ class Start:
 
 
 Build = Callable[[Start], nn.Module]
+Role = Literal["A", "B", "embedding", "table", "matrix", "vector"]
+"""What a trained tensor is to an optimiser: a factor of a low-rank product, which is s B A; a factor of one around an
+embedding; a matrix with a row a token or a class; any other matrix; a vector or a number."""
 
 
 def stored(module: nn.Module) -> dict[str, Tensor]:
@@ -284,6 +287,18 @@ class Method(BaseModel):
     def edits_of_file(self, sites: tuple[Site, ...]) -> tuple[Edit, ...]:
         """The edits on the sites that a file's tensors name, of which nothing but shapes is known."""
         return self.edits(sites)
+
+    def role(self, edit: Edit, parameter: str, shape: tuple[int, ...]) -> Role:
+        """What a tensor of an edit's module is to an optimiser; `parameter` is its name there.  Factors that are not
+        called A and B are a method's own to name."""
+        if len(shape) < 2:
+            return "vector"
+        if edit.place == "around":
+            pair = {"A", "B"}.intersection(parameter.split("."))
+            named: Role = "A" if "A" in pair else "B" if pair else "matrix"
+            return "embedding" if edit.site.kind == "embedding" else named
+        at_an_end = edit.place == "tokens_before" or {"embed", "head"}.intersection(edit.site.roles)
+        return "table" if at_an_end else "matrix"
 
     def wasteful(self, edits: Iterable[Edit]) -> list[str]:
         """What is a mistake in a new adapter, though one that was trained so is read and computes what it should."""

@@ -126,7 +126,8 @@ class LoRA(Ranked):
         saved = self.saved(sites)
         twice = [f"{site.name}: modules_to_save trains all of its rows already" for site, _ in rows if site in saved]
         started = [
-            f"{site.name}: init {self.init.kind} starts linears that are called alone; choose kaiming or gaussian, or leave it out"
+            f"{site.name}: init {self.init.kind} starts linears that are called alone; choose kaiming or gaussian, or "
+            "leave it out"
             for site in adapted
             if (site.kind != "linear" and not self.init.embeddings) or (site.part_of and self.init.reads)
         ]

@@ -17,6 +17,8 @@ OTHER_NAMES = {
     "lora_target": "target_modules",
     "targets": "target_modules",
     "lr": "learning_rate",
+    "loraplus_lr_ratio": "lora_plus_ratio",
+    "loraplus_lr_embedding": "lr_embedding",
     "batch_size": "rows_per_step",
     "per_device_train_batch_size": "rows_per_step",
     "gradient_accumulation_steps": "rows_per_step",
@@ -71,7 +73,10 @@ def _line(path: Loc, error: Any, root: type[BaseModel], tree: Any) -> str:
     if error["type"] == "peft_name" and path[-1] not in OTHER_NAMES:
         return f"{where}: {error['msg']}"
     if error["type"] in {"extra_forbidden", "peft_name"}:
-        return f"{where}: {_unknown(str(path[-1]), set(_known(path[:-1], root, tree)))}"
+        *above, key = map(str, path)
+        if len(above) > 1 and above[0] != "method" and key in set(_known(path[:-2], root, tree)):
+            return f"{where}: unknown key here; it is {'.'.join([*above[:-1], key])}"
+        return f"{where}: {_unknown(key, set(_known(path[:-1], root, tree)))}"
     return f"{where}: {_complaint(error)}"
 
 
@@ -86,7 +91,7 @@ def _known(path: Loc, root: type[BaseModel], tree: Any) -> Iterator[str]:
     if path[:1] == ("method",):
         yield from _method_keys(path, tree)
         return
-    yield from _fields(path, root)
+    yield from _fields(path, root, tree)
 
 
 def _method_keys(path: Loc, tree: Any) -> Iterator[str]:
@@ -94,23 +99,33 @@ def _method_keys(path: Loc, tree: Any) -> Iterator[str]:
     while not (isinstance(tree, Mapping) and tree.get("name") in METHODS):
         tree, depth = tree[path[depth]], depth + 1
     method = METHODS[tree["name"]]
-    yield from _fields(path[depth:], method)
+    yield from _fields(path[depth:], method, tree)
     if not path[depth:]:
         yield from ("name", "preset") if issubclass(method, LoRA) else ("name",)
 
 
-def _fields(path: Loc, root: type[BaseModel]) -> Iterator[str]:
+def _fields(path: Loc, root: type[BaseModel], tree: Any) -> Iterator[str]:
     """The keys at a path, as they are written."""
-    for model in _models_at(path, root):
+    for model in _models_at(path, root, tree):
         yield from (field.alias or name for name, field in model.model_fields.items())
 
 
-def _models_at(path: Loc, root: type[BaseModel]) -> list[type[BaseModel]]:
+def _models_at(path: Loc, root: type[BaseModel], tree: Any) -> list[type[BaseModel]]:
     models = [root]
     for part in path:
         fields = [model.model_fields[str(part)] for model in models if str(part) in model.model_fields]
-        models = [model for field in fields for model in _models_in(field.annotation)]
+        tree = tree[part] if _has(tree, part) else None
+        models = _meant([model for field in fields for model in _models_in(field.annotation)], tree)
     return models
+
+
+def _meant(models: list[type[BaseModel]], tree: Any) -> list[type[BaseModel]]:
+    """Of several that are told apart by their `name`, the one that is named; without a name the first."""
+    named = [model for model in models if "name" in model.model_fields]
+    if len(named) < 2 or not isinstance(tree, Mapping):
+        return models
+    name = tree.get("name", named[0].model_fields["name"].default)
+    return [model for model in named if model.model_fields["name"].default == name]
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -125,6 +140,10 @@ def _complaint(error: Any) -> str:
         return "is missing"
     if kind in {"value_error", "assertion_error"}:
         return str(error["ctx"]["error"])
+    if kind == "union_tag_invalid":
+        choices = error["ctx"]["expected_tags"]
+        near = did_you_mean(str(error["ctx"]["tag"]), choices.replace("'", "").split(", "))
+        return f"there is no {error['ctx']['tag']!r}{near}; there are {choices.replace(chr(39), '')}"
     if kind == "literal_error":
         choices = error["ctx"]["expected"]
         near = did_you_mean(str(value), choices.replace("'", "").replace(" or ", ", ").split(", "))

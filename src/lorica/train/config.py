@@ -1,44 +1,14 @@
 """How a run learns: the `train:` part of a recipe."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
-
-def _number(value: Any) -> Any:
-    """YAML reads `2e-4` and `1e3` as text; true and false are no numbers."""
-    if isinstance(value, bool):
-        raise ValueError("a number is needed, not true or false")
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            raise ValueError(f"{value!r} is not a number") from None
-    return value
-
-
-def _number_or_word(value: Any) -> Any:
-    return value if value in ("epoch", True, False) else _number(value)
-
-
-Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1, allow_inf_nan=False)]
-Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
-Every = Annotated[Literal["epoch"] | Annotated[int, Field(ge=1)], BeforeValidator(_number_or_word)]
-Layers = Annotated[bool | Annotated[int, Field(ge=1)], BeforeValidator(_number_or_word)]
-
-
-class OptimizerConfig(BaseModel):
-    """AdamW: theta -= lr (m / (sqrt(v) + eps) + weight_decay theta), the decay on matrices alone."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Literal["adamw"] = "adamw"
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    eps: Positive = 1e-8
-    weight_decay: NotNegative = 0.0
+from lorica.adapter.rates import Rates
+from lorica.train.numbers import AtLeastOne, Count, Every, Layers, NotNegative, Part, Positive, Seed
+from lorica.train.optimizers import ADAMW_RATE, OPTIMIZERS, Config, OptimizerConfig
+from lorica.train.optimizers.adamw import AdamWConfig
 
 
 class TrainConfig(BaseModel):
@@ -48,6 +18,11 @@ class TrainConfig(BaseModel):
     rows_per_step | tokens_per_step the size of an optimiser step, 32 rows when neither is given; tokens_per_step is a
                                     ceiling on real tokens
     micro_batch_tokens              bounds memory, and changes results by rounding alone
+    learning_rate                   at the peak of the schedule; none given: what is usual for the optimiser
+    lora_plus_ratio                 LoRA+: learning_rate is A's, and B and vectors learn at this many times it
+    lr_embedding                    LoRA+: of low-rank pairs around embeddings, 1e-6 when none is given
+    learning_rates                  factors of the learning rate by a glob over names of tensors, such as `classifier.*`
+                                    or `*.3.*.B`; the first that matches counts
     schedule                        from learning_rate down to min_lr_ratio of it (constant: not at all)
     warmup                          a share of the steps (below 1) or a number of them
     clip                            largest norm of the whole gradient; null: none
@@ -66,11 +41,14 @@ class TrainConfig(BaseModel):
     rows_per_step: Count | None = None
     tokens_per_step: Count | None = None
     micro_batch_tokens: Count = 8192
-    learning_rate: Positive = 2e-4
+    learning_rate: Positive = ADAMW_RATE
+    lora_plus_ratio: AtLeastOne | None = None
+    lr_embedding: Positive | None = None
+    learning_rates: dict[str, Positive] | None = None
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: NotNegative = 0.03
-    min_lr_ratio: Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)] = 0.1
-    optimizer: OptimizerConfig = OptimizerConfig()
+    min_lr_ratio: Part = 0.1
+    optimizer: OptimizerConfig = AdamWConfig()
     clip: Positive | None = 1.0
     patience: Count | None = None
     evaluate_every: Every = "epoch"
@@ -79,7 +57,7 @@ class TrainConfig(BaseModel):
     gradient_checkpointing: Layers = False
     base_dropout: bool = False
     tensorboard: bool = False
-    seed: Annotated[int, BeforeValidator(_number), Field(ge=0)] = 0
+    seed: Seed = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -92,8 +70,10 @@ class TrainConfig(BaseModel):
             given["epochs"] = 3
         if given.get("rows_per_step") is None and given.get("tokens_per_step") is None:
             given["rows_per_step"] = 32
-        if isinstance(given.get("optimizer"), str):
-            given["optimizer"] = {"name": given["optimizer"]}
+        if "optimizer" in given:
+            given["optimizer"] = _named(given["optimizer"])
+        if given.get("learning_rate") is None:
+            given["learning_rate"] = _usual_rate(given.get("optimizer"))
         return given
 
     @model_validator(mode="after")
@@ -103,8 +83,37 @@ class TrainConfig(BaseModel):
             for first, second in (("epochs", "steps"), ("rows_per_step", "tokens_per_step"))
             if getattr(self, first) is not None and getattr(self, second) is not None
         ]
+        if self.lr_embedding is not None and self.lora_plus_ratio is None:
+            problems.append("lr_embedding is a part of LoRA+; give lora_plus_ratio beside it, or use learning_rates")
         if self.warmup >= 1 and self.warmup != int(self.warmup):
             problems.append(f"warmup: {self.warmup} is neither a share below 1 nor a whole number of steps")
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def rates(self) -> Rates:
+        return Rates(
+            learning_rate=self.learning_rate,
+            lora_plus_ratio=self.lora_plus_ratio,
+            lr_embedding=self.lr_embedding,
+            learning_rates=self.learning_rates,
+        )
+
+
+def _named(optimizer: Any) -> Any:
+    """A name stands for its mapping, and a mapping without one is AdamW's."""
+    if isinstance(optimizer, str):
+        return {"name": optimizer}
+    return {"name": "adamw", **optimizer} if isinstance(optimizer, Mapping) else optimizer
+
+
+def _usual_rate(optimizer: Any) -> float:
+    """Of an optimiser that may yet be refused."""
+    try:
+        config = optimizer if isinstance(optimizer, Config) else OPTIMIZERS[optimizer["name"]][0](**optimizer)
+    except (KeyError, TypeError, ValueError):
+        return ADAMW_RATE
+    if config.usual_rate is None:
+        raise ValueError(f"learning_rate is missing, and {config.name} has no usual one for adapters; give it")
+    return config.usual_rate

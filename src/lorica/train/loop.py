@@ -23,7 +23,7 @@ from lorica.train.checkpoint import Checkpoint
 from lorica.train.config import TrainConfig
 from lorica.train.interrupt import Interruption
 from lorica.train.loss_scale import LossScale
-from lorica.train.optimizer import AdamW
+from lorica.train.optimizers import optimizer
 from lorica.train.progress import Progress
 from lorica.train.records import EvalRecord, Run, Status, StepRecord
 from lorica.train.reporter import Quiet, Reporter, Several
@@ -103,12 +103,17 @@ class Trainer:
         self.config, self.place, self.reporter = config, place, reporter
         self.schedule = _schedule(train, config, seed)
         self.total = len(self.schedule)
-        parameters = dict(attached.named_parameters())
+        self.groups = config.rates.groups(attached.plan)
         first = next(attached.model.parameters())
         self.learner = Learner(
             model=attached.model,
             task=task,
-            optimizer=AdamW(parameters, config.optimizer),
+            optimizer=optimizer(
+                config.optimizer,
+                dict(attached.named_parameters()),
+                factors={key: group.factor for group in self.groups for key in group.keys},
+                roles={key: tensor.role for key, tensor in attached.plan.tensors.items()},
+            ),
             seed=seed,
             device=first.device,
             clip=config.clip,
@@ -187,6 +192,7 @@ class Trainer:
             tokens=taken.tokens,
             label_tokens=taken.units,
             learning_rate=rate,
+            learning_rates=self._rates(rate),
             grad_norm=taken.grad_norm,
             seconds=seconds,
             tokens_per_second=taken.tokens / seconds,
@@ -196,6 +202,11 @@ class Trainer:
         self._write(record.to_dict())
         self.reporter.on_step(record)
         self._notice(taken.grad_norm)
+
+    def _rates(self, rate: float) -> dict[str, float] | None:
+        """Of each group, where there are several."""
+        rates = {group.label: rate * group.factor for group in self.groups}
+        return rates if len(rates) > 1 else None
 
     def _evaluate(self, held_out: Dataset) -> None:
         started = time.perf_counter()
@@ -254,7 +265,7 @@ class Trainer:
     def _restore(self, start: Checkpoint) -> None:
         self.attached.load_state(start.tensors["adapter"])
         self.attached.load_start(start.tensors.get("start", {}))
-        self.learner.optimizer.load_state(start.tensors["optimizer"])
+        self.learner.optimizer.load_state(start.tensors.get("optimizer", {}))
         if self.learner.life is not None:
             self.learner.life.load_state_dict(start.tensors.get("life", {}))
         vars(self.learner.scale).update(start.state["loss_scale"])

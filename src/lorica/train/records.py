@@ -15,6 +15,7 @@ class StepRecord:
     epoch           passes over the data done after this step
     loss            per unit of the whole step, before the update
     tokens          real tokens read; label_tokens: units of the task learned from
+    learning_rates  of each group of parameters, where not all learn at `learning_rate`
     grad_norm       before clipping; None where float16 scaling skipped the step
     seconds         of this step; tokens_per_second: of real tokens
     memory_bytes    resident memory of the process, or the device's peak so far
@@ -30,9 +31,11 @@ class StepRecord:
     seconds: float
     tokens_per_second: float
     memory_bytes: int
+    learning_rates: Mapping[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        return values if self.learning_rates else {key: v for key, v in values.items() if key != "learning_rates"}
 
     def __str__(self) -> str:
         return f"step {self.step}: loss {self.loss:.4f}, {self.tokens_per_second:,.0f} tokens/s"

@@ -17,7 +17,7 @@ from lorica.errors import DivergedError, RunError
 from lorica.methods.contract import Life
 from lorica.tasks import Draw, Task
 from lorica.train.loss_scale import LossScale
-from lorica.train.optimizer import AdamW
+from lorica.train.optimizers import Optimizer
 
 NAMED_ROWS = 5
 
@@ -28,7 +28,7 @@ class Learner:
 
     model: nn.Module
     task: Task
-    optimizer: AdamW
+    optimizer: Optimizer
     seed: int
     device: torch.device
     clip: float | None = 1.0
@@ -88,7 +88,7 @@ def gradients(learner: Learner, micro_batches: Sequence[Sequence[Example]], step
     return losses, units
 
 
-def clear(optimizer: AdamW) -> None:
+def clear(optimizer: Optimizer) -> None:
     for parameter in optimizer.parameters.values():
         parameter.grad = None
 

@@ -1,6 +1,7 @@
 """The numbers of metrics.jsonl as TensorBoard scalars."""
 
 from pathlib import Path
+from typing import Any
 
 from lorica.errors import RequestError
 from lorica.train.records import EvalRecord, StepRecord
@@ -26,7 +27,9 @@ class TensorBoard(Quiet):
     def close(self) -> None:
         self._writer.close()
 
-    def _scalars(self, part: str, values: dict[str, float | None], step: int) -> None:
-        for name, value in values.items():
+    def _scalars(self, part: str, values: dict[str, Any], step: int) -> None:
+        groups = values.pop("learning_rates", {})
+        by_group = {f"learning_rate/{label}": rate for label, rate in groups.items()}
+        for name, value in {**values, **by_group}.items():
             if name != "step" and value is not None:
                 self._writer.add_scalar(f"{part}/{name.removeprefix('eval_')}", value, step)

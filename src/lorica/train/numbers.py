@@ -1,0 +1,32 @@
+"""Numbers of a recipe: those that YAML reads as text (`2e-4`) are numbers, true and false are none."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+
+def _number(value: Any) -> Any:
+    """YAML reads `2e-4` and `1e3` as text; true and false are no numbers."""
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not true or false")
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is not a number") from None
+    return value
+
+
+def _number_or_word(value: Any) -> Any:
+    return value if value in ("epoch", True, False) else _number(value)
+
+
+Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1, allow_inf_nan=False)]
+Part = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
+Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+AtLeastOne = Annotated[float, BeforeValidator(_number), Field(ge=1, allow_inf_nan=False)]
+Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
+Seed = Annotated[int, BeforeValidator(_number), Field(ge=0)]
+Every = Annotated[Literal["epoch"] | Annotated[int, Field(ge=1)], BeforeValidator(_number_or_word)]
+Layers = Annotated[bool | Annotated[int, Field(ge=1)], BeforeValidator(_number_or_word)]
