@@ -177,7 +177,10 @@ def test_what_is_saved_here_loads_in_peft_with_no_key_missing_or_left_over(case:
     assert {name for name, p in blank.named_parameters() if p.requires_grad}.isdisjoint(told.missing_keys)
 
 
-def test_merging_in_peft_and_here_gives_one_model(case: Case, folder: Path, tmp_path: Path):
+@pytest.mark.parametrize("name", ["ia3-bert", "ia3-gpt2", "hira-gpt2", "vera-gpt2", "loha-bert", "lokr-t5"])
+def test_merging_in_peft_and_here_gives_one_model(name: str, tmp_path: Path):
+    case = next(case for case in CASES if repr(case) == name)
+    folder = case.base.saved(tmp_path / "base")
     inputs = case.base.inputs()
     ours = load_base(folder)
     attached = adapter.attach(ours, case.config())
