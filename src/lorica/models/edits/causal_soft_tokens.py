@@ -46,7 +46,7 @@ class CausalSoftTokens(SoftTokens):
         held = _held(given.get("past_key_values"))
         if not held:
             return super().lengthen(stack, (), given)
-        places = given.get("inputs_embeds") if given.get("input_ids") is None else given["input_ids"]
+        places = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
         refuse_too_long(stack, held - self.length + places.shape[1], self.length)
         return (), {name: self._later(name, value) for name, value in given.items()}
 
