@@ -143,7 +143,7 @@ def saving_and_loading_keeps_every_bit(base: Base, method: Methods, folder: Path
     attached.save(folder / "adapter")
     again = load(base.build(torch.float32), folder / "adapter")
     held, found = dict(attached.file().tensors), dict(again.file().tensors)
-    assert _equal(held, found), "the tensors differ after saving and loading"
+    assert _equal(held, found), "the state differs after saving and loading"
     with torch.no_grad():
         assert torch.equal(base.output(attached.model), base.output(again.model)), "the output differs after loading"
 
