@@ -17,6 +17,7 @@ from campaign.tiny_run import base, dataset, lora
 from lorica.adapter import attach
 from lorica.data import Dataset, Example
 from lorica.methods import LoRA
+from lorica.methods.contract import Life
 from lorica.tasks import TASKS
 from lorica.train import Quiet, TrainConfig, fit
 
@@ -43,7 +44,7 @@ class Noted(Dataset):
         return super().__getitem__(index)
 
 
-class Wandering:
+class Wandering(Life):
     """Pulls B towards zero by an amount that drifts at random."""
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:

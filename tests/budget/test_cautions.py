@@ -88,11 +88,7 @@ def test_it_is_silent_where_settings_are_sane(case):
 
 def test_starts_near_the_weight_learn_at_low_rates():
     """PiSSA's paper has 2e-5."""
-
-    class Near(LoRA):
-        init: str = "pissa"
-
-    assert warned(Near(r=8), learning_rate=2e-5) == []
+    assert warned(LoRA.model_validate({"r": 8, "init": "pissa"}), learning_rate=2e-5) == []
 
 
 def test_several_are_told_at_once_each_with_reason_and_source():

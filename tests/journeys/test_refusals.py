@@ -27,7 +27,7 @@ def folder(place: Path) -> Path:
         if std:
             stir(attached.named_parameters(), std)
         attached.save(place / name)
-    shutil.copytree(place / "trained", place / "theirs")
+    shutil.copytree(place / "trained", place / "theirs", dirs_exist_ok=True)
     (place / "theirs" / "lorica.json").unlink()
     shutil.copytree(place / "base", place / "changed")
     tensors = load_file(place / "changed" / "model.safetensors")

@@ -226,5 +226,5 @@ def test_a_state_that_is_rounded_on_the_way_breaks_the_law_of_saving(monkeypatch
     from lorica.adapter import file
 
     monkeypatch.setattr(file, "_as_trained", lambda tensor: tensor.detach().bfloat16().float())
-    with pytest.raises(AssertionError, match="differ after saving"):
+    with pytest.raises(AssertionError, match="state differs after saving"):
         laws.saving_and_loading_keeps_every_bit(LLAMA, lora, tmp_path)

@@ -36,7 +36,7 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a recipe would train, the memory it takes, and settings known to fail. Reads no weights."""
+    """Show what a recipe would train, and the memory it takes. Warns of settings known to fail; reads no weights."""
     from lorica import api
 
     resolved = _recipe(recipe, settings)
