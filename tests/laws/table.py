@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lorica.methods import Full, LoRA, Method, TrainableTokens
+from lorica.methods import Full, HeadOnly, LoRA, Method, TrainableTokens
 from lorica.methods.targets import select
 from lorica.site import Site
 from ten_line_methods import Biases, Bottleneck, Magnitude, Prefix, Prompt, Scales
-from tiny_bases import BASES, BERT, GPT2, LLAMA, T5, Base
+from tiny_bases import BASES, BERT, GPT2, LLAMA, T5, VIT, Base
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,13 @@ ROWS = (
         stored=True,
     ),
     Row("full", Full(), _parameters, stored=True),
+    Row(
+        "head",
+        HeadOnly(),
+        lambda sites: sum(_size(s) for s in sites if s.kind == "parameter" and "head" in s.roles),
+        bases=(LLAMA, BERT, VIT),
+        stored=True,
+    ),
     Row("magnitude", Magnitude(dropout=0.2), _magnitude),
     Row("biases", Biases(), lambda sites: _parameters(sites, ".bias"), bases=tuple(b for b in BASES if b is not T5)),
     Row(

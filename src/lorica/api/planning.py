@@ -6,6 +6,7 @@ from torch import nn
 
 from lorica import adapter, budget
 from lorica.adapter.plan import Methods
+from lorica.api.tasked import settled, with_head
 from lorica.api.vocabulary import with_tokens
 from lorica.budget import Forecast, Workload
 from lorica.errors import RequestError
@@ -23,6 +24,7 @@ def plan(
 ) -> Forecast:
     """Coverage, parameters and memory of a method on a model, or of a whole recipe, whose weights are not read.
 
+    A recipe whose task does not name its labels has its rows read for them.
     memory: bytes to plan for instead of this machine's.  Raises `TargetError` where the method does not fit.
     """
     if isinstance(base, Recipe):
@@ -33,7 +35,8 @@ def plan(
 
 
 def _of_recipe(recipe: Recipe, memory: float | None) -> Forecast:
-    shapes: Any = shapes_only(recipe.model.source, recipe.model.dtype)
+    task = settled(recipe.task, recipe.data, recipe.model.source)
+    shapes: Any = shapes_only(recipe.model.source, recipe.model.dtype, head=task.head())
     if recipe.model.add_tokens:
         shapes.tokenizer = load_tokenizer(recipe.model.source)
     methods = with_tokens(shapes, recipe.model.add_tokens, recipe.method)
@@ -51,7 +54,9 @@ def _forecast(
     """A row of unknown length is taken to be as long as the base or the micro-batch allows."""
     length = max_length or min(context_limit(model) or config.micro_batch_tokens, config.micro_batch_tokens)
     work = Workload(tokens=max(config.micro_batch_tokens, length), length=length, recomputed=_recomputed(config))
-    return budget.forecast(adapter.plan(model, method), work, place, decoder=isinstance(model, CausalLM))
+    return budget.forecast(
+        adapter.plan(model, with_head(model, method)), work, place, decoder=isinstance(model, CausalLM)
+    )
 
 
 def _recomputed(config: TrainConfig) -> int | None:

@@ -5,10 +5,11 @@ from typing import Any
 from lorica.errors import AdapterError
 from lorica.methods.contract import Method
 from lorica.methods.full import Full
+from lorica.methods.head import HeadOnly
 from lorica.methods.lora import LoRA
 from lorica.methods.trainable_tokens import TrainableTokens
 
-METHODS: dict[str, type[Method]] = {method.kind: method for method in (LoRA, Full, TrainableTokens)}
+METHODS: dict[str, type[Method]] = {method.kind: method for method in (LoRA, Full, HeadOnly, TrainableTokens)}
 
 
 def method_of_peft(peft_type: Any) -> type[Method]:
@@ -20,4 +21,4 @@ def method_of_peft(peft_type: Any) -> type[Method]:
     return known[name]
 
 
-__all__ = ["METHODS", "Full", "LoRA", "Method", "TrainableTokens", "method_of_peft"]
+__all__ = ["METHODS", "Full", "HeadOnly", "LoRA", "Method", "TrainableTokens", "method_of_peft"]

@@ -1,6 +1,7 @@
 """What transformers knows of a base: its config, its class, its tokenizer.  Code from a repository is never run."""
 
 import json
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from lorica.errors import ModelError, did_you_mean
+from lorica.models.heads import Head, draw, head_class, head_modules, may_be_drawn, with_answers
 from lorica.models.quiet import first_line, quiet
 
 TOKENIZER_FILES = (
@@ -82,12 +84,37 @@ def model_class(folder: Path, config: Any) -> type[nn.Module]:
     return bare
 
 
-def load_foreign(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
-    """A model of transformers with the folder's weights, every one of them found and of the right shape."""
+def load_foreign(folder: Path, config: Any, dtype: torch.dtype, head: Head | None = None) -> nn.Module:
+    """A model of transformers with the folder's weights, every one of them found and of the right shape, but for what
+    is drawn of a head."""
+    if head is not None:
+        return _with_head(folder, config, dtype, head)
     kind: Any = model_class(folder, config)
+    model, told = _loaded(kind, folder, config, dtype)
+    _require_whole(kind, folder, told["missing_keys"], told["mismatched_keys"])
+    return model
+
+
+def _with_head(folder: Path, config: Any, dtype: torch.dtype, head: Head) -> nn.Module:
+    kind: Any = head_class(folder, config, head)
+    kept = head.fits(config) and kind.__name__ in (getattr(config, "architectures", None) or ())
+    model, told = _loaded(kind, folder, with_answers(config, head), dtype)
+    missing, other = set(told["missing_keys"]), list(told["mismatched_keys"])
+    lost = {name for name in missing if not may_be_drawn(model, name)}
+    strange = [entry for entry in other if not may_be_drawn(model, entry[0])]
+    _require_whole(kind, folder, lost, strange)
+    drawn = {*missing, *(entry[0] for entry in other)}
+    if not kept:
+        drawn.update(name for name, _ in model.named_parameters() if may_be_drawn(model, name) and "pooler" not in name)
+    draw(model, sorted(drawn), head)
+    model.head, model.head_modules = head, head_modules(model, drawn)
+    return model
+
+
+def _loaded(kind: Any, folder: Path, config: Any, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
-        with quiet():
-            model, told = kind.from_pretrained(
+        with quiet(), torch.random.fork_rng(devices=[]):
+            return kind.from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
@@ -98,14 +125,16 @@ def load_foreign(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
             )
     except Exception as error:  # every family loads by code of its own, which may raise anything
         raise ModelError(f"{folder}: {kind.__name__} cannot be loaded ({first_line(error)})") from error
-    problems = [f"{folder}: no tensor for {name} of {kind.__name__}" for name in sorted(told["missing_keys"])]
+
+
+def _require_whole(kind: Any, folder: Path, missing: Iterable[str], mismatched: Iterable[Any]) -> None:
+    problems = [f"{folder}: no tensor for {name} of {kind.__name__}" for name in sorted(missing)]
     problems += [
         f"{folder}: {name} is {tuple(stored)}, the config says {tuple(wanted)}"
-        for name, stored, wanted in sorted(told["mismatched_keys"])
+        for name, stored, wanted in sorted(mismatched)
     ]
     if problems:
         raise ModelError.of(problems)
-    return model
 
 
 def read_tokenizer(folder: Path) -> Any:
