@@ -23,7 +23,7 @@ TOKENIZER_FILES = (
 )
 
 
-def _transformers() -> Any:
+def transformers_library() -> Any:
     """The library, without its types: a type checker reads a thousand files of models for them (20 of its 48 s)."""
     return import_module("transformers")
 
@@ -31,7 +31,7 @@ def _transformers() -> Any:
 def read_config(folder: Path) -> Any:
     """The config of a folder, of transformers' own class for it.  ModelError where there is none."""
     raw = _raw_config(folder)
-    library = _transformers()
+    library = transformers_library()
     kind = raw.get("model_type")
     if kind not in library.CONFIG_MAPPING:
         raise ModelError(_unknown_kind(folder, raw, kind, library.CONFIG_MAPPING.keys()))
@@ -56,7 +56,7 @@ def _raw_config(folder: Path) -> dict[str, Any]:
 
 
 def _unknown_kind(folder: Path, raw: dict[str, Any], kind: Any, known: Any) -> str:
-    transformers = _transformers()
+    transformers = transformers_library()
     if raw.get("auto_map"):
         return (
             f"{folder}: needs code from its own repository (auto_map), which lorica never runs; use a base without it"
@@ -71,7 +71,7 @@ def _unknown_kind(folder: Path, raw: dict[str, Any], kind: Any, known: Any) -> s
 
 def model_class(folder: Path, config: Any) -> type[nn.Module]:
     """transformers' class of the first architecture that the config names, else the one it gives the bare model."""
-    transformers = _transformers()
+    transformers = transformers_library()
     names = getattr(config, "architectures", None) or []
     found = getattr(transformers, names[0], None) if names else None
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
@@ -143,7 +143,9 @@ def read_tokenizer(folder: Path) -> Any:
         return None
     try:
         with quiet():
-            return _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return transformers_library().AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # tokenizers fail as whatever their library raises
         raise ModelError(f"{folder}: the tokenizer cannot be read ({first_line(error)})") from error
 
@@ -153,6 +155,6 @@ def read_generation_config(folder: Path) -> Any:
     if not (folder / "generation_config.json").is_file():
         return None
     try:
-        return _transformers().GenerationConfig.from_pretrained(folder, local_files_only=True)
+        return transformers_library().GenerationConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # as above
         raise ModelError(f"{folder / 'generation_config.json'}: {first_line(error)}") from error

@@ -46,7 +46,7 @@ def load_base(
 
     `.base_digest` is of every byte of its tensors; None for a large base where nobody asked for it yet.
 
-    source   "embedded", a folder, or a hub id
+    source   "embedded", a folder, a hub id, or "package:NAME", an installed Python package that carries a checkpoint
     dtype    "bfloat16", torch.float32 ...; None: the one the checkpoint states
     device   None: the first CUDA device where there is one, else the CPU
     head     of a task, on transformers' model of the base; the model then has `.head` and `.head_modules`

@@ -10,11 +10,25 @@ from lorica.errors import RecipeError, did_you_mean
 from lorica.tasks.causal_lm import CausalLanguageModelling
 from lorica.tasks.classification import Classification
 from lorica.tasks.contract import Draw, Reader, Task
+from lorica.tasks.image_classification import ImageClassification
 from lorica.tasks.multi_label import MultiLabel
+from lorica.tasks.question_answering import QuestionAnswering
 from lorica.tasks.regression import Regression
+from lorica.tasks.token_classification import TokenClassification
 
 TASKS: Mapping[str, Task] = MappingProxyType(
-    {task.name: task for task in (CausalLanguageModelling(), Classification(), MultiLabel(), Regression())}
+    {
+        task.name: task
+        for task in (
+            CausalLanguageModelling(),
+            Classification(),
+            ImageClassification(),
+            MultiLabel(),
+            QuestionAnswering(),
+            Regression(),
+            TokenClassification(),
+        )
+    }
 )
 """Tasks by the name that a recipe gives them, each with its defaults."""
 
@@ -52,10 +66,13 @@ __all__ = [
     "CausalLanguageModelling",
     "Classification",
     "Draw",
+    "ImageClassification",
     "MultiLabel",
+    "QuestionAnswering",
     "Reader",
     "Regression",
     "Task",
+    "TokenClassification",
     "require_task",
     "task_of",
 ]
