@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         RunError,
         TargetError,
     )
-    from lorica.methods import METHODS, Full, LoRA, Method, TrainableTokens
+    from lorica.methods import METHODS, Full, HeadOnly, LoRA, Method, TrainableTokens
     from lorica.recipe import ModelConfig, Recipe
     from lorica.train import Run, TrainConfig
     from lorica.train.of_transformers import Trainer
@@ -55,6 +55,7 @@ __all__ = [
     "DataError",
     "DivergedError",
     "Full",
+    "HeadOnly",
     "HoldOut",
     "LoRA",
     "LoricaError",
@@ -91,7 +92,7 @@ ROOMS = {
     "adapter": ("Attached", "Bank", "Plan", "Verification"),
     "data": ("DataConfig", "HoldOut"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
-    "methods": ("METHODS", "Full", "LoRA", "Method", "TrainableTokens"),
+    "methods": ("METHODS", "Full", "HeadOnly", "LoRA", "Method", "TrainableTokens"),
     "recipe": ("ModelConfig", "Recipe"),
     "train": ("Run", "TrainConfig"),
     "train.of_transformers": ("Trainer",),

