@@ -341,17 +341,19 @@ def test_a_recipe_with_a_task_goes_all_the_way_through_the_commands(bert, tmp_pa
         return status, capsys.readouterr()
 
     monkeypatch.chdir(tmp_path)
-    rows = [{"text": f"{label}{n} of{n}", "label": label} for n in range(8) for label in ("sea", "law")]
+    rows = [{"text": f"{label}{n % 4} of{n % 7}", "label": label} for n in range(24) for label in ("sea", "law")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "r.yaml").write_text(
-        f"model: {bert}\nmethod: lora\ntask: classification\ndata: {{train: rows.jsonl, eval: {{by: row, share: 0.3}}}}\n"
+        f"model: {bert}\nmethod: lora\ntask: classification\n"
+        "data: {train: rows.jsonl, eval: {by: row, share: 0.3}}\n"
         "train: {steps: 40, rows_per_step: 8, learning_rate: 1e-2}\noutput: run\n"
     )
     status, out = said("train", "r.yaml", "--json")
     assert status == 0, out.err
     assert json.loads(out.out)["eval"]["accuracy"] == 1.0
     page = (tmp_path / "run/report.html").read_text()
-    assert "matthews" in page and "lorica generate run/adapter --prompt" in page
+    assert "matthews" in page
+    assert "lorica generate run/adapter --prompt" in page
     assert "labels: [law, sea]" in (tmp_path / "run/recipe.yaml").read_text()
     assert json.loads(said("eval", "run/adapter", "--data", "rows.jsonl", "--json")[1].out)["accuracy"] == 1.0
     assert json.loads(said("eval", "run/adapter", "--data", "rows.jsonl", "--base", "--json")[1].out)["accuracy"] < 1.0
@@ -367,10 +369,8 @@ def test_a_recipe_with_a_task_goes_all_the_way_through_the_commands(bert, tmp_pa
     assert found.metrics["accuracy"] == 1.0
     (tmp_path / "wrong.jsonl").write_text('{"text": "sea1", "label": "sae"}\n')
     status, out = said("eval", "run/adapter", "--data", "wrong.jsonl")
-    assert (status, out.err) == (
-        2,
-        "error: wrong.jsonl:1: field 'label': the label 'sae' is unknown; did you mean 'sea'?\n",
-    )
+    assert status == 2
+    assert out.err.endswith("wrong.jsonl:1: field 'label': the label 'sae' is unknown; did you mean 'sea'?\n")
 
 
 def _settled(rows):
