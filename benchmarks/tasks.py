@@ -219,7 +219,8 @@ METHODS = {"head alone": lorica.METHODS["head"](), "lora": LORA}
 
 
 def of_docstrings() -> dict[str, Any]:
-    """`recipes/classify-minilm.yaml` as it stands, by LoRA and with the head alone."""
+    """`recipes/classify-minilm.yaml` as it stands, and with the head alone at ten times its learning rate, since at its
+    own the head stays near the majority answer (25.4 %)."""
     with tempfile.TemporaryDirectory() as folder:
         found = {kind: by_recipe(kind, Path(folder)) for kind in METHODS}
     return {"recipe": str(RECIPE.relative_to(ROOT)), **found}
@@ -227,7 +228,7 @@ def of_docstrings() -> dict[str, Any]:
 
 def by_recipe(kind: str, folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
-    changes = ["method=head"] if kind == "head alone" else []
+    changes = ["method=head", "train.learning_rate=1e-2"] if kind == "head alone" else []
     run = lorica.train(lorica.Recipe.load(RECIPE, [*changes, f"output={folder}/{kind.replace(' ', '-')}"]))
     assert run.eval is not None
     kept = {name: run.eval[name] for name in ("accuracy", "f1", "matthews", "eval_loss", "rows")}
