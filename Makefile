@@ -3,13 +3,14 @@
 # make check        lint, types and import contract alone
 # make campaign     kills, power failures, full disks and damaged files at length; goes on where it stopped
 # make interop      adapters of 20 families between PEFT and Lorica, both ways, and what must turn them red
+# make tasks        every task taught on drawn rows and on docstrings, beside the head alone; some minutes
 # make format       put the code into its format
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: quickstart test check format campaign interop clean
+.PHONY: quickstart test check format campaign interop tasks clean
 
 quickstart: .venv/.lorica
 	$(BIN)/lorica quickstart
@@ -26,6 +27,9 @@ check: .venv/.dev
 
 interop: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m campaign.interop
+
+tasks: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/tasks.py
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix

@@ -11,6 +11,7 @@ from lorica.methods import (
     Bottleneck,
     DoRA,
     Full,
+    HeadOnly,
     HiRA,
     LoHa,
     LoKr,
@@ -29,7 +30,7 @@ from lorica.methods import (
 from lorica.methods.targets import select
 from lorica.site import Site
 from ten_line_methods import Scales
-from tiny_bases import BASES, BERT, GPT2, LLAMA, T5, Base
+from tiny_bases import BASES, BERT, GPT2, LLAMA, T5, VIT, Base
 from tiny_layers import ATTENTION, CONVNET, GPT_OSS, MOE, UNET
 
 
@@ -317,6 +318,13 @@ ROWS = (
         slopes=False,
     ),
     Row("lora-ramp", LoRA(r=2, alpha=8, ramp={"from": 1, "to": 4}), _ramp, bases=(LLAMA, BERT, T5), stored=True),  # type: ignore[arg-type]
+    Row(
+        "head",
+        HeadOnly(),
+        lambda sites: sum(_size(s) for s in sites if s.kind == "parameter" and "head" in s.roles),
+        bases=(LLAMA, BERT, VIT),
+        stored=True,
+    ),
     Row(
         "scales",
         Scales(),

@@ -10,6 +10,7 @@ from lorica.data import DataConfig, HoldOut
 from lorica.errors import RecipeError
 from lorica.methods import METHODS, Full, LoRA
 from lorica.recipe import ModelConfig, Recipe, text
+from lorica.tasks import TASKS
 from lorica.train import TrainConfig
 
 SQL = """\
@@ -43,7 +44,7 @@ def test_the_recipe_of_the_plan_says_what_it_says(write) -> None:
     assert recipe.method == (LoRA(r=8, alpha=16, target_modules="all-linear"),)
     assert recipe.data == DataConfig(train="train.jsonl", eval="eval.jsonl", max_length=1024)
     assert recipe.train == TrainConfig(epochs=3, rows_per_step=32, learning_rate=2e-4)
-    assert (recipe.task, recipe.output) == ("causal_lm", "runs/sql")
+    assert (recipe.task, recipe.output) == (TASKS["causal_lm"], "runs/sql")
 
 
 def test_a_plain_string_stands_for_the_first_key_of_its_mapping(write) -> None:
@@ -129,7 +130,7 @@ task: causal
         "train.lr: unknown key; did you mean 'learning_rate'?",
         "train.learning_rate: 'fast' is not a number",
         "train.optimizer.beta: unknown key; did you mean 'betas'?",
-        "task: there is no task 'causal'; did you mean 'causal_lm'?; there are causal_lm",
+        "task: there is no task 'causal'; did you mean 'causal_lm'?",
     }
 
 

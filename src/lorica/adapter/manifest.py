@@ -6,6 +6,7 @@ base      where the base came from, its fingerprint, and what was hashed: the st
 tokenizer hashes of the tokenizer and its chat template, where the base has one
 proof     what the base answers to a probe, bare and adapted (`proof.py`), or why nothing was asked
 made      how it was made, and `parents`, the adapters it was made from (`lineage.py`)
+head      kind, labels and seed of the head that was put on the base, where one was
 added_tokens    what was added to its vocabulary before the adapter was attached
 unfinished      why the adapter is not yet what its method ends with; absent where it is
 methods   the methods with all their fields; versions, of the libraries; the caller's facts: recipe, data, metrics
@@ -24,13 +25,14 @@ from lorica.adapter.origin import base_facts
 from lorica.adapter.proof import Record
 from lorica.errors import RequestError
 from lorica.methods import Method
+from lorica.models import Head
 from lorica.models.vocabulary import added_tokens
 
 __all__ = ["FORMAT", "NAME", "manifest", "tokenizer_facts", "versions"]
 
 FORMAT = 1
 LIBRARIES = ("lorica", "torch", "transformers", "safetensors", "tokenizers")
-OWN = ("format", "files", "base", "tokenizer", "proof", "methods", "versions", "parameters", "added_tokens")
+OWN = ("format", "files", "base", "tokenizer", "proof", "methods", "versions", "parameters", "added_tokens", "head")
 
 
 def manifest(
@@ -51,9 +53,15 @@ def manifest(
         "proof": proof.to_dict(),
         "methods": [{"name": method.kind, **method.model_dump(mode="json")} for method in methods],
         "versions": versions(),
+        **_head(model),
         **({"added_tokens": list(added_tokens(model))} if added_tokens(model) else {}),
         **facts,
     }
+
+
+def _head(model: nn.Module) -> dict[str, Any]:
+    head = getattr(model, "head", None)
+    return {"head": head.to_dict()} if isinstance(head, Head) else {}
 
 
 def tokenizer_facts(tokenizer: Any) -> dict[str, str] | None:

@@ -1,6 +1,6 @@
 """The Python of Lorica: thin functions that put together rooms which do not know each other."""
 
-from lorica.adapter import Bank, attach, inspect, load
+from lorica.adapter import Bank, inspect, load
 from lorica.api.answers import Answer, Speaker, generate
 from lorica.api.collecting import statistics
 from lorica.api.looking import Machinery, data_report, doctor
@@ -9,9 +9,10 @@ from lorica.api.method_table import MethodTable, method_table
 from lorica.api.planning import plan
 from lorica.api.recorded import unverified
 from lorica.api.scoring import Score, evaluate
+from lorica.api.tasked import attach, load_base
 from lorica.api.training import fit, next_steps, train
 from lorica.api.verifying import verify
-from lorica.models import add_tokens, load_base
+from lorica.models import add_tokens
 
 __all__ = [
     "Answer",

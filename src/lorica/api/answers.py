@@ -1,6 +1,7 @@
 """generate and chat: prompts are written to the model as the rows it was taught with were."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,15 @@ from typing import Any
 from torch import nn
 
 from lorica.adapter import Attached
-from lorica.api.lessons import longest, tokenizer_of
+from lorica.api.lessons import longest, reader_of, tokenizer_of
 from lorica.api.recorded import data_config, loaded, shape
+from lorica.api.tasked import task_for
 from lorica.data import Renderer, Tokenizer, own_renderer
 from lorica.data.encode import Encoder, Piece, Speech
 from lorica.errors import RequestError
 from lorica.models import generate as generate_tokens
 from lorica.models.generate import own_stop_ids
+from lorica.tasks import Task
 
 OnText = Callable[[str], None]
 CHATS = {"messages", "sharegpt", "alpaca"}
@@ -47,10 +50,38 @@ def generate(
     untrained: bool = False,
     other_base: bool = False,
 ) -> Answer:
-    """The answer to one prompt; greedy unless a temperature is given."""
+    """The answer to one prompt; greedy unless a temperature is given.  Of a classifier and its like, the answer to one
+    row: its text, or a JSON object of its fields."""
     options = {"untrained": untrained, "other_base": other_base}
-    speaker = Speaker.of(adapter, model=model, base=base, dtype=dtype, **options)
-    return speaker.answer(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
+    holder, manifest = _held(adapter, model, base, dtype, options)
+    task = task_for(holder, None, manifest)
+    if task.head_kind is not None:
+        return Answer(task.answer(holder, reader_of(holder, task), _fields(task, prompt)), ())
+    return Speaker.on(holder, manifest).answer(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
+
+
+def _held(
+    adapter: str | Path | Attached,
+    model: str | nn.Module | None,
+    base: bool,
+    dtype: str | None,
+    accepted: Mapping[str, bool],
+) -> tuple[nn.Module, Mapping[str, Any]]:
+    if isinstance(adapter, Attached):
+        return adapter.eval().model, {}
+    return loaded(adapter, model, base=base, dtype=dtype, **accepted)
+
+
+def _fields(task: Task, prompt: str) -> Mapping[str, Any]:
+    """The row that a prompt is: its one field, or the JSON object of several."""
+    if prompt.lstrip().startswith("{"):
+        try:
+            return json.loads(prompt)
+        except json.JSONDecodeError as error:
+            raise RequestError(f"the prompt is no JSON object: {error}") from error
+    if task.prompt_field is None:
+        raise RequestError(f"{task.name}: a row has several fields; give the prompt as a JSON object of them")
+    return {task.prompt_field: prompt}
 
 
 @dataclass
@@ -74,11 +105,14 @@ class Speaker:
         untrained: bool = False,
         other_base: bool = False,
     ) -> "Speaker":
-        if isinstance(adapter, Attached):
-            holder, manifest = adapter.eval().model, {}
-        else:
-            options = {"untrained": untrained, "other_base": other_base}
-            holder, manifest = loaded(adapter, model, base=base, dtype=dtype, **options)
+        options = {"untrained": untrained, "other_base": other_base}
+        return cls.on(*_held(adapter, model, base, dtype, options))
+
+    @classmethod
+    def on(cls, holder: nn.Module, manifest: Mapping[str, Any]) -> "Speaker":
+        task = task_for(holder, None, manifest)
+        if task.head_kind is not None:
+            raise RequestError(f"chat: this adapter was trained for {task.name}; ask it with lorica generate --prompt")
         tokenizer, own = tokenizer_of(holder)
         template = data_config(manifest, "rows").template
         written = own_renderer(tokenizer, template) if template else own or own_renderer(tokenizer)

@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from lorica.adapter.attach import frozen, require_free
 from lorica.adapter.plan import Methods, plan
 from lorica.api.lessons import Rows, from_anything
+from lorica.api.tasked import TaskLike, task_for, with_head
 from lorica.data import Dataset, Example
 from lorica.methods.statistic import Statistic
 from lorica.models.watching import watched
-from lorica.tasks import TASKS, Task
+from lorica.tasks import Task
 from lorica.train.run_folder import start_of
 
 
 def statistics(
-    model: nn.Module, method: Methods, rows: Rows | Dataset | str, *, task: str = "causal_lm"
+    model: nn.Module, method: Methods, rows: Rows | Dataset | str, *, task: TaskLike | None = None
 ) -> dict[str, Tensor]:
     """What the starts of `method` need of the training data, for `lorica.attach(model, method, statistics=...)`.
 
@@ -27,19 +28,19 @@ def statistics(
     left as it was.
     """
     require_free(model)
-    planned = plan(model, method)
+    planned, chosen = plan(model, with_head(model, method)), task_for(model, task)
     needed = [seen for each in planned.methods if (seen := each.statistic(planned.base)) is not None]
-    data = from_anything(model, rows) if needed else None
+    data = from_anything(model, rows, None, chosen) if needed else None
     found: dict[str, Tensor] = {}
     for statistic in needed:
         assert data is not None
-        _collect(model, statistic, _spread(data, statistic.rows), TASKS[task])
+        _collect(model, statistic, _spread(data, statistic.rows), chosen)
         found |= {key: factor.cpu() for key, factor in statistic.factors().items()}
     return found
 
 
 def for_run(
-    model: nn.Module, method: Methods, rows: Dataset, task: str, folder: Path, resume: bool
+    model: nn.Module, method: Methods, rows: Dataset, task: Task, folder: Path, resume: bool
 ) -> dict[str, Tensor]:
     """What the starts of a run begin from: those of its newest checkpoint where it is resumed, otherwise new ones."""
     kept = start_of(folder) if resume else None

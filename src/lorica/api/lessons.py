@@ -11,8 +11,10 @@ from lorica.data import DataConfig, Dataset, Renderer, Tokenizer
 from lorica.errors import DataError, ModelError
 from lorica.models import context_limit, renderer
 from lorica.models.chat import plain_tokenizer
+from lorica.tasks import TASKS, Reader, Task
 
 Rows = Iterable[Mapping[str, Any]]
+CAUSAL_LM = TASKS["causal_lm"]
 ANY_LENGTH = 1 << 20
 """The longest row for a base that has no limit of its own."""
 
@@ -27,22 +29,37 @@ def tokenizer_of(model: nn.Module) -> tuple[Tokenizer, Renderer | None]:
     return plain_tokenizer(tokenizer), renderer(tokenizer)
 
 
-def from_files(model: nn.Module, config: DataConfig) -> tuple[Dataset, Dataset | None]:
+def reader_of(model: nn.Module, task: Task) -> Reader:
+    """What the base reads rows of a task with."""
+    tokenizer: Any = getattr(model, "tokenizer", None)
+    plain, template = tokenizer_of(model) if tokenizer is not None or task.reads_text else (tokenizer, None)
+    return Reader(
+        plain=plain,
+        template=template,
+        tokenizer=tokenizer,
+        limit=longest(model),
+        config=getattr(model, "config", None),
+        folder=getattr(model, "source", None),
+    )
+
+
+def from_files(model: nn.Module, config: DataConfig, task: Task = CAUSAL_LM) -> tuple[Dataset, Dataset | None]:
     """The training and the evaluation data that a config names.  DataError where every row of one was dropped."""
-    tokenizer, template = tokenizer_of(model)
-    learned, held = data.load(config, tokenizer, template, limit=longest(model))
+    learned, held = data.taught(task.sources(config), task.lessons(config, reader_of(model, task)))
     return _usable(learned, "data.train"), None if held is None else _usable(held, "data.eval")
 
 
-def from_anything(model: nn.Module, source: "str | Rows | Dataset", config: DataConfig | None = None) -> Dataset:
+def from_anything(
+    model: nn.Module, source: "str | Rows | Dataset", config: DataConfig | None = None, task: Task = CAUSAL_LM
+) -> Dataset:
     """A data set as it is, rows in memory, or a source by name, encoded as `config` says."""
     if isinstance(source, Dataset):
         return source
     if isinstance(source, str):
         kept = config.model_dump(exclude={"train", "eval"}) if config else {}
-        return from_files(model, DataConfig(train=source, **kept))[0]
-    tokenizer, template = tokenizer_of(model)
-    return _usable(data.from_rows(source, tokenizer, template, config=config, limit=longest(model)), "rows")
+        return from_files(model, DataConfig(train=source, **kept), task)[0]
+    teacher = task.lessons(config or DataConfig(train="rows"), reader_of(model, task))
+    return _usable(teacher.dataset(data.in_memory(source), "rows"), "rows")
 
 
 def _usable(rows: Dataset, what: str) -> Dataset:

@@ -1,11 +1,15 @@
 """merge: the base with the adapter folded in, written as a checkpoint, shard by shard."""
 
 from pathlib import Path
+from typing import Any
 
-from lorica import budget
-from lorica.adapter import Merged, merge_checkpoint, read
+from lorica import budget, durable
+from lorica.adapter import AdapterFile, Merged, load, merge_checkpoint, read
 from lorica.api.recorded import base_of
+from lorica.api.tasked import recorded_head
+from lorica.models import Head, load_base
 from lorica.models.folder import folder_of
+from lorica.models.quiet import quiet
 from lorica.models.stored import Stored
 
 
@@ -23,12 +27,44 @@ def merge(
     untrained, other_base   as in `load`: an adapter without effect or not finished, or for another base, is accepted
 
     The merged model answers a probe, and must answer as base and adapter do.  That takes the whole model in memory, and
-    is left out, and said, where it has no room.
+    is left out, and said, where it has no room.  An adapter with a head is merged in memory: its model has tensors that
+    no shard of the base holds.
     """
     file = read(adapter)
     base = model or base_of(adapter, file)
+    head = recorded_head(file.manifest)
+    if head is not None:
+        return _with_head(base, head, file, out, untrained=untrained, other_base=other_base)
     return merge_checkpoint(
         base, file, out, untrained=untrained, other_base=other_base, unprobed=_without_room(folder_of(base))
+    )
+
+
+def _with_head(
+    base: str, head: Head, file: AdapterFile, out: str | Path, *, untrained: bool, other_base: bool
+) -> Merged:
+    whole: Any = load_base(base, device="cpu", head=head)
+    before = {name: parameter.detach().clone() for name, parameter in whole.named_parameters()}
+    attached = load(whole, file, untrained=untrained, other_base=other_base)
+    attached.merge(untrained=untrained)
+    moved = {name: float((p - before[name]).float().abs().max()) for name, p in whole.named_parameters()}
+    changes = {name: change for name, change in moved.items() if change}
+    with durable.new_folder(out) as folder, quiet():
+        whole.save_pretrained(folder.path)
+        if whole.tokenizer is not None:
+            whole.tokenizer.save_pretrained(folder.path)
+        size = sum(path.stat().st_size for path in folder.path.iterdir())
+    most = max(changes, key=lambda name: changes[name], default="")
+    return Merged(
+        folder=str(out),
+        base=str(base),
+        adapter=file.where,
+        weights=len(changes),
+        largest_change=changes.get(most, 0.0),
+        changed_most=most,
+        bytes=size,
+        outputs=attached.merged,
+        unprobed=None if attached.merged else "since nothing is known of what this base reads",
     )
 
 

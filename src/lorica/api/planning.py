@@ -6,6 +6,7 @@ from torch import nn
 
 from lorica import adapter, budget
 from lorica.adapter.plan import Methods
+from lorica.api.tasked import settled, with_head
 from lorica.api.vocabulary import with_tokens
 from lorica.budget import Forecast, Training, Workload
 from lorica.data.size import rows_about
@@ -28,6 +29,7 @@ def plan(
     warnings of settings that are known to fail.
 
     train: how a method given beside a model will be trained; without it no warnings are about rates and steps.
+    A recipe whose task does not name its labels has its rows read for them.
     memory: bytes to plan for instead of this machine's.  Raises `TargetError` where the method does not fit.
     """
     if isinstance(base, Recipe):
@@ -41,7 +43,8 @@ def plan(
 
 
 def _of_recipe(recipe: Recipe, memory: float | None) -> Forecast:
-    shapes: Any = shapes_only(recipe.model.source, recipe.model.dtype)
+    task = settled(recipe.task, recipe.data, recipe.model.source)
+    shapes: Any = shapes_only(recipe.model.source, recipe.model.dtype, head=task.head())
     if recipe.model.add_tokens:
         shapes.tokenizer = load_tokenizer(recipe.model.source)
     methods = with_tokens(shapes, recipe.model.add_tokens, recipe.method)
@@ -64,7 +67,7 @@ def _forecast(
     training: Training | None,
     place: budget.Machine,
 ) -> Forecast:
-    planned = adapter.plan(model, method)
+    planned = adapter.plan(model, with_head(model, method))
     work = Workload(tokens=max(config.micro_batch_tokens, length), length=length, recomputed=_recomputed(config))
     return budget.forecast(
         planned,

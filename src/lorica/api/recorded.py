@@ -10,6 +10,7 @@ from torch import nn
 from lorica.adapter import AdapterFile, load, read
 from lorica.adapter.fetch import folder_of as adapter_folder
 from lorica.adapter.manifest import NAME
+from lorica.api.tasked import recorded_head
 from lorica.data import DataConfig
 from lorica.errors import AdapterError, LoricaError, RequestError
 from lorica.models import add_tokens, load_base
@@ -53,7 +54,7 @@ def loaded(
     """The model with the adapter in place (without, where `base`), for evaluation, and what the adapter records."""
     file = read(adapter)
     source = model if model is not None else base_of(adapter, file)
-    held = load_base(source, dtype=dtype) if isinstance(source, str) else source
+    held = load_base(source, dtype=dtype, head=recorded_head(file.manifest)) if isinstance(source, str) else source
     lacking = missing_tokens(held, (file.manifest or {}).get("added_tokens") or ())
     if lacking and isinstance(source, str):
         add_tokens(held, lacking)

@@ -10,10 +10,10 @@ from torch import nn
 from lorica.adapter import Attached
 from lorica.api.lessons import Rows, from_anything
 from lorica.api.recorded import data_config, loaded
+from lorica.api.tasked import TaskLike, task_for
 from lorica.data import Dataset
 from lorica.errors import RequestError
 from lorica.models import load_base
-from lorica.tasks import TASKS
 
 MICRO_BATCH_TOKENS = 8192
 
@@ -43,7 +43,7 @@ def evaluate(
     model: str | nn.Module | None = None,
     base: bool = False,
     dtype: str | None = None,
-    task: str = "causal_lm",
+    task: TaskLike | None = None,
     untrained: bool = False,
     other_base: bool = False,
 ) -> Score:
@@ -52,12 +52,14 @@ def evaluate(
     adapter   a folder, a hub id, or one in place; None scores `model` itself
     base      scores the bare base of the adapter
     untrained, other_base   as in `load`: an adapter without effect or not finished, or for another base, is accepted
+    task      None: the one the adapter was trained for
     """
     accepted = {"untrained": untrained, "other_base": other_base}
     holder, manifest = _holder(adapter, model, base, dtype, accepted)
     source = str(data) if isinstance(data, Path) else data
-    rows = from_anything(holder, source, data_config(manifest, source if isinstance(source, str) else "rows"))
-    return Score(TASKS[task].evaluate(holder, rows, micro_batch_tokens=MICRO_BATCH_TOKENS))
+    chosen = task_for(holder, task, manifest)
+    rows = from_anything(holder, source, data_config(manifest, source if isinstance(source, str) else "rows"), chosen)
+    return Score(chosen.evaluate(holder, rows, micro_batch_tokens=MICRO_BATCH_TOKENS))
 
 
 def _holder(

@@ -7,18 +7,18 @@ from pydantic import ValidationError
 from torch import nn
 
 from lorica import durable, study
-from lorica.adapter import Attached, attach, inspect
+from lorica.adapter import Attached, inspect
 from lorica.adapter import plan as plan_of
 from lorica.api.collecting import for_run
 from lorica.api.lessons import Rows, from_anything, from_files
 from lorica.api.planning import plan, training_of
+from lorica.api.tasked import TaskLike, attach, load_base, settled, task_for, with_head
 from lorica.api.vocabulary import with_tokens
 from lorica.budget import cautions
 from lorica.data import DataConfig, Dataset
 from lorica.errors import RecipeError, did_you_mean
-from lorica.models import fingerprint, load_base
+from lorica.models import fingerprint
 from lorica.recipe import Recipe
-from lorica.tasks import TASKS
 from lorica.train import Run, TrainConfig
 from lorica.train import fit as learn
 from lorica.train.reporter import Quiet, Reporter
@@ -36,10 +36,18 @@ def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None
     folder, base = Path(recipe.output), recipe.model
     if not resume:
         refuse_occupied(folder)
-    model = load_base(base.source, dtype=base.dtype, quantize=base.quantize, device=base.device)
-    methods = with_tokens(model, base.add_tokens, recipe.method)
+    recipe = recipe.model_copy(update={"task": settled(recipe.task, recipe.data, base.source)})
+    model = load_base(
+        base.source,
+        dtype=base.dtype,
+        quantize=base.quantize,
+        device=base.device,
+        task=recipe.task,
+        seed=recipe.train.seed,
+    )
+    methods = with_head(model, with_tokens(model, base.add_tokens, recipe.method))
     plan_of(model, methods)
-    learned, held = from_files(model, recipe.data)
+    learned, held = from_files(model, recipe.data, recipe.task)
     start = for_run(model, methods, learned, recipe.task, folder, resume)
     attached = attach(model, methods, seed=recipe.train.seed, statistics=start)
     _tell(reporter, "train", learned)
@@ -47,7 +55,7 @@ def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None
     _keep_recipe(recipe, folder)
     run = learn(
         attached,
-        TASKS[recipe.task],
+        recipe.task,
         learned,
         held,
         recipe.train,
@@ -55,7 +63,7 @@ def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None
         reporter=reporter,
         resume=resume,
         identity=_identity(recipe, model),
-        facts={"recipe": recipe.to_dict(), "data": learned.to_dict()},
+        facts={"recipe": recipe.to_dict(), "task": recipe.task.to_entry(), "data": learned.to_dict()},
         before=before,
     )
     if run.adapter is not None:
@@ -68,7 +76,7 @@ def fit(
     train: Rows | Dataset | str,
     eval: Rows | Dataset | str | None = None,  # noqa: A002  the word of recipes
     *,
-    task: str = "causal_lm",
+    task: TaskLike | None = None,
     output: str | Path | None = None,
     resume: bool = False,
     reporter: Reporter | None = None,
@@ -78,16 +86,18 @@ def fit(
 
     settings: the entries of a recipe's `train` (`epochs=3`, `learning_rate=2e-4`) and, for how rows are encoded, of
     its `data` (`max_length`, `shape`, `template`, `loss_on`, `over_length`).  output: a run folder, none by default.
+    task: None is the one that the base was loaded for, causal language modelling unless `load_base` was told another.
     """
     config, encoding = _settings(settings)
-    learned = from_anything(attached.model, train, encoding)
-    held = None if eval is None else from_anything(attached.model, eval, encoding)
+    chosen = task_for(attached.model, task)
+    learned = from_anything(attached.model, train, encoding, chosen)
+    held = None if eval is None else from_anything(attached.model, eval, encoding, chosen)
     reporter = reporter or Quiet()
     for caution in cautions(attached.plan, training_of(config, int(max(learned.lengths, default=1)), len(learned))):
         reporter.on_note(str(caution))
     return learn(
         attached,
-        TASKS[task],
+        chosen,
         learned,
         held,
         config,
@@ -95,7 +105,7 @@ def fit(
         reporter=reporter,
         resume=resume,
         identity={"base": fingerprint(attached.model), "method": _methods(attached)},
-        facts={"data": learned.to_dict()},
+        facts={"task": chosen.to_entry(), "data": learned.to_dict()},
     )
 
 
@@ -133,7 +143,7 @@ def _before(recipe: Recipe, model: nn.Module, held: Dataset | None, reporter: Re
     if held is None:
         return None
     _tell(reporter, "eval", held)
-    score = TASKS[recipe.task].evaluate(model, held, micro_batch_tokens=recipe.train.micro_batch_tokens)
+    score = recipe.task.evaluate(model, held, micro_batch_tokens=recipe.train.micro_batch_tokens)
     reporter.on_note(f"before training: eval_loss {score['loss']:.4f}")
     return score
 
@@ -155,7 +165,7 @@ def _report(recipe: Recipe, run: Run) -> None:
         settings=recipe.to_yaml(),
         plan=str(plan(recipe)),
         ranks=inspect(str(run.adapter)).ranks,
-        table=_before_and_after(run),
+        table=_before_and_after(recipe, run),
         samples=(),
         next_steps=next_steps(recipe, str(run.adapter)),
         summary=str(run),
@@ -163,19 +173,22 @@ def _report(recipe: Recipe, run: Run) -> None:
     durable.write_text(Path(recipe.output) / "report.html", study.html(page))
 
 
-def _before_and_after(run: Run) -> tuple[study.Measure, ...]:
+def _before_and_after(recipe: Recipe, run: Run) -> tuple[study.Measure, ...]:
     """The held-out loss of the base, which is the line of step 0, and of the adapter that was kept."""
-    base = next((line["eval_loss"] for line in run.history if line.get("step") == 0), None)
+    base = next((line for line in run.history if line.get("step") == 0), None)
     if base is None or run.eval is None:
         return ()
-    return (study.Measure("held-out loss, nats a token", base, run.eval["eval_loss"]),)
+    loss = "held-out loss, nats a token" if recipe.task.head_kind is None else "held-out loss"
+    named = {"eval_loss": loss, **{name: name.replace("_", " ") for name in recipe.task.metrics}}
+    return tuple(study.Measure(named[name], base[name], run.eval[name]) for name in named if name in base)
 
 
 def next_steps(recipe: Recipe, adapter: str) -> tuple[str, ...]:
     """What to type when a run is done."""
     held = recipe.data.eval if isinstance(recipe.data.eval, str) else "FILE"
+    talk = f"lorica chat {adapter}" if recipe.task.head_kind is None else f"lorica generate {adapter} --prompt TEXT"
     return (
-        f"lorica chat {adapter}",
+        talk,
         f"lorica eval {adapter} --data {held}",
         f"lorica inspect {adapter}",
         f"lorica merge {adapter} --out {recipe.output}/merged",

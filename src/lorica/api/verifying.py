@@ -8,6 +8,7 @@ from lorica import adapter as rooms
 from lorica.adapter import AdapterFile, Verification
 from lorica.adapter.proof import Proof, recorded
 from lorica.api.recorded import base_of
+from lorica.api.tasked import recorded_head
 from lorica.errors import RequestError
 from lorica.models import load_base
 from lorica.models.fingerprint import whole_digest
@@ -36,7 +37,8 @@ def verify(
     def base(file: AdapterFile) -> nn.Module:
         if isinstance(model, nn.Module):
             return model
-        return load_base(model or base_of(adapter, file), dtype=dtype or _recorded_dtype(file))
+        head = recorded_head(file.manifest)
+        return load_base(model or base_of(adapter, file), dtype=dtype or _recorded_dtype(file), head=head)
 
     def whole(file: AdapterFile) -> str | None:
         if isinstance(model, nn.Module):

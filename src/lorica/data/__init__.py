@@ -2,16 +2,19 @@
 
 from lorica.data.config import DataConfig, HoldOut
 from lorica.data.dataset import Dataset
-from lorica.data.example import Dropped, Example
+from lorica.data.example import Answered, Dropped, Example
 from lorica.data.faces import MarksGeneration, Renderer, Tokenizer
-from lorica.data.loading import from_rows, load
+from lorica.data.loading import from_rows, in_memory, load, rows_of, taught
 from lorica.data.order import Schedule, epoch_order, micro_batches, steps
 from lorica.data.pack import Packed, Padded, pack, pad
 from lorica.data.report import DataReport
+from lorica.data.rows import Row
+from lorica.data.teaching import RowByRow, Teacher
 from lorica.data.template import DEFAULT_TEMPLATE, JinjaRenderer, own_renderer
 
 __all__ = [
     "DEFAULT_TEMPLATE",
+    "Answered",
     "DataConfig",
     "DataReport",
     "Dataset",
@@ -23,14 +26,20 @@ __all__ = [
     "Packed",
     "Padded",
     "Renderer",
+    "Row",
+    "RowByRow",
     "Schedule",
+    "Teacher",
     "Tokenizer",
     "epoch_order",
     "from_rows",
+    "in_memory",
     "load",
     "micro_batches",
     "own_renderer",
     "pack",
     "pad",
+    "rows_of",
     "steps",
+    "taught",
 ]

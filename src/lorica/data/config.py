@@ -28,7 +28,7 @@ class DataConfig(BaseModel):
     """Where rows come from, what they look like and which of their tokens are learned.
 
     A source is a file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, anything else is plain text), a folder, a glob,
-    `python:stdlib`, `python:include`, or `hub:owner/name[:config[:split]]`.
+    `python:stdlib`, `python:include`, `python:docstrings`, `images:FOLDER`, or `hub:owner/name[:config[:split]]`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -38,16 +38,15 @@ class Dataset:
 
     @cached_property
     def label_tokens(self) -> int:
-        return sum(int(example.labels.sum()) for example in self.examples)
+        return sum(example.units for example in self.examples)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over lengths, ids and masks, in order: what the model is taught, and nothing else."""
         digest = hashlib.sha256()
         for example in self.examples:
-            digest.update(len(example).to_bytes(8, "little"))
-            digest.update(example.input_ids.astype("<i4").tobytes())
-            digest.update(np.packbits(example.labels).tobytes())
+            for part in example.content():
+                digest.update(part)
         return digest.hexdigest()
 
     def to_dict(self) -> dict[str, Any]:

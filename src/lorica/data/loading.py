@@ -13,6 +13,7 @@ from lorica.data.reading import read
 from lorica.data.rows import Row
 from lorica.data.sources import HubSource, SourceFile, resolve
 from lorica.data.split import split
+from lorica.data.teaching import Teacher
 from lorica.errors import DataError
 
 
@@ -24,18 +25,27 @@ def load(
     `renderer` is the tokenizer's chat template (None: it has none, and the stated default is used for chat rows);
     `limit` is the longest row the base allows, in tokens. Raises `DataError` with every problem found.
     """
-    lessons = Lessons(config, tokenizer, renderer, limit)
+    return taught(config, Lessons(config, tokenizer, renderer, limit))
+
+
+def taught(config: DataConfig, teacher: Teacher) -> tuple[Dataset, Dataset | None]:
+    """The data sets of a config, each row understood by `teacher`.  Raises `DataError` with every problem found."""
+    train, held = rows_of(config)
+    learned = teacher.dataset(train, "data.train", config.train)
+    return learned, None if held is None else teacher.dataset(held, "data.eval", config.eval)
+
+
+def rows_of(config: DataConfig) -> tuple[list[Row], list[Row] | None]:
+    """The rows that are trained on and those that are held out, as their files give them."""
     problems = Problems()
     train_files = _files([config.train] if isinstance(config.train, str) else config.train)
     train = _rows(train_files, problems)
     if isinstance(config.eval, HoldOut):
         problems.report()
-        train, held = split(train, config.eval)
-    else:
-        held = _rows(_apart(_files([config.eval]), train_files), problems) if config.eval else []
-        problems.report()
-    learned = lessons.dataset(train, "data.train", config.train)
-    return learned, lessons.dataset(held, "data.eval", config.eval) if config.eval else None
+        return split(train, config.eval)
+    held = _rows(_apart(_files([config.eval]), train_files), problems) if config.eval else None
+    problems.report()
+    return train, held
 
 
 def from_rows(
@@ -47,8 +57,12 @@ def from_rows(
     limit: int,
 ) -> Dataset:
     """A data set from rows in memory; `config.train` and `config.eval` are not read. Raises `DataError`."""
-    lessons = Lessons(config or DataConfig(train="rows"), tokenizer, renderer, limit)
-    return lessons.dataset([_in_memory(fields, number) for number, fields in enumerate(rows)], "rows")
+    return Lessons(config or DataConfig(train="rows"), tokenizer, renderer, limit).dataset(in_memory(rows), "rows")
+
+
+def in_memory(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Rows as `rows[0]`, `rows[1]` ...  Raises `DataError` for what is no mapping."""
+    return [_in_memory(fields, number) for number, fields in enumerate(rows)]
 
 
 def _in_memory(fields: object, number: int) -> Row:

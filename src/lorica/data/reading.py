@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from lorica.data.csv_records import csv_records
+from lorica.data.docstrings import docstring_rows
 from lorica.data.hub import hub_rows
 from lorica.data.json_values import JsonProblem, array_items, parse
 from lorica.data.problems import Problems
@@ -185,6 +186,12 @@ def _text(source: SourceFile, problems: Problems) -> Iterator[Row]:
         yield Row({}, source.name, source.relative, refused=NOT_TEXT)
 
 
+def _image(source: SourceFile, problems: Problems) -> Iterator[Row]:
+    """A row without pixels: they are read when the image is learned."""
+    label = source.relative.partition("/")[0]
+    yield Row({"image": str(source.path), "label": label}, source.name, source.relative)
+
+
 READERS: dict[str, Callable[[SourceFile, Problems], Iterator[Row]]] = {
     "jsonl": _jsonl,
     "json": _json,
@@ -192,4 +199,6 @@ READERS: dict[str, Callable[[SourceFile, Problems], Iterator[Row]]] = {
     "tsv": _separated("\t"),
     "parquet": _parquet,
     "text": _text,
+    "docstrings": docstring_rows,
+    "image": _image,
 }

@@ -3,6 +3,8 @@
 train.jsonl   notes.txt          a file; its ending says how it is read
 corpus/       corpus/**/*.md     a folder, a glob; hidden files are left out
 python:stdlib python:include     Python's own library and C headers
+python:docstrings                docstrings of Python's library, each labelled with its module
+images:photos                    a folder of images, each labelled with the folder that it is in
 hub:owner/name[:config[:split]]  a data set of the hub (the `hub` extra)
 """
 
@@ -12,13 +14,13 @@ import importlib.util
 import os
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from lorica.errors import DataError, did_you_mean
 
-Kind = Literal["jsonl", "json", "csv", "tsv", "parquet", "text"]
+Kind = Literal["jsonl", "json", "csv", "tsv", "parquet", "text", "docstrings", "image"]
 KINDS: dict[str, Kind] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -27,7 +29,10 @@ KINDS: dict[str, Kind] = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 TESTS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
+NOT_LIBRARY = frozenset({"idlelib", "lib2to3", "turtledemo", "ensurepip", "distutils"})
+"""Programs beside the library, and what later Pythons leave out."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,11 @@ class SourceFile:
     name: str
     relative: str
     named_alone: bool = False
+    read_as: Kind | None = None
 
     @property
     def kind(self) -> Kind:
-        return KINDS.get(self.path.suffix.lower(), "text")
+        return self.read_as or KINDS.get(self.path.suffix.lower(), "text")
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ def resolve(source: str) -> tuple[SourceFile, ...] | tuple[HubSource]:
     scheme, _, rest = source.partition(":")
     if scheme == "hub":
         return (hub_source(rest),)
-    files = tuple(_named(rest) if scheme == "python" else _on_disk(source))
+    files = tuple(_named(rest) if scheme == "python" else images(rest) if scheme == "images" else _on_disk(source))
     if not files:
         raise DataError(f"{source}: no files there; name a file, a folder or a glob that has some")
     kinds = {file.kind for file in files}
@@ -119,6 +125,19 @@ def under(root: Path, shown: str, pattern: str = "*", skip: frozenset[str] = fro
             yield SourceFile(path, f"{shown}/{inside}", inside)
 
 
+def images(folder: str) -> Iterator[SourceFile]:
+    """The images in the folders of a folder, whose names are their labels.  DataError where it has none."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise DataError(f"images:{folder}: no such folder{_near(root)}")
+    found = [file for file in under(root, f"images:{folder.rstrip('/')}") if file.path.suffix.lower() in IMAGES]
+    loose = [file.name for file in found if "/" not in file.relative]
+    if loose:
+        raise DataError(f"{loose[0]}: an image in no folder of its own label; move it to {folder}/LABEL/")
+    for file in found:
+        yield replace(file, read_as="image")
+
+
 def _globbed(pattern: str) -> Iterator[SourceFile]:
     fixed = []
     for part in Path(pattern).parts:
@@ -142,6 +161,12 @@ def _stdlib() -> Iterator[SourceFile]:
     return under(Path(sysconfig.get_path("stdlib")), "python:stdlib", "*.py", skip=TESTS)
 
 
+def _docstrings() -> Iterator[SourceFile]:
+    for file in under(Path(sysconfig.get_path("stdlib")), "python:docstrings", "*.py", skip=TESTS | NOT_LIBRARY):
+        if not file.relative.startswith("_"):
+            yield replace(file, read_as="docstrings")
+
+
 def _include() -> Iterator[SourceFile]:
     """Python's headers, or c10's from torch where a distribution ships Python without them."""
     root = Path(sysconfig.get_path("include"))
@@ -153,4 +178,8 @@ def _include() -> Iterator[SourceFile]:
     return iter(())
 
 
-NAMED: dict[str, Callable[[], Iterable[SourceFile]]] = {"stdlib": _stdlib, "include": _include}
+NAMED: dict[str, Callable[[], Iterable[SourceFile]]] = {
+    "stdlib": _stdlib,
+    "include": _include,
+    "docstrings": _docstrings,
+}

@@ -10,6 +10,7 @@ from lorica.methods.bottleneck import Bottleneck
 from lorica.methods.contract import Method
 from lorica.methods.dora import DoRA
 from lorica.methods.full import Full
+from lorica.methods.head import HeadOnly
 from lorica.methods.hira import HiRA
 from lorica.methods.ia3 import IA3
 from lorica.methods.loha import LoHa
@@ -34,6 +35,7 @@ METHODS: dict[str, type[Method]] = {
         BitFit,
         Bottleneck,
         DoRA,
+        HeadOnly,
         HiRA,
         IA3,
         LoHa,
@@ -73,6 +75,7 @@ __all__ = [
     "Bottleneck",
     "DoRA",
     "Full",
+    "HeadOnly",
     "HiRA",
     "LoHa",
     "LoKr",

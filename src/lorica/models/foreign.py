@@ -1,6 +1,7 @@
 """What transformers knows of a base: its config, its class, its tokenizer.  Code from a repository is never run."""
 
 import json
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from lorica.errors import ModelError, did_you_mean
+from lorica.models.heads import Head, draw, head_class, head_modules, may_be_drawn, with_answers
 from lorica.models.quiet import first_line, quiet
 
 TOKENIZER_FILES = (
@@ -21,7 +23,7 @@ TOKENIZER_FILES = (
 )
 
 
-def _transformers() -> Any:
+def transformers_library() -> Any:
     """The library, without its types: a type checker reads a thousand files of models for them (20 of its 48 s)."""
     return import_module("transformers")
 
@@ -29,7 +31,7 @@ def _transformers() -> Any:
 def read_config(folder: Path) -> Any:
     """The config of a folder, of transformers' own class for it.  ModelError where there is none."""
     raw = _raw_config(folder)
-    library = _transformers()
+    library = transformers_library()
     kind = raw.get("model_type")
     if kind not in library.CONFIG_MAPPING:
         raise ModelError(_unknown_kind(folder, raw, kind, library.CONFIG_MAPPING.keys()))
@@ -54,7 +56,7 @@ def _raw_config(folder: Path) -> dict[str, Any]:
 
 
 def _unknown_kind(folder: Path, raw: dict[str, Any], kind: Any, known: Any) -> str:
-    transformers = _transformers()
+    transformers = transformers_library()
     if raw.get("auto_map"):
         return (
             f"{folder}: needs code from its own repository (auto_map), which lorica never runs; use a base without it"
@@ -69,7 +71,7 @@ def _unknown_kind(folder: Path, raw: dict[str, Any], kind: Any, known: Any) -> s
 
 def model_class(folder: Path, config: Any) -> type[nn.Module]:
     """transformers' class of the first architecture that the config names, else the one it gives the bare model."""
-    transformers = _transformers()
+    transformers = transformers_library()
     names = getattr(config, "architectures", None) or []
     found = getattr(transformers, names[0], None) if names else None
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
@@ -82,12 +84,37 @@ def model_class(folder: Path, config: Any) -> type[nn.Module]:
     return bare
 
 
-def load_foreign(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
-    """A model of transformers with the folder's weights, every one of them found and of the right shape."""
+def load_foreign(folder: Path, config: Any, dtype: torch.dtype, head: Head | None = None) -> nn.Module:
+    """A model of transformers with the folder's weights, every one of them found and of the right shape, but for what
+    is drawn of a head."""
+    if head is not None:
+        return _with_head(folder, config, dtype, head)
     kind: Any = model_class(folder, config)
+    model, told = _loaded(kind, folder, config, dtype)
+    _require_whole(kind, folder, told["missing_keys"], told["mismatched_keys"])
+    return model
+
+
+def _with_head(folder: Path, config: Any, dtype: torch.dtype, head: Head) -> nn.Module:
+    kind: Any = head_class(folder, config, head)
+    kept = head.fits(config) and kind.__name__ in (getattr(config, "architectures", None) or ())
+    model, told = _loaded(kind, folder, with_answers(config, head), dtype)
+    missing, other = set(told["missing_keys"]), list(told["mismatched_keys"])
+    lost = {name for name in missing if not may_be_drawn(model, name)}
+    strange = [entry for entry in other if not may_be_drawn(model, entry[0])]
+    _require_whole(kind, folder, lost, strange)
+    drawn = {*missing, *(entry[0] for entry in other)}
+    if not kept:
+        drawn.update(name for name, _ in model.named_parameters() if may_be_drawn(model, name) and "pooler" not in name)
+    draw(model, sorted(drawn), head)
+    model.head, model.head_modules = head, head_modules(model, drawn)
+    return model
+
+
+def _loaded(kind: Any, folder: Path, config: Any, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
-        with quiet():
-            model, told = kind.from_pretrained(
+        with quiet(), torch.random.fork_rng(devices=[]):
+            return kind.from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
@@ -98,14 +125,16 @@ def load_foreign(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
             )
     except Exception as error:  # every family loads by code of its own, which may raise anything
         raise ModelError(f"{folder}: {kind.__name__} cannot be loaded ({first_line(error)})") from error
-    problems = [f"{folder}: no tensor for {name} of {kind.__name__}" for name in sorted(told["missing_keys"])]
+
+
+def _require_whole(kind: Any, folder: Path, missing: Iterable[str], mismatched: Iterable[Any]) -> None:
+    problems = [f"{folder}: no tensor for {name} of {kind.__name__}" for name in sorted(missing)]
     problems += [
         f"{folder}: {name} is {tuple(stored)}, the config says {tuple(wanted)}"
-        for name, stored, wanted in sorted(told["mismatched_keys"])
+        for name, stored, wanted in sorted(mismatched)
     ]
     if problems:
         raise ModelError.of(problems)
-    return model
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -114,7 +143,9 @@ def read_tokenizer(folder: Path) -> Any:
         return None
     try:
         with quiet():
-            return _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return transformers_library().AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # tokenizers fail as whatever their library raises
         raise ModelError(f"{folder}: the tokenizer cannot be read ({first_line(error)})") from error
 
@@ -124,6 +155,6 @@ def read_generation_config(folder: Path) -> Any:
     if not (folder / "generation_config.json").is_file():
         return None
     try:
-        return _transformers().GenerationConfig.from_pretrained(folder, local_files_only=True)
+        return transformers_library().GenerationConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # as above
         raise ModelError(f"{folder / 'generation_config.json'}: {first_line(error)}") from error

@@ -16,6 +16,7 @@ from lorica.models.config import FAMILIES
 from lorica.models.fingerprint import fingerprint_of_folder, whole_digest
 from lorica.models.folder import folder_of
 from lorica.models.foreign import load_foreign, model_class, read_config, read_generation_config, read_tokenizer
+from lorica.models.heads import Head, head_class, head_modules, with_answers
 from lorica.models.quiet import quiet
 from lorica.models.stored import DTYPES, Stored
 
@@ -39,14 +40,16 @@ def load_base(
     dtype: str | torch.dtype | None = None,
     quantize: str | None = None,
     device: str | torch.device | None = None,
+    head: Head | None = None,
 ) -> nn.Module:
     """A frozen base in evaluation mode, with `.tokenizer` (None without one), `.source` and `.base_fingerprint`.
 
     `.base_digest` is of every byte of its tensors; None for a large base where nobody asked for it yet.
 
-    source   "embedded", a folder, or a hub id
+    source   "embedded", a folder, a hub id, or "package:NAME", an installed Python package that carries a checkpoint
     dtype    "bfloat16", torch.float32 ...; None: the one the checkpoint states
     device   None: the first CUDA device where there is one, else the CPU
+    head     of a task, on transformers' model of the base; the model then has `.head` and `.head_modules`
 
     ModelError, one line a problem, when the base is missing, incomplete, damaged, or needs code of its own.
     """
@@ -58,20 +61,25 @@ def load_base(
     stored = Stored(folder)
     kind = asked or _stated_dtype(config) or stored.dtype
     refuse_stored_types(stored)
-    model = _decoder(config, stored, kind, place) if is_decoder(config) else load_foreign(folder, config, kind)
+    ours = head is None and is_decoder(config)
+    model = _decoder(config, stored, kind, place) if ours else load_foreign(folder, config, kind, head)
     return _finished(model.to(place), source, folder)
 
 
-def shapes_only(source: str | Path, dtype: str | torch.dtype | None = None) -> nn.Module:
+def shapes_only(source: str | Path, dtype: str | torch.dtype | None = None, head: Head | None = None) -> nn.Module:
     """The same model on the meta device: any size at once, and nothing but config.json is read or fetched."""
     asked = parse_dtype(dtype)
     folder = folder_of(source, weights=False, words=False)
     config = read_config(folder)
     kind: Any = CausalLM if is_decoder(config) else model_class(folder, config)
+    if head is not None:
+        kind, config = head_class(folder, config, head), with_answers(config, head)
     with torch.device("meta"), quiet():
         model: Any = kind(config)
     model.to(asked or _stated_dtype(config) or torch.float32).eval().requires_grad_(False)
     model.tokenizer, model.source = None, str(source)
+    if head is not None:
+        model.head, model.head_modules = head, head_modules(model)
     return model
 
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 from lorica.errors import did_you_mean
 from lorica.methods import METHODS, LoRA
+from lorica.tasks import TASKS
 
 Loc = tuple[str | int, ...]
 
@@ -90,6 +91,9 @@ def _unknown(key: str, known: set[str]) -> str:
 def _known(path: Loc, root: type[BaseModel], tree: Any) -> Iterator[str]:
     if path[:1] == ("method",):
         yield from _method_keys(path, tree)
+        return
+    if path[:1] == ("task",):
+        yield from ("name", *type(TASKS[tree["task"]["name"]]).model_fields)
         return
     yield from _fields(path, root, tree)
 

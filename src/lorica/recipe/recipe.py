@@ -6,7 +6,7 @@
     train: {epochs: 3, rows_per_step: 32, learning_rate: 2.0e-4}
     output: runs/sql
 
-A plain string stands for the first key of its mapping (`model: X`, `method: lora`, `data: rows.jsonl`), `method` may be
+A plain string stands for the first key of its mapping (`model: X`, `method: lora`, `task: regression`), `method` may be
 a list, and `method: {preset: small}` (medium, large) stands for the numbers of a LoRA of that size.  Relative paths
 start from the folder in which the command runs, as everywhere in a shell.
 """
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from lorica.data import DataConfig
@@ -23,7 +23,7 @@ from lorica.errors import RecipeError, did_you_mean
 from lorica.methods import METHODS, LoRA, Method
 from lorica.recipe import text
 from lorica.recipe.problems import problems
-from lorica.tasks import TASKS
+from lorica.tasks import TASKS, Task, task_of
 from lorica.train import TrainConfig
 
 LARGEST = 1 << 20
@@ -80,6 +80,7 @@ def _named(method: Method) -> dict[str, Any]:
 
 
 MethodEntry = Annotated[Method, PlainValidator(_method), PlainSerializer(_named)]
+TaskEntry = Annotated[Task, PlainValidator(task_of), PlainSerializer(Task.to_entry)]
 
 
 class Recipe(BaseModel):
@@ -91,7 +92,7 @@ class Recipe(BaseModel):
     method: Annotated[tuple[MethodEntry, ...], Field(min_length=1)]
     data: DataConfig
     train: TrainConfig = Field(default_factory=TrainConfig)
-    task: str = "causal_lm"
+    task: TaskEntry = TASKS["causal_lm"]
     output: str = Field(default="runs/adapter", min_length=1)
 
     def __init__(self, **entries: Any) -> None:
@@ -100,13 +101,6 @@ class Recipe(BaseModel):
             super().__init__(**_listed(tree))
         except ValidationError as error:
             raise RecipeError.of(problems(error, type(self), tree)) from error
-
-    @field_validator("task")
-    @classmethod
-    def _known_task(cls, task: str) -> str:
-        if task not in TASKS:
-            raise ValueError(f"there is no task {task!r}{did_you_mean(task, TASKS)}; there are {', '.join(TASKS)}")
-        return task
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
@@ -136,6 +130,7 @@ class Recipe(BaseModel):
 FIRST_KEYS = {
     "model": "source",
     "method": "name",
+    "task": "name",
     "data": next(iter(DataConfig.model_fields)),
     "train": next(iter(TrainConfig.model_fields)),
 }

@@ -10,22 +10,24 @@ loss = sum over places of -log softmax(head(hidden[place]))[target]
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lorica.data import Dataset, Example, micro_batches
+from lorica.data import DataConfig, Dataset, Example, Teacher
+from lorica.data.lessons import Lessons
 from lorica.kernels import Noise, head_cross_entropy
 from lorica.kernels.cross_entropy import CHUNK_ROWS
 from lorica.models.ambient import Pass, entered
 from lorica.models.causal_lm import CausalLM
 from lorica.models.edited import Edited
 from lorica.models.layout import Layout
-from lorica.tasks.contract import Draw
+from lorica.tasks.contract import Draw, Reader, Task
+from lorica.tasks.padded import by_length, no_cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +45,13 @@ class Batch:
     draw: Draw | None = None
 
 
-@dataclass(frozen=True)
-class CausalLanguageModelling:
-    name: str = "causal_lm"
-    unit: str = "label tokens"
+class CausalLanguageModelling(Task):
+    name: ClassVar[str] = "causal_lm"
+    unit: ClassVar[str] = "label tokens"
+
+    def lessons(self, config: DataConfig, reader: Reader) -> Teacher:
+        assert reader.plain is not None
+        return Lessons(config, reader.plain, reader.template, reader.limit)
 
     def batch(self, examples: Sequence[Example], *, device: torch.device, draw: Draw | None = None) -> Batch:
         """In order of length, which pads attention least."""
@@ -73,7 +78,7 @@ class CausalLanguageModelling:
         """`loss` per label token, `perplexity`, `rows` and `label_tokens`."""
         device = next(model.parameters()).device
         total, units = 0.0, 0
-        for examples in _by_length(dataset, micro_batch_tokens):
+        for examples in by_length(dataset, micro_batch_tokens):
             batch = self.batch(examples, device=device)
             total += self.loss(model, batch).item()
             units += self.units(batch)
@@ -84,13 +89,6 @@ class CausalLanguageModelling:
             "rows": len(dataset),
             "label_tokens": units,
         }
-
-
-def _by_length(dataset: Dataset, micro_batch_tokens: int) -> Iterator[list[Example]]:
-    """Batches of rows of nearly one length, which pad least."""
-    order = np.argsort(dataset.lengths, kind="stable").tolist()
-    for indices in micro_batches(order, dataset.lengths, micro_batch_tokens):
-        yield [dataset[index] for index in indices]
 
 
 def _decoder_loss(model: CausalLM, batch: Batch) -> Tensor:
@@ -119,7 +117,7 @@ def _foreign_loss(model: nn.Module, batch: Batch) -> Tensor:
     rows = batch.tokens.new_zeros(shape).index_put(at, batch.tokens)
     mask = torch.zeros_like(rows).index_put(at, torch.ones_like(batch.tokens))
     with entered(Pass(_row_noise(batch))):
-        logits = _logits(model(input_ids=rows, attention_mask=mask, **_no_cache(model)))
+        logits = _logits(model(input_ids=rows, attention_mask=mask, **no_cache(model)))
     chosen = logits[layout.document_of[batch.places], layout.offsets[batch.places]]
     wide = chosen if chosen.dtype == torch.float64 else chosen.float()
     return nn.functional.cross_entropy(wide, batch.targets, reduction="sum")
@@ -131,8 +129,3 @@ def _row_noise(batch: Batch) -> Noise | None:
 
 def _logits(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.logits
-
-
-def _no_cache(model: nn.Module) -> dict[str, bool]:
-    """In evaluation mode, which our trainer keeps the base in, transformers' models fill a cache nobody reads."""
-    return {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}

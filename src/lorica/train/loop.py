@@ -349,7 +349,7 @@ def _identity(
         "method": [{"name": method.kind, **method.model_dump(mode="json")} for method in attached.plan.methods],
         **{f"train.{name}": value for name, value in settings.items()},
         "train.seed": seed,
-        "task": task.name,
+        "task": task.to_entry(),
         "data.train": train.fingerprint,
         "data.eval": None if held_out is None else held_out.fingerprint,
     }

@@ -1,0 +1,91 @@
+"""Padded rows for a model of transformers, which is entered with the noise of each row.
+
+row        0  a b c d      input_ids (B, L), the padding behind          target: one a row (B, ...)
+           1  e f . .      attention_mask (B, L)                                 or one a place (B, L), -100 at none
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lorica.data import Answered, Dataset, Example, micro_batches
+from lorica.kernels import Noise
+from lorica.models.ambient import Pass, entered
+from lorica.tasks.contract import Draw
+
+NO_TARGET = -100
+
+
+@dataclass(frozen=True, eq=False)
+class Padded:
+    """`inputs` by the names that the model's forward takes; `rows` (B,) int64 are the stable ids of the examples."""
+
+    inputs: dict[str, Tensor]
+    target: Tensor
+    rows: Tensor
+    draw: Draw | None = None
+
+
+def padded(
+    examples: Sequence[Answered], *, device: torch.device, draw: Draw | None = None, places: bool = False
+) -> Padded:
+    """The rows of a batch side by side; `places`: the target is one a token."""
+    inputs = {
+        "input_ids": _side_by_side([each.input_ids for each in examples], 0),
+        "attention_mask": _side_by_side([np.ones(len(each), np.int32) for each in examples], 0),
+    }
+    if examples[0].segments is not None:
+        inputs["token_type_ids"] = _side_by_side([_segments(each) for each in examples], 0)
+    targets = [each.target for each in examples]
+    target = _side_by_side(targets, NO_TARGET) if places else torch.from_numpy(np.stack(targets))
+    rows = torch.tensor([each.row for each in examples], device=device)
+    return Padded({name: value.to(device) for name, value in inputs.items()}, target.to(device), rows, draw)
+
+
+def _segments(example: Answered) -> Any:
+    return np.zeros(len(example), np.int32) if example.segments is None else example.segments
+
+
+def _side_by_side(rows: Sequence[Any], filling: int) -> Tensor:
+    wide = np.full((len(rows), max(map(len, rows))), filling, dtype=np.int64)
+    for row, values in zip(wide, rows, strict=True):
+        row[: len(values)] = values
+    return torch.from_numpy(wide)
+
+
+def answered(model: nn.Module, batch: Padded) -> Any:
+    """The output of the model's own forward, dropout drawing by the rows' ids.  Decoders find the last token of a row
+    by the id of the padding, and RoBERTa its positions."""
+    noise = None if batch.draw is None else Noise(batch.draw.seed, batch.draw.step, batch.rows)
+    inputs = dict(batch.inputs)
+    padding = getattr(getattr(model, "config", None), "pad_token_id", None)
+    if padding and "input_ids" in inputs:
+        inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, padding)
+    with entered(Pass(noise)):
+        return model(**inputs, **no_cache(model))
+
+
+def wide(logits: Tensor) -> Tensor:
+    """In float32 or better."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def no_cache(model: nn.Module) -> dict[str, bool]:
+    """In evaluation mode, which our trainer keeps the base in, transformers' models fill a cache nobody reads."""
+    return {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
+
+
+def by_length(dataset: Dataset, micro_batch_tokens: int) -> Iterator[list[Example]]:
+    """Batches of rows of nearly one length, which pad least."""
+    for indices in batches_by_length(dataset, micro_batch_tokens):
+        yield [dataset[index] for index in indices]
+
+
+def batches_by_length(dataset: Dataset, micro_batch_tokens: int) -> tuple[tuple[int, ...], ...]:
+    """The indices of such batches."""
+    order = np.argsort(dataset.lengths, kind="stable").tolist()
+    return micro_batches(order, dataset.lengths, micro_batch_tokens)
