@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from lorica import adapter
 from lorica.errors import AdapterError, RunError
-from lorica.methods import Full, LoRA
+from lorica.methods import Bottleneck, Full, LoRA
 from lorica.models import load_base
 from tiny_bases import filled, stir
 
@@ -119,3 +119,13 @@ def test_nothing_is_written_where_something_is_or_where_the_adapter_does_not_fit
     with pytest.raises(AdapterError, match="no such site"):
         adapter.merge_checkpoint(other, tmp_path / "adapter", tmp_path / "out", other_base=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_no_weight_can_hold_is_refused_by_its_name(tmp_path):
+    base_folder("llama", tmp_path / "base")
+    attached = adapter.attach(load_base(tmp_path / "base"), Bottleneck(size=4))
+    stir(attached.named_parameters())
+    attached.save(tmp_path / "adapter")
+    with pytest.raises(AdapterError, match="bottleneck cannot be merged: what it adds is no weight"):
+        adapter.merge_checkpoint(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()

@@ -4,6 +4,7 @@ In place on a model, or shard by shard from one checkpoint folder to another, wh
 shard being written are in memory.  Either way the merged model answers the probe that the adapted one answered.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,11 @@ def require_mergeable(plan: Plan, modules: Modules) -> None:
     """AdapterError naming every edit that no weight can hold."""
     bad = sorted({p.method.kind for p in plan.edits if p.key in modules and not _has_merged(p, modules[p.key])})
     if bad:
-        raise AdapterError(f"{', '.join(bad)} cannot be merged: what it adds is no weight; keep the adapter as it is")
+        raise AdapterError(no_weight(bad))
+
+
+def no_weight(kinds: Sequence[str]) -> str:
+    return f"{', '.join(kinds)} cannot be merged: what it adds is no weight; keep the adapter as it is"
 
 
 def _has_merged(planned: PlannedEdit, module: nn.Module) -> bool:

@@ -187,9 +187,5 @@ def next_steps(recipe: Recipe, adapter: str) -> tuple[str, ...]:
     """What to type when a run is done."""
     held = recipe.data.eval if isinstance(recipe.data.eval, str) else "FILE"
     talk = f"lorica chat {adapter}" if recipe.task.head_kind is None else f"lorica generate {adapter} --prompt TEXT"
-    return (
-        talk,
-        f"lorica eval {adapter} --data {held}",
-        f"lorica inspect {adapter}",
-        f"lorica merge {adapter} --out {recipe.output}/merged",
-    )
+    merge = (f"lorica merge {adapter} --out {recipe.output}/merged",) if all(m.mergeable for m in recipe.method) else ()
+    return (talk, f"lorica eval {adapter} --data {held}", f"lorica inspect {adapter}", *merge)
