@@ -1,4 +1,4 @@
-"""What a step of each method costs on one base, measured side by side on this machine.
+"""What a step of each method costs on one base, measured side by side on this machine, without the optimiser's update.
 
 Every round takes each method in turn, so that a slow minute of the machine falls on all alike.
 """
@@ -16,18 +16,21 @@ from torch import Tensor, nn
 from lorica.adapter import Attached, attach
 from lorica.data import Example
 from lorica.methods import Method
+from lorica.methods.contract import Life
 from lorica.models import context_limit
 from lorica.tasks import TASKS, Draw
 
 ROWS, LENGTH, ROUNDS = 8, 256, 5
+STEPS = 100
+"""Of the run that a method with a life of its own is told it is in."""
 TRAINED_BYTES = 16
 """Of a trained parameter in float32: value, gradient and AdamW's two moments."""
 
 
 @dataclass
 class Cost:
-    """Seconds of a forward and backward pass of ROWS rows of LENGTH tokens, one a round; bytes kept between the two,
-    and bytes of what is trained."""
+    """Seconds of a forward and backward pass of ROWS rows of LENGTH tokens and of what the method itself does in a
+    step, one a round; bytes kept between the passes, and bytes of what is trained."""
 
     seconds: list[float] = field(default_factory=list)
     kept: int = 0
@@ -69,7 +72,9 @@ def _measure(attached: Attached, examples: list[Example], cost: Cost) -> None:
     attached.train(base=False)
     with _kept_bytes(attached.model.parameters()) as kept:
         _pass(attached, examples)
-    cost.kept, cost.trained = sum(kept.values()), TRAINED_BYTES * attached.trainable_parameters
+    life = {} if attached.life is None else attached.life.state_dict()
+    cost.kept = sum(kept.values()) + sum(tensor.nbytes for tensor in life.values())
+    cost.trained = TRAINED_BYTES * attached.trainable_parameters
     began = time.perf_counter()
     _pass(attached, examples)
     cost.seconds.append(time.perf_counter() - began)
@@ -79,9 +84,19 @@ def _pass(attached: Attached, examples: list[Example]) -> None:
     task, device = TASKS["causal_lm"], next(attached.model.parameters()).device
     batch = task.batch(examples, device=device, draw=Draw(0, 1))
     task.loss(attached.model, batch).backward()
+    if attached.life is not None:
+        _live(attached.life)
     if device.type == "cuda":
         torch.cuda.synchronize()
     attached.model.zero_grad(set_to_none=True)
+
+
+def _live(life: Life) -> None:
+    """What AdaLoRA adds to a step."""
+    life.begin(STEPS)
+    if (extra := life.extra_loss()) is not None:
+        extra.backward()
+    life.after_step(1, STEPS)
 
 
 @contextmanager
