@@ -9,7 +9,7 @@ from campaign.tiny_run import base, dataset
 from lorica import adapter, api
 from lorica.budget import Training, cautions
 from lorica.errors import ModelError
-from lorica.methods import Full, LoRA
+from lorica.methods import Full, LoRA, VeRA
 from lorica.quickstart.run import write_run
 from lorica.recipe import Recipe
 from lorica.site import Site
@@ -61,6 +61,7 @@ WORKS = {
     "full fine-tuning of a narrow base": (Full(), {"width": 320}),
     "rank 256 at a low rate": (LoRA(r=256), {"learning_rate": 2.5e-5}),
     "rank 128": (LoRA(r=128), {}),
+    "VeRA at its own rate, whose B of rank 256 is frozen": (VeRA(), {"learning_rate": 4e-3}),
     "a ratio on A's rate": (LoRA(r=8), {"learning_rate": 1e-4, "lora_plus_ratio": 4.0}),
     "RoBERTa's script of LoRA+": (LoRA(r=8), {"learning_rate": 5e-5, "lora_plus_ratio": 80.0, "width": 768}),
     "GPT-2's script of LoRA+": (LoRA(r=8), {"lora_plus_ratio": 10.0, "width": 768}),

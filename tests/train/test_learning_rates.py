@@ -9,7 +9,7 @@ import torch
 from campaign.tiny_run import base, dataset
 from lorica.adapter import attach
 from lorica.errors import TargetError
-from lorica.methods import Full, LoRA
+from lorica.methods import Full, LoRA, LoRAFA, VeRA
 from lorica.tasks import TASKS
 from lorica.train import TrainConfig, fit, outlook
 
@@ -65,6 +65,8 @@ def test_factors_by_name_multiply_and_the_first_glob_counts():
     ("method", "options", "told"),
     [
         (Full(), {"lora_plus_ratio": 4.0}, "lora_plus_ratio: nothing trained here is the B"),
+        (VeRA(), {"lora_plus_ratio": 4.0}, "lora_plus_ratio: nothing trained here is the B"),
+        (LoRAFA(r=2), {"learning_rates": {"*.q_proj.A": 2.0}}, r"'\*.q_proj.A' matches no trained tensor"),
         (
             LoRA(r=2),
             {"learning_rates": {"*.k_prog.A": 2.0}},

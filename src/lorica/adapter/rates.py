@@ -44,7 +44,8 @@ class Rates:
 
     def groups(self, plan: Plan) -> tuple[RateGroup, ...]:
         """Every trained tensor once.  TargetError where a ratio or a glob finds nothing to apply to."""
-        named = [(key, tensor, full_name(edit, tensor)) for edit in plan.edits for key, tensor in edit.tensors.items()]
+        held = ((edit, key, tensor) for edit in plan.edits for key, tensor in edit.tensors.items())
+        named = [(key, tensor, full_name(edit, tensor)) for edit, key, tensor in held if tensor.trained]
         named.sort(key=lambda entry: ROLES.index(entry[1].role))
         self._require_use([tensor for _, tensor, _ in named], [name for _, _, name in named])
         found: dict[tuple[float, str | None], dict[str, str]] = {}

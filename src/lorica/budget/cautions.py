@@ -71,7 +71,7 @@ class Case:
 
     @cached_property
     def roles(self) -> set[str]:
-        return {tensor.role for tensor in self.plan.tensors.values()}
+        return {tensor.role for tensor in self.plan.learned.values()}
 
     @property
     def low_rank(self) -> bool:
@@ -84,7 +84,7 @@ class Case:
 
     @cached_property
     def rank(self) -> int:
-        return max((tensor.shape[-1] for tensor in self.plan.tensors.values() if tensor.role == "B"), default=0)
+        return max((tensor.shape[-1] for tensor in self.plan.learned.values() if tensor.role == "B"), default=0)
 
     @cached_property
     def usual(self) -> float:
