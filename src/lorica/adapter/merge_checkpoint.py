@@ -21,7 +21,7 @@ from lorica.adapter.file import AdapterFile, read
 from lorica.adapter.lineage import Parent
 from lorica.adapter.load import load, plan_on, require_base
 from lorica.adapter.manifest import FORMAT, NAME, versions
-from lorica.adapter.merge import checked, merged_bias, merged_weight, require_mergeable
+from lorica.adapter.merge import checked, merged_bias, merged_weight, require_in_weights, require_mergeable
 from lorica.adapter.plan import Plan, PlannedEdit
 from lorica.adapter.proof import Comparison, Proof, Record, Unprobed
 from lorica.adapter.resized import settled
@@ -169,6 +169,7 @@ class _Merge:
 
     def __post_init__(self) -> None:
         self.plan: Plan = plan_on(self.model, self.file)
+        require_in_weights(self.plan)
         self.ties = _ties(self.model)
         self.edits: dict[str, PlannedEdit] = {}
         self.biases: dict[str, PlannedEdit] = {}
