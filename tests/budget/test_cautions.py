@@ -87,6 +87,23 @@ def test_it_is_silent_where_settings_are_sane(case):
     assert warned(method, **training) == []
 
 
+@pytest.mark.parametrize(
+    "site",
+    [
+        Site(name="layers.0.experts.w", kind="experts", shape=(32, 64, 64), part_of="layers.0.experts", bare=True),
+        Site(name="layers.0.conv", kind="conv", shape=(600, 600, 3)),
+    ],
+    ids=lambda site: site.kind,
+)
+def test_the_rank_is_that_of_one_product(site):
+    warnings = {}
+    for r in (8, 256):
+        plan = adapter.plan((site,), LoRA(r=r, target_modules=[site.name]), trained=True)
+        found = cautions(plan, Training(learning_rate=2e-4))
+        warnings[r] = [caution.text.partition(" ")[0] for caution in found]
+    assert warnings == {8: [], 256: ["r=256"]}
+
+
 def test_starts_near_the_weight_learn_at_low_rates():
     """PiSSA's paper has 2e-5."""
     assert warned(LoRA.model_validate({"r": 8, "init": "pissa"}), learning_rate=2e-5) == []
