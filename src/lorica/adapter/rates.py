@@ -95,9 +95,9 @@ def parameter_groups(
     """What a torch optimiser takes: each group with its `lr`; vectors, which do not decay, apart."""
     groups = []
     for group in rates.groups(plan):
-        held = [parameters[key] for key in group.keys if key in parameters]
+        held = [key for key in group.keys if key in parameters]
         for decays in (True, False):
-            alike = [parameter for parameter in held if (parameter.dim() > 1) is decays]
+            alike = [parameters[key] for key in held if (plan.tensors[key].role != "vector") is decays]
             if alike:
                 decay = weight_decay if decays else 0.0
                 lr = rates.learning_rate * group.factor
