@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from lorica import adapter
 from lorica.errors import AdapterError, RunError
-from lorica.methods import Bottleneck, Full, LoRA
+from lorica.methods import Bottleneck, Full, LoRA, Prefix, Prompt, PTuning, PTuningV2
 from lorica.models import load_base
 from tiny_bases import filled, stir
 
@@ -108,6 +108,15 @@ def _differing(before, after):
                 yield name
 
 
+@pytest.mark.parametrize("method", [Prefix(), PTuningV2(), Prompt(), PTuning(), Bottleneck()], ids=lambda m: m.kind)
+def test_what_is_no_weight_is_said_to_be_none(method, tmp_path):
+    base = base_folder("llama", tmp_path / "base")
+    trained(base, tmp_path / "adapter", method)
+    with pytest.raises(AdapterError, match=f"^(prefix|{method.kind}) cannot be merged: what it adds is no weight"):
+        adapter.merge_checkpoint(base, tmp_path / "adapter", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_is_written_where_something_is_or_where_the_adapter_does_not_fit(tmp_path):
     base = base_folder("llama", tmp_path / "base")
     trained(base, tmp_path / "adapter", LoRA(r=3))
@@ -119,13 +128,3 @@ def test_nothing_is_written_where_something_is_or_where_the_adapter_does_not_fit
     with pytest.raises(AdapterError, match="no such site"):
         adapter.merge_checkpoint(other, tmp_path / "adapter", tmp_path / "out", other_base=True)
     assert not (tmp_path / "out").exists()
-
-
-def test_what_no_weight_can_hold_is_refused_by_its_name(tmp_path):
-    base_folder("llama", tmp_path / "base")
-    attached = adapter.attach(load_base(tmp_path / "base"), Bottleneck(size=4))
-    stir(attached.named_parameters())
-    attached.save(tmp_path / "adapter")
-    with pytest.raises(AdapterError, match="bottleneck cannot be merged: what it adds is no weight"):
-        adapter.merge_checkpoint(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
-    assert not (tmp_path / "merged").exists()

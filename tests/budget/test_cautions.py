@@ -9,7 +9,7 @@ from campaign.tiny_run import base, dataset
 from lorica import adapter, api
 from lorica.budget import Training, cautions
 from lorica.errors import ModelError
-from lorica.methods import Full, LoRA
+from lorica.methods import Full, LoRA, VeRA
 from lorica.quickstart.run import write_run
 from lorica.recipe import Recipe
 from lorica.site import Site
@@ -61,6 +61,7 @@ WORKS = {
     "full fine-tuning of a narrow base": (Full(), {"width": 320}),
     "rank 256 at a low rate": (LoRA(r=256), {"learning_rate": 2.5e-5}),
     "rank 128": (LoRA(r=128), {}),
+    "VeRA at its own rate, whose B of rank 256 is frozen": (VeRA(), {"learning_rate": 4e-3}),
     "a ratio on A's rate": (LoRA(r=8), {"learning_rate": 1e-4, "lora_plus_ratio": 4.0}),
     "RoBERTa's script of LoRA+": (LoRA(r=8), {"learning_rate": 5e-5, "lora_plus_ratio": 80.0, "width": 768}),
     "GPT-2's script of LoRA+": (LoRA(r=8), {"lora_plus_ratio": 10.0, "width": 768}),
@@ -84,6 +85,23 @@ def test_it_fires_where_it_must(case):
 def test_it_is_silent_where_settings_are_sane(case):
     method, training = WORKS[case]
     assert warned(method, **training) == []
+
+
+@pytest.mark.parametrize(
+    "site",
+    [
+        Site(name="layers.0.experts.w", kind="experts", shape=(32, 64, 64), part_of="layers.0.experts", bare=True),
+        Site(name="layers.0.conv", kind="conv", shape=(600, 600, 3)),
+    ],
+    ids=lambda site: site.kind,
+)
+def test_the_rank_is_that_of_one_product(site):
+    warnings = {}
+    for r in (8, 256):
+        plan = adapter.plan((site,), LoRA(r=r, target_modules=[site.name]), trained=True)
+        found = cautions(plan, Training(learning_rate=2e-4))
+        warnings[r] = [caution.text.partition(" ")[0] for caution in found]
+    assert warnings == {8: [], 256: ["r=256"]}
 
 
 def test_starts_near_the_weight_learn_at_low_rates():

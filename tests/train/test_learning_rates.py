@@ -9,7 +9,7 @@ import torch
 from campaign.tiny_run import base, dataset
 from lorica.adapter import attach
 from lorica.errors import TargetError
-from lorica.methods import Full, LoRA
+from lorica.methods import IA3, AdaLoRA, Full, LoRA, LoRAFA, VeRA
 from lorica.tasks import TASKS
 from lorica.train import TrainConfig, fit, outlook
 
@@ -36,6 +36,13 @@ def test_without_a_ratio_all_learn_at_one_rate_and_vectors_do_not_decay():
     found = rates_of(attach(base(), EVERYTHING), 1e-3)
     assert {rate for rate, _ in found.values()} == {1e-3}
     assert {key for key, (_, decay) in found.items() if not decay} == {key for key in found if "norm" in key}
+
+
+def test_a_vector_with_two_dimensions_does_not_decay():
+    """Decay is towards zero: (IA)^3 starts at gains of one."""
+    assert {decay for _, decay in rates_of(attach(base(), IA3()), 1e-3).values()} == {0.0}
+    found = rates_of(attach(base(), AdaLoRA(r=2)), 1e-3)
+    assert {key for key, (_, decay) in found.items() if not decay} == {key for key in found if key.endswith("lora_E")}
 
 
 def test_lora_plus_has_the_groups_of_its_authors():
@@ -65,6 +72,8 @@ def test_factors_by_name_multiply_and_the_first_glob_counts():
     ("method", "options", "told"),
     [
         (Full(), {"lora_plus_ratio": 4.0}, "lora_plus_ratio: nothing trained here is the B"),
+        (VeRA(), {"lora_plus_ratio": 4.0}, "lora_plus_ratio: nothing trained here is the B"),
+        (LoRAFA(r=2), {"learning_rates": {"*.q_proj.A": 2.0}}, r"'\*.q_proj.A' matches no trained tensor"),
         (
             LoRA(r=2),
             {"learning_rates": {"*.k_prog.A": 2.0}},

@@ -8,7 +8,7 @@ from torch import nn
 from campaign.tiny_run import base, dataset
 from lorica.adapter import attach
 from lorica.errors import CheckpointError
-from lorica.methods import Full, LoRA
+from lorica.methods import IA3, AdaLoRA, Full, LoRA
 from lorica.tasks import TASKS
 from lorica.train import TrainConfig, fit
 from lorica.train.loop import FREE_TO_CHANGE
@@ -222,6 +222,24 @@ def test_each_parameter_learns_at_its_own_factor_of_the_rate(which):
     for name in ("matrix", "vector"):
         assert torch.equal(half.get_parameter(name), whole.get_parameter(name))
     assert not torch.equal(half.wide, whole.wide)
+
+
+@pytest.mark.parametrize("which", [which for which, entries in CONFIGS.items() if "weight_decay" in entries])
+def test_a_vector_with_two_dimensions_does_not_decay(which):
+    for role, moves in (("matrix", True), ("vector", False)):
+        module = Parameters()
+        before, parameter = module.matrix.detach().clone(), module.get_parameter("matrix")
+        parameter.grad = torch.zeros_like(parameter)
+        optimizer(config_of(which), {"matrix": parameter}, roles={"matrix": role}).step(0.1)
+        assert torch.equal(parameter, before) is not moves
+
+
+def test_muon_leaves_vectors_to_adamw_whatever_their_shape():
+    tensors = attach(base(), AdaLoRA(r=2)).plan.tensors
+    left = {key for key, tensor in tensors.items() if not config_of("muon").takes(tensor.shape, tensor.role)}
+    assert left == {key for key in tensors if key.endswith("lora_E")}
+    gains = attach(base(), IA3()).plan.tensors.values()
+    assert not any(config_of("muon").takes(gain.shape, gain.role) for gain in gains)
 
 
 def test_muon_takes_the_matrices_of_hidden_layers_alone():

@@ -4,7 +4,7 @@ In place on a model, or shard by shard from one checkpoint folder to another, wh
 shard being written are in memory.  Either way the merged model answers the probe that the adapted one answered.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,13 +24,18 @@ LEFT = 0.5
 
 def require_mergeable(plan: Plan, modules: Modules) -> None:
     """AdapterError naming every edit that no weight can hold."""
-    bad = sorted({p.method.kind for p in plan.edits if p.key in modules and not _has_merged(p, modules[p.key])})
+    _refuse(p for p in plan.edits if p.key in modules and not _has_merged(p, modules[p.key]))
+
+
+def require_in_weights(plan: Plan) -> None:
+    """As `require_mergeable`, as far as is known before any module is built."""
+    _refuse(p for p in plan.edits if p.edit.place not in ("around", "instead"))
+
+
+def _refuse(unmergeable: Iterable[PlannedEdit]) -> None:
+    bad = sorted({planned.method.kind for planned in unmergeable})
     if bad:
-        raise AdapterError(no_weight(bad))
-
-
-def no_weight(kinds: Sequence[str]) -> str:
-    return f"{', '.join(kinds)} cannot be merged: what it adds is no weight; keep the adapter as it is"
+        raise AdapterError(f"{', '.join(bad)} cannot be merged: what it adds is no weight; keep the adapter as it is")
 
 
 def _has_merged(planned: PlannedEdit, module: nn.Module) -> bool:

@@ -21,7 +21,7 @@ from lorica.adapter.file import AdapterFile, read
 from lorica.adapter.lineage import Parent
 from lorica.adapter.load import load, plan_on, require_base
 from lorica.adapter.manifest import FORMAT, NAME, versions
-from lorica.adapter.merge import checked, merged_bias, merged_weight, no_weight, require_mergeable
+from lorica.adapter.merge import checked, merged_bias, merged_weight, require_in_weights, require_mergeable
 from lorica.adapter.plan import Plan, PlannedEdit
 from lorica.adapter.proof import Comparison, Proof, Record, Unprobed
 from lorica.adapter.resized import settled
@@ -89,8 +89,6 @@ def merge_checkpoint(
     """
     source = folder_of(base)
     file = adapter if isinstance(adapter, AdapterFile) else read(adapter)
-    if never := [method.kind for method in file.methods if not method.mergeable]:
-        raise AdapterError(f"{file.where}: {no_weight(never)}")
     shapes: Any = shapes_only(source)
     shapes.base_fingerprint = fingerprint_of_folder(source)
     if not other_base:
@@ -171,6 +169,7 @@ class _Merge:
 
     def __post_init__(self) -> None:
         self.plan: Plan = plan_on(self.model, self.file)
+        require_in_weights(self.plan)
         self.ties = _ties(self.model)
         self.edits: dict[str, PlannedEdit] = {}
         self.biases: dict[str, PlannedEdit] = {}

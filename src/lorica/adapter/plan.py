@@ -174,6 +174,11 @@ class Plan:
         """Everything that the adapter file keeps, by its key."""
         return {key: tensor for planned in self.edits for key, tensor in planned.tensors.items()}
 
+    @cached_property
+    def learned(self) -> dict[str, PlannedTensor]:
+        """What of it is trained."""
+        return {key: tensor for key, tensor in self.tensors.items() if tensor.trained}
+
     def of(self, method: Method) -> tuple[Edit, ...]:
         return tuple(planned.edit for planned in self.edits if planned.method is method)
 

@@ -44,7 +44,8 @@ class Rates:
 
     def groups(self, plan: Plan) -> tuple[RateGroup, ...]:
         """Every trained tensor once.  TargetError where a ratio or a glob finds nothing to apply to."""
-        named = [(key, tensor, full_name(edit, tensor)) for edit in plan.edits for key, tensor in edit.tensors.items()]
+        held = ((edit, key, tensor) for edit in plan.edits for key, tensor in edit.tensors.items())
+        named = [(key, tensor, full_name(edit, tensor)) for edit, key, tensor in held if tensor.trained]
         named.sort(key=lambda entry: ROLES.index(entry[1].role))
         self._require_use([tensor for _, tensor, _ in named], [name for _, _, name in named])
         found: dict[tuple[float, str | None], dict[str, str]] = {}
@@ -94,9 +95,9 @@ def parameter_groups(
     """What a torch optimiser takes: each group with its `lr`; vectors, which do not decay, apart."""
     groups = []
     for group in rates.groups(plan):
-        held = [parameters[key] for key in group.keys if key in parameters]
+        held = [key for key in group.keys if key in parameters]
         for decays in (True, False):
-            alike = [parameter for parameter in held if (parameter.dim() > 1) is decays]
+            alike = [parameters[key] for key in held if (plan.tensors[key].role != "vector") is decays]
             if alike:
                 decay = weight_decay if decays else 0.0
                 lr = rates.learning_rate * group.factor

@@ -44,7 +44,7 @@ class MethodTable:
                 *map(str.rstrip, lines),
                 *legend,
                 "",
-                "method: {preset: small}, or medium, or large:",
+                SIZES,
                 *sizes,
                 f"  {ADVICE}",
             ]

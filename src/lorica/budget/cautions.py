@@ -12,7 +12,9 @@ from functools import cached_property
 from math import sqrt
 
 from lorica.adapter import Plan
+from lorica.adapter.plan import PlannedTensor
 from lorica.budget.memory import Shapes
+from lorica.site import Site
 
 REGRET = "Schulman et al. 2025, LoRA Without Regret"
 FULL_RATE = 5e-5
@@ -71,7 +73,7 @@ class Case:
 
     @cached_property
     def roles(self) -> set[str]:
-        return {tensor.role for tensor in self.plan.tensors.values()}
+        return {tensor.role for tensor in self.plan.learned.values()}
 
     @property
     def low_rank(self) -> bool:
@@ -84,7 +86,8 @@ class Case:
 
     @cached_property
     def rank(self) -> int:
-        return max((tensor.shape[-1] for tensor in self.plan.tensors.values() if tensor.role == "B"), default=0)
+        held = ((edit.site, tensor) for edit in self.plan.edits for tensor in edit.tensors.values())
+        return max((_rank(site, tensor) for site, tensor in held if tensor.trained and tensor.role == "B"), default=0)
 
     @cached_property
     def usual(self) -> float:
@@ -119,6 +122,11 @@ class Case:
     def asked(self, adamw: float) -> str:
         """A rate of AdamW in this optimiser's terms."""
         return spelled(adamw * (self.training.pace or 1.0))
+
+
+def _rank(site: Site, B: PlannedTensor) -> int:
+    """B (d_out, r), of a convolution (d_out, r, 1...), of E experts (d_out, r E)."""
+    return B.shape[1] // (site.shape[0] if site.kind == "experts" else 1)
 
 
 def spelled(rate: float) -> str:

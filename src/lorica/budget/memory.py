@@ -101,8 +101,7 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
         weights=sum(prod(site.shape) * BYTES[site.dtype] for site in plan.base if site.kind == "parameter"),
         adapter=TRAINED * (plan.trainable_parameters + plan.frozen_parameters),
         gradients=TRAINED * plan.trainable_parameters,
-        optimizer=TRAINED
-        * sum(moments(tensor.shape, tensor.role) for tensor in plan.tensors.values() if tensor.trained),
+        optimizer=TRAINED * sum(moments(tensor.shape, tensor.role) for tensor in plan.learned.values()),
         activations=activations,
         logits=_logits(shapes, work, decoder),
         buffers=work.tokens * width * (2 * shapes.d + shapes.f) + _shown(plan) + _merged(plan, work.recomputed),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lorica.errors import did_you_mean
 from lorica.methods import peft_config
-from lorica.methods.contract import AroundLinear, Build, Edit, Flow, Start
+from lorica.methods.contract import AroundLinear, Build, Edit, Flow, Role, Start
 from lorica.methods.on_layers import OnLayers, peft_targets
 from lorica.methods.targets import ends, matches
 from lorica.site import Site
@@ -57,6 +57,9 @@ class IA3(OnLayers):
             for name in self.feedforward_modules or ()
             if name not in names
         ]
+
+    def role(self, edit: Edit, parameter: str, shape: tuple[int, ...]) -> Role:
+        return "vector" if edit.place == "around" else super().role(edit, parameter, shape)
 
     def note(self, edit: Edit) -> str:
         return ("input" if self.reads(edit.site) else "output") if edit.place == "around" else ""

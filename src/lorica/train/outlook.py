@@ -18,7 +18,7 @@ def remarks(config: TrainConfig, plan: Plan) -> Iterator[str]:
 
 
 def _optimizer(config: TrainConfig, plan: Plan) -> Iterator[str]:
-    tensors = list(plan.tensors.values())
+    tensors = list(plan.learned.values())
     own = sum(config.optimizer.takes(tensor.shape, tensor.role) for tensor in tensors)
     name = config.optimizer.name
     if own < len(tensors):

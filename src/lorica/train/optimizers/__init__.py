@@ -34,12 +34,10 @@ def optimizer(
     """The optimiser of a config over named parameters.
 
     factors  of the learning rate, by the same names; 1 where none is given
-    roles    what each is to its method, from which Muon sees its matrices
+    roles    what each is to its method: vectors, whatever their shape, do not decay and are none of Muon's matrices
     """
-    if isinstance(config, MuonConfig):
-        return Muon(parameters, config, factors, roles)
     _, algorithm = OPTIMIZERS[config.name]
-    return algorithm(parameters, config, factors)
+    return algorithm(parameters, config, factors, roles)
 
 
 __all__ = ["ADAMW_RATE", "OPTIMIZERS", "Config", "Optimizer", "OptimizerConfig", "optimizer"]

@@ -44,10 +44,14 @@ class AdafactorConfig(Config):
 
 class Adafactor(ByName):
     def __init__(
-        self, parameters: Parameters, config: AdafactorConfig, factors: Mapping[str, float] | None = None
+        self,
+        parameters: Parameters,
+        config: AdafactorConfig,
+        factors: Mapping[str, float] | None = None,
+        roles: Mapping[str, Role] | None = None,
     ) -> None:
         self.config = config
-        super().__init__(parameters, factors)
+        super().__init__(parameters, factors, roles)
 
     def start(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         if parameter.dim() < 2:

@@ -30,9 +30,15 @@ class AdamWConfig(Config):
 
 
 class AdamW(ByName):
-    def __init__(self, parameters: Parameters, config: AdamWConfig, factors: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Parameters,
+        config: AdamWConfig,
+        factors: Mapping[str, float] | None = None,
+        roles: Mapping[str, Role] | None = None,
+    ) -> None:
         self.config = config
-        super().__init__(parameters, factors)
+        super().__init__(parameters, factors, roles)
 
     def start(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         moments = {part: torch.zeros_like(parameter) for part in ("exp_avg", "exp_avg_sq")}

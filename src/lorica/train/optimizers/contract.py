@@ -72,10 +72,15 @@ class ByName(ABC):
     A subclass says how the state of a parameter starts, and updates a group of parameters that have gradients.
     """
 
-    def __init__(self, parameters: Parameters, factors: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Parameters,
+        factors: Mapping[str, float] | None = None,
+        roles: Mapping[str, Role] | None = None,
+    ) -> None:
         self.parameters = dict(parameters)
         self._parts = {name: self.start(parameter) for name, parameter in self.parameters.items()}
-        self._groups = tuple(_groups(self.parameters, factors or {}))
+        self._groups = tuple(_groups(self.parameters, factors or {}, roles or {}))
 
     @abstractmethod
     def start(self, parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -128,10 +133,11 @@ def size(shape: tuple[int, ...]) -> int:
     return math.prod(shape)
 
 
-def _groups(parameters: Parameters, factors: Mapping[str, float]) -> Iterator[Group]:
+def _groups(parameters: Parameters, factors: Mapping[str, float], roles: Mapping[str, Role]) -> Iterator[Group]:
     def kind(name: str) -> tuple[bool, float, str, str]:
         parameter = parameters[name]
-        return parameter.dim() > 1, factors.get(name, 1.0), str(parameter.device), str(parameter.dtype)
+        decays = parameter.dim() > 1 and roles.get(name) != "vector"
+        return decays, factors.get(name, 1.0), str(parameter.device), str(parameter.dtype)
 
     for (decays, factor, _, _), names in groupby(sorted(parameters, key=kind), key=kind):
         yield Group(decays, factor, tuple(names))

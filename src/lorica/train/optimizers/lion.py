@@ -36,9 +36,15 @@ class LionConfig(Config):
 
 
 class Lion(ByName):
-    def __init__(self, parameters: Parameters, config: LionConfig, factors: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Parameters,
+        config: LionConfig,
+        factors: Mapping[str, float] | None = None,
+        roles: Mapping[str, Role] | None = None,
+    ) -> None:
         self.config = config
-        super().__init__(parameters, factors)
+        super().__init__(parameters, factors, roles)
 
     def start(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         return {"exp_avg": torch.zeros_like(parameter)}

@@ -44,7 +44,7 @@ class MuonConfig(Config):
         return ADAMW_RATE if self.adjust == "match_rms_adamw" else None
 
     def takes(self, shape: tuple[int, ...], role: Role) -> bool:
-        return len(shape) == 2 and role not in ("embedding", "table")
+        return len(shape) == 2 and role not in ("embedding", "table", "vector")
 
     def elements(self, shape: tuple[int, ...], role: Role) -> int:
         return size(shape) if self.takes(shape, role) else self.beside.elements(shape, role)
@@ -71,8 +71,8 @@ class Muon:
             if config.takes(tuple(parameter.shape), (roles or {}).get(name, "matrix"))
         }
         rest = {name: parameter for name, parameter in self.parameters.items() if name not in own}
-        self._matrices = Matrices(own, config, factors)
-        self._rest = AdamW(rest, config.beside, factors)
+        self._matrices = Matrices(own, config, factors, roles)
+        self._rest = AdamW(rest, config.beside, factors, roles)
 
     def step(self, learning_rate: float) -> None:
         self._matrices.step(learning_rate)
@@ -88,9 +88,15 @@ class Muon:
 
 
 class Matrices(ByName):
-    def __init__(self, parameters: Parameters, config: MuonConfig, factors: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Parameters,
+        config: MuonConfig,
+        factors: Mapping[str, float] | None = None,
+        roles: Mapping[str, Role] | None = None,
+    ) -> None:
         self.config = config
-        super().__init__(parameters, factors)
+        super().__init__(parameters, factors, roles)
 
     def start(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         return {"momentum": torch.zeros_like(parameter)}

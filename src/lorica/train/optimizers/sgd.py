@@ -42,9 +42,15 @@ class SGDConfig(Config):
 
 
 class SGD(ByName):
-    def __init__(self, parameters: Parameters, config: SGDConfig, factors: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Parameters,
+        config: SGDConfig,
+        factors: Mapping[str, float] | None = None,
+        roles: Mapping[str, Role] | None = None,
+    ) -> None:
         self.config = config
-        super().__init__(parameters, factors)
+        super().__init__(parameters, factors, roles)
 
     def start(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         return {"momentum": torch.zeros_like(parameter)} if self.config.momentum else {}
