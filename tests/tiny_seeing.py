@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from tiny_bases import BATCH, VOCABULARY, Base, _images, _logits, _text
+from tiny_bases import BATCH, VOCABULARY, Base, _images, _logits, _text, _with_wide_norms
 
 VISION = {
     "hidden_size": 24,
@@ -34,13 +34,17 @@ def blip() -> nn.Module:
 
 
 def llava() -> nn.Module:
-    """Reads the tower's last layer, so that all of it is used."""
+    """Reads the tower's last layer, so that all of it is used.  At its first forward transformers hooks the tower to
+    collect hidden states, and leaves the hooks there."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     words = {"model_type": "llama", "num_key_value_heads": 2, **TEXT}
     vision = {"model_type": "clip_vision_model", "projection_dim": 16, **VISION}
     config = LlavaConfig(text_config=words, vision_config=vision, image_token_id=IMAGE, vision_feature_layer=-1)
-    return LlavaForConditionalGeneration(config)
+    model = _with_wide_norms(LlavaForConditionalGeneration(config))
+    with torch.no_grad():
+        model(**_with_places())
+    return model
 
 
 def _captions() -> dict[str, Tensor]:

@@ -134,7 +134,10 @@ class VisionLanguage(Task):
         device, tokens = next(model.parameters()).device, list[int]()
         while len(tokens) < LONGEST_ANSWER:
             batch = self.batch([writer.begun(fields, tokens)], device=device)
-            token = int(_logits(model, batch)[0, -1].argmax())
+            logits = _logits(model, batch)[0, -1]
+            if writer.sight.token_id is not None:
+                logits[writer.sight.token_id] = -torch.inf
+            token = int(logits.argmax())
             if token == writer.sight.end:
                 break
             tokens.append(token)
