@@ -152,11 +152,11 @@ def test_a_base_without_images_is_an_error_that_names_those_that_see():
 
 
 PARTS = {
-    "*vision*": ("llava", "vision", 6),
+    "*vision*": ("llava", "vision", 7),
     "*projector*": ("llava", "connector", 2),
     "*language_model*": ("llava", "language", 14),
     "*crossattention*": ("blip", "cross-attention", 8),
-    "*vision_model*": ("blip", "vision", 4),
+    "*vision_model*": ("blip", "vision", 5),
 }
 
 

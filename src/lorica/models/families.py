@@ -78,6 +78,7 @@ ROLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "self_attn.qkv": (("q", "k", "v"), ()),
     "self_attn.projection": (("o",), ()),
     "predictions.decoder": (("head",), ()),
+    "patch_embedding": (("patch",), ()),
     "multi_modal_projector.linear_1": (("connector",), ()),
     "multi_modal_projector.linear_2": (("connector",), ()),
     # UNets and transformers of diffusers

@@ -39,7 +39,7 @@ class Sight:
 
 def sight_of(config: Any, tokenizer: Any, source: str | None = None) -> Sight:
     """How the base of this config is shown an image and a text.  ModelError where it takes none that we know."""
-    named = next(iter(getattr(config, "architectures", None) or ()), None)
+    named = next(iter(getattr(config, "architectures", None) or ()), "")
     if named not in _SIGHTS:
         kind = named or f"a {getattr(config, 'model_type', 'base')} model without a named architecture"
         raise ModelError(f"vision_language: {kind} is not read; it reads {', '.join(_SIGHTS)}")

@@ -124,8 +124,13 @@ class VisionLanguage(Task):
             units += self.units(batch)
             exact += int(((logits.argmax(-1) == batch.target) | ~learned).all(1).sum())
         loss, rows = total / units, len(dataset)
-        found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "exact_match": exact / rows}
-        return found | {"rows": rows, "label_tokens": units}
+        return {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "exact_match": exact / rows,
+            "rows": rows,
+            "label_tokens": units,
+        }
 
     @torch.no_grad()
     def answer(self, model: nn.Module, reader: Reader, fields: Mapping[str, Any]) -> str:
