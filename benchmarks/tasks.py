@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 import lorica
+from benchmarks import seeing_bases
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "tasks.json"
@@ -32,6 +33,7 @@ Row = dict[str, Any]
 TOPICS = {topic: [f"{topic}{n}" for n in range(8)] for topic in ("sea", "sky", "law", "art")}
 NAMES, PLACES, FILLERS = ([f"{kind}{n}" for n in range(8)] for kind in ("name", "place", "of"))
 WORDS = [word for words in TOPICS.values() for word in words] + [*NAMES, *PLACES, *FILLERS, "who", "where"]
+COLOURS = ("red", "green", "blue")
 LORA = lorica.LoRA(r=8, alpha=16)
 
 
@@ -113,6 +115,19 @@ def placed(draw: random.Random, folder: Path) -> Row:
     return {"image": str(place), "label": label}
 
 
+def shown(draw: random.Random, folder: Path) -> Row:
+    """A coloured patch in noise; the prompt says whether its colour or its place is wanted."""
+    from PIL import Image
+
+    number, colour, (y, x) = draw.randrange(1 << 30), draw.randrange(3), divmod(draw.randrange(16), 4)
+    pixels = 128 + np.random.default_rng(number).normal(0, 20, (16, 16, 3))
+    pixels[4 * y : 4 * y + 4, 4 * x : 4 * x + 4] += 110 * (np.arange(3) == colour) - 60
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+    wanted = draw.choice(["colour", "place"])
+    said = COLOURS[colour] if wanted == "colour" else f"the {'upper' if y < 2 else 'lower'} half"
+    return {"image": str(folder / f"{number}.png"), "prompt": wanted, "completion": said}
+
+
 LESSONS = {
     "classification": Lesson(
         task={"name": "classification", "labels": list(TOPICS)}, draw=topical, metric="accuracy", majority=most
@@ -145,11 +160,23 @@ LESSONS = {
         majority=most,
         base="vit",
     ),
+    **{
+        f"vision_language_{base}": Lesson(
+            task={"name": "vision_language"},
+            draw=shown,
+            metric="exact_match",
+            majority=lambda rows: most(rows, "completion"),
+            base=base,
+        )
+        for base in seeing_bases.KINDS
+    },
 }
 
 
 def make_base(folder: Path, kind: str) -> Path:
     """A small base of transformers with random weights, as a folder."""
+    if kind in seeing_bases.KINDS:
+        return seeing_bases.make(folder, kind, ["colour", "place", *COLOURS, "the", "upper", "lower", "half"])
     torch.manual_seed(0)
     sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
     model = _vit(sizes) if kind == "vit" else _bert(sizes, folder)

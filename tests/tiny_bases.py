@@ -151,10 +151,10 @@ def t5() -> nn.Module:
 
 
 def _with_wide_norms(model: nn.Module) -> nn.Module:
-    """T5's norms take the mean of squares in float32 whatever the weights, which would hide errors of 1e-6."""
+    """T5's and Llama's norms take means in float32 whatever the weights, which would hide errors of 1e-6."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if type(child).__name__ == "T5LayerNorm":
+            if type(child).__name__ in ("T5LayerNorm", "LlamaRMSNorm"):
                 setattr(parent, name, RMSNorm(child.weight.numel(), child.variance_epsilon))  # type: ignore[union-attr, arg-type]
     return model
 

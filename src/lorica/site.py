@@ -46,6 +46,8 @@ class Site:
     one that holds experts.  A name that fits it means all its parts."""
     bare: bool = False
     """`name` is the path of the weight itself, for which no module stands."""
+    tower: str = ""
+    """Of a base of images and text, the part it lies in: vision, connector, cross-attention, language."""
     dtype: str = "float32"
     alone: bool = False
     """Of a parameter that is tied, only the place that `name` names is meant; the others keep what they hold."""

@@ -32,6 +32,7 @@ from lorica.site import Site
 from ten_line_methods import Scales
 from tiny_bases import BASES, BERT, GPT2, LLAMA, T5, VIT, Base
 from tiny_layers import ATTENTION, CONVNET, GPT_OSS, MOE, UNET
+from tiny_seeing import BLIP, LLAVA
 
 
 @dataclass(frozen=True)
@@ -278,6 +279,7 @@ ROWS = (
         bases=(UNET,),
         stored=True,
     ),
+    Row("lora-seeing", LoRA(r=3, alpha=8, dropout=0.2), _low_rank("all-linear", 3), bases=(BLIP, LLAVA), stored=True),
     Row("lora-projections", LoRA(r=2, alpha=7), _low_rank("all-linear", 2), bases=(ATTENTION,), stored=True),
     Row(
         "lora-experts",

@@ -5,7 +5,12 @@ import pytest
 import lorica
 from benchmarks.tasks import LESSONS, LORA, learned
 
-SAMPLE = {"classification": 100, "question_answering": 160}
+SAMPLE = {
+    "classification": 100,
+    "question_answering": 160,
+    "vision_language_blip": 90,
+    "vision_language_llava": 90,
+}
 """Steps of each."""
 
 

@@ -83,6 +83,7 @@ class PlannedEdit:
             "shape": list(self.site.shape),
             "note": self.method.note(self.edit),
             "parameters": self.parameters,
+            **({"tower": self.site.tower} if self.site.tower else {}),
         }
 
 
@@ -308,9 +309,11 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _row_name(planned: PlannedEdit) -> str:
-    """Last name of a module; of a parameter, its module's as well: `classifier.weight`."""
+    """Last name of a module; of a parameter, its module's as well: `classifier.weight`.  In a base of images and text
+    with the part it lies in: `vision: q_proj`."""
     parts = planned.site.name.split(".")
-    return ".".join(parts[-2:] if planned.site.kind == "parameter" or planned.site.bare else parts[-1:])
+    last = ".".join(parts[-2:] if planned.site.kind == "parameter" or planned.site.bare else parts[-1:])
+    return f"{planned.site.tower}: {last}" if planned.site.tower else last
 
 
 def _table(rows: Sequence[Row]) -> list[str]:

@@ -186,6 +186,6 @@ def _before_and_after(recipe: Recipe, run: Run) -> tuple[study.Measure, ...]:
 def next_steps(recipe: Recipe, adapter: str) -> tuple[str, ...]:
     """What to type when a run is done."""
     held = recipe.data.eval if isinstance(recipe.data.eval, str) else "FILE"
-    talk = f"lorica chat {adapter}" if recipe.task.head_kind is None else f"lorica generate {adapter} --prompt TEXT"
+    talk = f"lorica generate {adapter} --prompt TEXT" if recipe.task.reads_rows else f"lorica chat {adapter}"
     merge = (f"lorica merge {adapter} --out {recipe.output}/merged",) if all(m.mergeable for m in recipe.method) else ()
     return (talk, f"lorica eval {adapter} --data {held}", f"lorica inspect {adapter}", *merge)

@@ -74,6 +74,13 @@ ROLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "attn.Wo": (("o",), ()),
     "mlp.Wi": (("gate", "up"), ("modernbert", "modernbert-decoder")),
     "mlp.Wo": (("fc2",), ("modernbert", "modernbert-decoder")),
+    # BLIP's images, LLaVA's connector
+    "self_attn.qkv": (("q", "k", "v"), ()),
+    "self_attn.projection": (("o",), ()),
+    "predictions.decoder": (("head",), ()),
+    "patch_embedding": (("patch",), ()),
+    "multi_modal_projector.linear_1": (("connector",), ()),
+    "multi_modal_projector.linear_2": (("connector",), ()),
     # UNets and transformers of diffusers
     "to_q": (("q",), ()),
     "to_k": (("k",), ()),
@@ -105,6 +112,7 @@ POSITIONS_OF_PADDING = frozenset(
 UNLIMITED = frozenset({"t5", "mt5", "umt5", "bloom", "mpt"})
 """Families whose positions are relative distances: no table ends them."""
 _CROSS = frozenset({"crossattention", "EncDecAttention", "encoder_attn", "cross_attn", "cross_attention"})
+_CONNECTORS = frozenset({"multi_modal_projector", "connector", "qformer", "language_projection"})
 
 
 @cache
@@ -121,6 +129,16 @@ def roles_of(name: str, family: str) -> tuple[str, ...]:
 def is_cross(name: str) -> bool:
     """Whether a path lies in attention over an encoder's output."""
     return not _CROSS.isdisjoint(name.split("."))
+
+
+def tower_of(name: str) -> str:
+    """Which part of a base of images and text a path lies in: vision, connector, cross-attention or language."""
+    parts = name.split(".")
+    if not _CONNECTORS.isdisjoint(parts):
+        return "connector"
+    if any(part.startswith(("vision", "visual")) for part in parts):
+        return "vision"
+    return "cross-attention" if is_cross(name) else "language"
 
 
 def is_expert(name: str) -> bool:

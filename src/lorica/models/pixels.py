@@ -16,7 +16,8 @@ from lorica.models.folder import folder_of
 from lorica.models.foreign import transformers_library
 from lorica.models.quiet import first_line, quiet
 
-PROCESSOR = "preprocessor_config.json"
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""The second, which holds the first, is what transformers 5 writes for bases of images and text."""
 Images = Callable[[Sequence[str]], Tensor]
 
 
@@ -24,9 +25,9 @@ def images_of(config: Any, source: str | None) -> Images:
     """Paths to pixel values (B, C, H, W) float32 for the base of this config.  ModelError where it sees no images."""
     _pillow()
     folder = folder_of(source, weights=False) if source else None
-    if folder is not None and (folder / PROCESSOR).is_file():
+    if folder is not None and any((folder / name).is_file() for name in PROCESSORS):
         return _processed(folder)
-    size = getattr(config, "image_size", None)
+    size = getattr(getattr(config, "vision_config", config), "image_size", None)
     if size is None:
         raise ModelError(f"a {getattr(config, 'model_type', 'base')} model has no image_size, so it sees no images")
     height, width = (size, size) if isinstance(size, int) else size
@@ -66,7 +67,7 @@ def _processed(folder: Path) -> Images:
                 folder, local_files_only=True, trust_remote_code=False
             )
     except Exception as error:  # processors fail as whatever their library raises
-        raise ModelError(f"{folder / PROCESSOR}: {first_line(error)}") from error
+        raise ModelError(f"{folder / PROCESSORS[0]}: {first_line(error)}") from error
     return lambda paths: processor([opened(path) for path in paths], return_tensors="pt")["pixel_values"].float()
 
 

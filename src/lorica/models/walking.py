@@ -20,6 +20,7 @@ from lorica.models.families import (
     is_cross,
     is_expert,
     roles_of,
+    tower_of,
 )
 from lorica.site import Kind, Site
 
@@ -31,7 +32,10 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     """
     walk = _Walk.of(model)
     found = [site for name, module in walk.modules.items() for site in walk.at(name, module)]
-    return (*found, *walk.attentions(found), *walk.parameters())
+    every = (*found, *walk.attentions(found), *walk.parameters())
+    if not hasattr(walk.config, "vision_config"):
+        return every
+    return tuple(replace(site, tower=tower_of(site.name)) for site in every)
 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -157,9 +161,11 @@ class _Walk:
         return keys, site.d_out // heads
 
     def _number(self, name: str, attributes: tuple[str, ...]) -> int | None:
-        """The first such number that the module, its own config, or the model's config states."""
+        """The first such number that the module and its config state, which is the model's where it has none: a vision
+        tower must not be told the language model's."""
         module = self.modules[name]
-        for owner in (module, getattr(module, "config", None), text_config(self.config)):
+        own = getattr(module, "config", None)
+        for owner in (module, text_config(self.config) if own is None else own):
             for attribute in attributes:
                 value = getattr(owner, attribute, None)
                 if isinstance(value, int):

@@ -15,6 +15,7 @@ from lorica.tasks.multi_label import MultiLabel
 from lorica.tasks.question_answering import QuestionAnswering
 from lorica.tasks.regression import Regression
 from lorica.tasks.token_classification import TokenClassification
+from lorica.tasks.vision_language import VisionLanguage
 
 TASKS: Mapping[str, Task] = MappingProxyType(
     {
@@ -27,6 +28,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             QuestionAnswering(),
             Regression(),
             TokenClassification(),
+            VisionLanguage(),
         )
     }
 )
@@ -73,6 +75,7 @@ __all__ = [
     "Regression",
     "Task",
     "TokenClassification",
+    "VisionLanguage",
     "require_task",
     "task_of",
 ]

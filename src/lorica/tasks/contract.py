@@ -82,6 +82,11 @@ class Task(BaseModel):
         return False
 
     @property
+    def reads_rows(self) -> bool:
+        """Whether a prompt is a row that `answer` is given; else it is text that the base goes on writing."""
+        return self.head_kind is not None
+
+    @property
     def prompt_field(self) -> str | None:
         """The one field that a row without its answer needs; None where there are several."""
         return None
