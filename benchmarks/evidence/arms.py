@@ -5,6 +5,7 @@ On a base with a head every arm trains the head as well, at its own rate.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import lorica
 from lorica.methods.contract import Method
@@ -22,6 +23,11 @@ class Arm:
     told: str
     method: Method | None
     rate: float = 0.0
+
+
+def settings(arms: tuple[Arm, ...]) -> dict[str, Any]:
+    """What the arms are, as a digest takes it."""
+    return {arm.name: arm.method and [arm.method.kind, arm.method.model_dump(mode="json")] for arm in arms}
 
 
 def low_rank(rate: float) -> tuple[Arm, ...]:

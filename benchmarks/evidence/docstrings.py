@@ -8,7 +8,7 @@ that occurs twice is dropped everywhere, so that none lies on two sides.
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import lorica
-from benchmarks.evidence.arms import WITH_HEAD, Arm
+from benchmarks.evidence.arms import WITH_HEAD, Arm, settings
 from benchmarks.evidence.track import Outcome, Part, Track
 from lorica.data import DataConfig, Dataset, rows_of
 from lorica.models.heads import Head, draw
@@ -28,7 +28,6 @@ LEAST, MOST_OF_FILE, FEWEST_FILES = 80, 60, 3
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
 LONGEST = 48
 ROWS_PER_STEP = 32
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,8 @@ class Docstrings(Track):
             "texts": {part: len(rows) for part, rows in self.parts.items()},
             "files": {part: len({text.file for text in rows}) for part, rows in self.parts.items()},
             "majority": round(max(Counter(t.label for t in self.parts["test"]).values()) / len(self.parts["test"]), 4),
-            "digest": digest(texts),
+            "rows_per_step": ROWS_PER_STEP,
+            "digest": digest({**texts, "arms": settings(self.arms), "cut": [LONGEST, ROWS_PER_STEP]}),
         }
 
     @cached_property
@@ -82,8 +82,8 @@ class Docstrings(Track):
         assert arm.method is not None
         attached = lorica.attach(model, arm.method, seed=seed)
         try:
-            settings = {"epochs": length, "rows_per_step": ROWS_PER_STEP, "learning_rate": rate}
-            fit(attached, model.task, self.encoded["train"], None, TrainConfig(warmup=0.1, seed=seed, **settings))
+            training = {"epochs": length, "rows_per_step": ROWS_PER_STEP, "learning_rate": rate}
+            fit(attached, model.task, self.encoded["train"], None, TrainConfig(warmup=0.1, seed=seed, **training))
             found = model.task.evaluate(attached.eval().model, self.encoded[part], micro_batch_tokens=8192)
             return Outcome(found["accuracy"], attached.trainable_parameters, count(model))
         finally:
@@ -137,5 +137,5 @@ def rank(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def digest(rows: Iterable[Any] | Mapping[str, Any]) -> str:
-    return rank(json.dumps(rows, sort_keys=True))[:12]
+def digest(given: Mapping[str, Any]) -> str:
+    return rank(json.dumps(given, sort_keys=True))[:12]

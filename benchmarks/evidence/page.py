@@ -1,4 +1,4 @@
-"""The results as a page: `docs/evidence.md`, a table and a plot for each track, from `benchmarks/results/evidence.json`."""
+"""The results as a page, `docs/evidence.md`: a table and a plot for each track."""
 
 from collections.abc import Mapping
 from typing import Any

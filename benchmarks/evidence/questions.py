@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 import lorica
-from benchmarks.evidence.arms import WITHOUT_HEAD, Arm
+from benchmarks.evidence.arms import WITHOUT_HEAD, Arm, settings
 from benchmarks.evidence.docstrings import count, digest
 from benchmarks.evidence.track import Outcome, Part, Track
 from lorica.data import Dataset
@@ -39,7 +39,7 @@ class Questions(Track):
             "base": "the embedded base, bfloat16; it has no biases, which BitFit would train, and no head",
             "questions": {part: len(questions) for part, questions in self.parts.items()},
             "rows_per_step": ROWS_PER_STEP,
-            "digest": digest({**asked, "seeds": SEEDS, "steps": self.lengths}),
+            "digest": digest({**asked, "arms": settings(self.arms), "train": [SEEDS, self.lengths, ROWS_PER_STEP]}),
         }
 
     @cached_property
@@ -59,8 +59,8 @@ class Questions(Track):
             return Outcome(score(model, asked).execution_accuracy, 0, count(model))
         attached = lorica.attach(model, arm.method, seed=seed)
         try:
-            settings = {"steps": length, "rows_per_step": ROWS_PER_STEP, "learning_rate": rate, "seed": seed}
-            config = TrainConfig(schedule="linear", warmup=0.03, min_lr_ratio=0.0, **settings)
+            training = {"steps": length, "rows_per_step": ROWS_PER_STEP, "learning_rate": rate, "seed": seed}
+            config = TrainConfig(schedule="linear", warmup=0.03, min_lr_ratio=0.0, **training)
             fit(attached, TASKS["causal_lm"], self.encoded, None, config)
             right = score(attached.eval().model, asked).execution_accuracy
             return Outcome(right, attached.trainable_parameters, count(model))
