@@ -69,12 +69,13 @@ def write(root: Path, name: str, found: dict[str, Any]) -> None:
 
 
 def timed(track: Track) -> None:
-    """Seconds of one run of each arm at the shortest length, and what that makes of all of them."""
+    """Seconds of processor time of one run of each arm at the shortest length, and what that makes of all of them on
+    one thread."""
     length, each = track.lengths[0], {}
     for arm in track.arms:
-        began = time.perf_counter()
+        began = time.process_time()
         outcome = track.run(arm, rate=arm.rate, seed=TUNING[0], length=length, part="validation")
-        each[arm.name] = time.perf_counter() - began
+        each[arm.name] = time.process_time() - began
         share = f"{100 * outcome.trained / outcome.total:.2f} % trained"
         told(f"{track.name} {arm.name}: {each[arm.name]:.1f} s for {length} {track.unit}, {share}")
     runs = POINTS * len(TUNING) + len(TESTING)
