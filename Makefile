@@ -4,13 +4,14 @@
 # make campaign     kills, power failures, full disks and damaged files at length; goes on where it stopped
 # make interop      adapters of 20 families between PEFT and Lorica, both ways, and what must turn them red
 # make tasks        every task taught on drawn rows and on docstrings, beside the head alone; some minutes
+# make evidence     methods beside full fine-tuning, each at its best learning rate, on ten fresh seeds; hours, goes on
 # make format       put the code into its format
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: quickstart test check format campaign interop tasks clean
+.PHONY: quickstart test check format campaign interop tasks evidence clean
 
 quickstart: .venv/.lorica
 	$(BIN)/lorica quickstart
@@ -30,6 +31,9 @@ interop: .venv/.dev
 
 tasks: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/tasks.py
+
+evidence: .venv/.dev
+	$(BIN)/python -W ignore -m benchmarks.evidence
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix
