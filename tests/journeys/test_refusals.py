@@ -29,7 +29,7 @@ def folder(place: Path) -> Path:
         attached.save(place / name)
     shutil.copytree(place / "trained", place / "theirs", dirs_exist_ok=True)
     (place / "theirs" / "lorica.json").unlink()
-    shutil.copytree(place / "base", place / "changed")
+    shutil.copytree(place / "base", place / "changed", dirs_exist_ok=True)
     tensors = load_file(place / "changed" / "model.safetensors")
     tensors["model.norm.weight"] *= 1.5
     save_file(tensors, place / "changed" / "model.safetensors", {"format": "pt"})
