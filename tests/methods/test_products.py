@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lorica.methods import HiRA, LoHa, LoKr, LoRA
+from lorica.methods import IA3, HiRA, LoHa, LoKr, LoRA
 from lorica.methods.contract import AroundLinear, Start
 from lorica.methods.lokr import divisors
 from lorica.methods.on_layers import OnLayers
@@ -121,3 +121,18 @@ def test_hira_keeps_its_input_and_factors_for_the_backward_pass_where_peft_keeps
     theirs = hira_of_peft.Linear(base, "default", peft.HiraConfig(r=2), r=2)
     assert kept(ours, base) == max(3 * 128, 2 * 128)
     assert kept(theirs, base) == 96 * 128
+
+
+@pytest.mark.parametrize("inputs", [True, False])
+def test_gains_near_one_count_in_half_precision(inputs):
+    """In bfloat16 itself 1.003 is one; numbers times it move by a step or by none, 0.3 % on average."""
+    method = IA3(target_modules=[SITE.name], feedforward_modules=[SITE.name] if inputs else [])
+    module = method.around(SITE)(Start(torch.Generator(), torch.device("cpu"), torch.float32))
+    base = nn.Linear(12, 8, bias=False).bfloat16().requires_grad_(False)
+    x = torch.randn(500, 12, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.no_grad():
+        before = module(x, base, Pass()).float()
+        next(module.parameters()).fill_(1.003)
+        after = module(x, base, Pass()).float()
+    ratio = float((after * before).sum() / before.square().sum())
+    assert ratio == pytest.approx(1.003, abs=1e-3)

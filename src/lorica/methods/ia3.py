@@ -153,8 +153,7 @@ class OutputGain(Gain):
         return bias * self.l[:, 0].to(bias.dtype)
 
     def forward(self, x: Tensor, base: nn.Module, flow: Flow) -> Tensor:
-        y = base(x)
-        return y * self.l[:, 0].to(y.dtype)
+        return _stretched(base(x), self.l[:, 0])
 
 
 class InputGain(Gain):
@@ -162,4 +161,9 @@ class InputGain(Gain):
         super().__init__(start, 1, site.d_in)
 
     def forward(self, x: Tensor, base: nn.Module, flow: Flow) -> Tensor:
-        return base(x * self.l[0].to(x.dtype))
+        return base(_stretched(x, self.l[0]))
+
+
+def _stretched(x: Tensor, gain: Tensor) -> Tensor:
+    """gain * x, rounded once: bfloat16 has no number between 1 and 1.0078, and gains stay near one."""
+    return torch.addcmul(x, x, (gain - 1).to(x.dtype))

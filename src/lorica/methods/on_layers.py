@@ -200,13 +200,7 @@ class OnLayers(Method):
     @classmethod
     def from_file(cls, config: Mapping[str, Any], keys: Collection[str]) -> Self:
         where, problems = cls.where_of_file(config, keys)
-        known = {
-            *cls.translated,
-            *cls.understood,
-            *peft_config.WHERE_TO_ADAPT,
-            "modules_to_save",
-            "ensure_weight_tying",
-        }
+        known = {*cls.translated, *cls.understood, *peft_config.WHERE_TO_ADAPT, *OF_FINISHED}
         return cls.of_fields(config, where, [*problems, *peft_config.problems(config, known)])
 
     @classmethod
