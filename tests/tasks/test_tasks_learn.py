@@ -8,8 +8,8 @@ from benchmarks.tasks import LESSONS, LORA, learned
 SAMPLE = {
     "classification": 100,
     "question_answering": 160,
-    "vision_language_blip": 90,
-    "vision_language_llava": 90,
+    "vision_language_blip": 100,
+    "vision_language_llava": 100,
 }
 """Steps of each."""
 
