@@ -10,6 +10,7 @@ from lorica.errors import RecipeError, did_you_mean
 from lorica.tasks.causal_lm import CausalLanguageModelling
 from lorica.tasks.classification import Classification
 from lorica.tasks.contract import Draw, Reader, Task
+from lorica.tasks.dpo import PreferenceTuning
 from lorica.tasks.image_classification import ImageClassification
 from lorica.tasks.multi_label import MultiLabel
 from lorica.tasks.question_answering import QuestionAnswering
@@ -22,6 +23,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
         for task in (
             CausalLanguageModelling(),
             Classification(),
+            PreferenceTuning(),
             ImageClassification(),
             MultiLabel(),
             QuestionAnswering(),
@@ -68,6 +70,7 @@ __all__ = [
     "Draw",
     "ImageClassification",
     "MultiLabel",
+    "PreferenceTuning",
     "QuestionAnswering",
     "Reader",
     "Regression",
