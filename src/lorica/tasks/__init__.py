@@ -15,6 +15,7 @@ from lorica.tasks.image_classification import ImageClassification
 from lorica.tasks.multi_label import MultiLabel
 from lorica.tasks.question_answering import QuestionAnswering
 from lorica.tasks.regression import Regression
+from lorica.tasks.seq2seq import SequenceToSequence
 from lorica.tasks.token_classification import TokenClassification
 
 TASKS: Mapping[str, Task] = MappingProxyType(
@@ -28,6 +29,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             MultiLabel(),
             QuestionAnswering(),
             Regression(),
+            SequenceToSequence(),
             TokenClassification(),
         )
     }
@@ -74,6 +76,7 @@ __all__ = [
     "QuestionAnswering",
     "Reader",
     "Regression",
+    "SequenceToSequence",
     "Task",
     "TokenClassification",
     "require_task",
