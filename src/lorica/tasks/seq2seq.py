@@ -4,8 +4,8 @@ source    s s s s </s>                     read by the encoder as the base's tok
 target    t t t </s>                       label tokens; the decoder reads them moved on by one, as the base does it
 loss      = sum over label tokens of -log softmax(logits)[token]        unit: label tokens
 
-Sutskever et al. 2014, arXiv:1409.3215; T5: Raffel et al. 2020, arXiv:1910.10683, section 2.4.  ROUGE: Lin 2004, W04-1013;
-BLEU: Papineni et al. 2002, P02-1040, as sacrebleu has it (Post 2018, arXiv:1804.08771), of 100.
+Sutskever et al. 2014, arXiv:1409.3215; T5: Raffel et al. 2020, arXiv:1910.10683, section 2.4.  ROUGE: Lin 2004,
+W04-1013; BLEU: Papineni et al. 2002, P02-1040, as sacrebleu has it (Post 2018, arXiv:1804.08771), of 100.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
