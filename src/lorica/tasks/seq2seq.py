@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lorica.data import Answered, DataConfig, Dataset, Example, Row, RowByRow, Teacher
 from lorica.errors import DataError, ModelError, RequestError
 from lorica.models.generate import generate, own_stop_ids
+from lorica.models.walking import context_limit
 from lorica.tasks.contract import Draw, Reader, Task, require_rows_alone
 from lorica.tasks.padded import NO_TARGET, Padded, answered, batches_by_length, padded, wide
 from lorica.tasks.writing import FieldName, Writer, filled_text, ids_of
@@ -128,8 +129,9 @@ class SequenceToSequence(Task):
         return {"loss": total / units, **found, "rows": len(dataset), "scored": len(rows), "label_tokens": units}
 
     def _said(self, model: nn.Module, tokenizer: Any, sources: Sequence[Sequence[int]]) -> list[str]:
-        """Greedy answers."""
-        written = generate(model, sources, self.max_tokens, stop_ids=own_stop_ids(model))
+        """Greedy answers, of as many tokens as the decoder has positions at most."""
+        room = min(self.max_tokens, context_limit(model) or self.max_tokens)
+        written = generate(model, sources, room, stop_ids=own_stop_ids(model))
         return [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in written]
 
     @torch.no_grad()
