@@ -55,7 +55,7 @@ def generate(
     options = {"untrained": untrained, "other_base": other_base}
     holder, manifest = _held(adapter, model, base, dtype, options)
     task = task_for(holder, None, manifest)
-    if task.reads_rows:
+    if not task.writes_on:
         return Answer(task.answer(holder, reader_of(holder, task), _fields(task, prompt)), ())
     return Speaker.on(holder, manifest).answer(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
 
@@ -111,7 +111,7 @@ class Speaker:
     @classmethod
     def on(cls, holder: nn.Module, manifest: Mapping[str, Any]) -> "Speaker":
         task = task_for(holder, None, manifest)
-        if task.reads_rows:
+        if not task.writes_on:
             raise RequestError(f"chat: this adapter was trained for {task.name}; ask it with lorica generate --prompt")
         tokenizer, own = tokenizer_of(holder)
         template = data_config(manifest, "rows").template

@@ -17,6 +17,9 @@ from lorica.models.watching import watched
 from lorica.tasks import Task
 from lorica.train.run_folder import start_of
 
+AT_ONCE = 8192
+"""Tokens of a pass that the bare base makes over rows it is compared with."""
+
 
 def statistics(
     model: nn.Module, method: Methods, rows: Rows | Dataset | str, *, task: TaskLike | None = None
@@ -31,6 +34,8 @@ def statistics(
     planned, chosen = plan(model, with_head(model, method)), task_for(model, task)
     needed = [seen for each in planned.methods if (seen := each.statistic(planned.base)) is not None]
     data = from_anything(model, rows, None, chosen) if needed else None
+    if data is not None:
+        data = chosen.compared(model, data, micro_batch_tokens=AT_ONCE)
     found: dict[str, Tensor] = {}
     for statistic in needed:
         assert data is not None

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
-from lorica.adapter import AdapterFile, load, read
+from lorica.adapter import AdapterFile, Attached, load, read
 from lorica.adapter.fetch import folder_of as adapter_folder
 from lorica.adapter.manifest import NAME
 from lorica.api.tasked import recorded_head
@@ -52,15 +52,30 @@ def loaded(
     other_base: bool = False,
 ) -> tuple[nn.Module, Mapping[str, Any]]:
     """The model with the adapter in place (without, where `base`), for evaluation, and what the adapter records."""
+    options = {"untrained": untrained, "other_base": other_base}
+    return loaded_with(adapter, model, base=base, dtype=dtype, **options)[:2]
+
+
+def loaded_with(
+    adapter: Place,
+    model: str | nn.Module | None = None,
+    *,
+    base: bool = False,
+    dtype: str | None = None,
+    untrained: bool = False,
+    other_base: bool = False,
+) -> tuple[nn.Module, Mapping[str, Any], Attached | None]:
+    """The same with the handle on the adapter; None where `base`."""
     file = read(adapter)
     source = model if model is not None else base_of(adapter, file)
     held = load_base(source, dtype=dtype, head=recorded_head(file.manifest)) if isinstance(source, str) else source
     lacking = missing_tokens(held, (file.manifest or {}).get("added_tokens") or ())
     if lacking and isinstance(source, str):
         add_tokens(held, lacking)
+    attached = None
     if not base:
-        load(held, file, trainable=False, untrained=untrained, other_base=other_base)
-    return held.eval(), file.manifest or {}
+        attached = load(held, file, trainable=False, untrained=untrained, other_base=other_base)
+    return held.eval(), file.manifest or {}, attached
 
 
 def unverified(adapter: Place) -> bool:

@@ -1,6 +1,7 @@
 """evaluate: an adapter, or its bare base, scored on rows."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from torch import nn
 
 from lorica.adapter import Attached
 from lorica.api.lessons import Rows, from_anything
-from lorica.api.recorded import data_config, loaded
+from lorica.api.recorded import data_config, loaded_with
 from lorica.api.tasked import TaskLike, task_for
 from lorica.data import Dataset
 from lorica.errors import RequestError
@@ -55,10 +56,13 @@ def evaluate(
     task      None: the one the adapter was trained for
     """
     accepted = {"untrained": untrained, "other_base": other_base}
-    holder, manifest = _holder(adapter, model, base, dtype, accepted)
+    holder, manifest, attached = _holder(adapter, model, base, dtype, accepted)
     source = str(data) if isinstance(data, Path) else data
     chosen = task_for(holder, task, manifest)
     rows = from_anything(holder, source, data_config(manifest, source if isinstance(source, str) else "rows"), chosen)
+    if chosen.compares:
+        with nullcontext(holder) if attached is None else attached.off() as bare:
+            rows = chosen.compared(bare, rows, micro_batch_tokens=MICRO_BATCH_TOKENS)
     return Score(chosen.evaluate(holder, rows, micro_batch_tokens=MICRO_BATCH_TOKENS))
 
 
@@ -68,13 +72,13 @@ def _holder(
     base: bool,
     dtype: str | None,
     accepted: Mapping[str, bool],
-) -> tuple[nn.Module, Mapping[str, Any]]:
+) -> tuple[nn.Module, Mapping[str, Any], Attached | None]:
     if isinstance(adapter, Attached):
         if base or model is not None:
             raise RequestError("evaluate: an adapter in place is scored on its own model; detach it to score the base")
-        return adapter.eval().model, {}
+        return adapter.eval().model, {}, adapter
     if adapter is not None:
-        return loaded(adapter, model, base=base, dtype=dtype, **accepted)
+        return loaded_with(adapter, model, base=base, dtype=dtype, **accepted)
     if model is None:
         raise RequestError("eval: name an adapter, or a base with --model")
-    return (load_base(model, dtype=dtype) if isinstance(model, str) else model).eval(), {}
+    return (load_base(model, dtype=dtype) if isinstance(model, str) else model).eval(), {}, None

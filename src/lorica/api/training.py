@@ -48,6 +48,9 @@ def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None
     methods = with_head(model, with_tokens(model, base.add_tokens, recipe.method))
     plan_of(model, methods)
     learned, held = from_files(model, recipe.data, recipe.task)
+    learned = recipe.task.compared(model, learned, micro_batch_tokens=recipe.train.micro_batch_tokens)
+    if held is not None:
+        held = recipe.task.compared(model, held, micro_batch_tokens=recipe.train.micro_batch_tokens)
     start = for_run(model, methods, learned, recipe.task, folder, resume)
     attached = attach(model, methods, seed=recipe.train.seed, statistics=start)
     _tell(reporter, "train", learned)
@@ -178,7 +181,7 @@ def _before_and_after(recipe: Recipe, run: Run) -> tuple[study.Measure, ...]:
     base = next((line for line in run.history if line.get("step") == 0), None)
     if base is None or run.eval is None:
         return ()
-    loss = "held-out loss, nats a token" if recipe.task.head_kind is None else "held-out loss"
+    loss = "held-out loss, nats a token" if recipe.task.writes_on else "held-out loss"
     named = {"eval_loss": loss, **{name: name.replace("_", " ") for name in recipe.task.metrics}}
     return tuple(study.Measure(named[name], base[name], run.eval[name]) for name in named if name in base)
 
@@ -186,6 +189,6 @@ def _before_and_after(recipe: Recipe, run: Run) -> tuple[study.Measure, ...]:
 def next_steps(recipe: Recipe, adapter: str) -> tuple[str, ...]:
     """What to type when a run is done."""
     held = recipe.data.eval if isinstance(recipe.data.eval, str) else "FILE"
-    talk = f"lorica generate {adapter} --prompt TEXT" if recipe.task.reads_rows else f"lorica chat {adapter}"
+    talk = f"lorica chat {adapter}" if recipe.task.writes_on else f"lorica generate {adapter} --prompt TEXT"
     merge = (f"lorica merge {adapter} --out {recipe.output}/merged",) if all(m.mergeable for m in recipe.method) else ()
     return (talk, f"lorica eval {adapter} --data {held}", f"lorica inspect {adapter}", *merge)

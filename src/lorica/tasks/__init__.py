@@ -10,10 +10,12 @@ from lorica.errors import RecipeError, did_you_mean
 from lorica.tasks.causal_lm import CausalLanguageModelling
 from lorica.tasks.classification import Classification
 from lorica.tasks.contract import Draw, Reader, Task
+from lorica.tasks.dpo import PreferenceTuning
 from lorica.tasks.image_classification import ImageClassification
 from lorica.tasks.multi_label import MultiLabel
 from lorica.tasks.question_answering import QuestionAnswering
 from lorica.tasks.regression import Regression
+from lorica.tasks.seq2seq import SequenceToSequence
 from lorica.tasks.token_classification import TokenClassification
 from lorica.tasks.vision_language import VisionLanguage
 
@@ -23,10 +25,12 @@ TASKS: Mapping[str, Task] = MappingProxyType(
         for task in (
             CausalLanguageModelling(),
             Classification(),
+            PreferenceTuning(),
             ImageClassification(),
             MultiLabel(),
             QuestionAnswering(),
             Regression(),
+            SequenceToSequence(),
             TokenClassification(),
             VisionLanguage(),
         )
@@ -70,9 +74,11 @@ __all__ = [
     "Draw",
     "ImageClassification",
     "MultiLabel",
+    "PreferenceTuning",
     "QuestionAnswering",
     "Reader",
     "Regression",
+    "SequenceToSequence",
     "Task",
     "TokenClassification",
     "VisionLanguage",

@@ -27,7 +27,7 @@ from lorica.models.causal_lm import CausalLM
 from lorica.models.edited import Edited
 from lorica.models.layout import Layout
 from lorica.tasks.contract import Draw, Reader, Task
-from lorica.tasks.padded import by_length, no_cache
+from lorica.tasks.padded import by_length, no_cache, wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,15 +55,7 @@ class CausalLanguageModelling(Task):
 
     def batch(self, examples: Sequence[Example], *, device: torch.device, draw: Draw | None = None) -> Batch:
         """In order of length, which pads attention least."""
-        examples = sorted(examples, key=len)
-        tokens = torch.from_numpy(np.concatenate([example.input_ids for example in examples])).to(device, torch.int64)
-        learned = torch.from_numpy(np.concatenate([example.labels for example in examples]))
-        labelled = learned.nonzero().squeeze(-1).to(device)
-        layout = Layout.of([len(example) for example in examples], device=device)
-        rows = torch.tensor([example.row for example in examples], device=device)
-        if draw is not None:
-            layout = layout.with_noise(draw.seed, draw.step, rows)
-        return Batch(tokens, layout, labelled - 1, tokens[labelled], rows, draw)
+        return flat(sorted(examples, key=len), device=device, draw=draw)
 
     def units(self, batch: Batch) -> int:
         return len(batch.targets)
@@ -91,16 +83,51 @@ class CausalLanguageModelling(Task):
         }
 
 
+def flat(examples: Sequence[Example], *, device: torch.device, draw: Draw | None) -> Batch:
+    """The documents one after another, in this order."""
+    tokens = torch.from_numpy(np.concatenate([example.input_ids for example in examples])).to(device, torch.int64)
+    learned = torch.from_numpy(np.concatenate([example.labels for example in examples]))
+    labelled = learned.nonzero().squeeze(-1).to(device)
+    layout = Layout.of([len(example) for example in examples], device=device)
+    rows = torch.tensor([example.row for example in examples], device=device)
+    if draw is not None:
+        layout = layout.with_noise(draw.seed, draw.step, rows)
+    return Batch(tokens, layout, labelled - 1, tokens[labelled], rows, draw)
+
+
+def document_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """(documents,) the loss summed over the label tokens of each, from one forward pass over all."""
+    documents, counts = batch.layout.document_of[batch.places], len(batch.layout.documents)
+    if not isinstance(model, CausalLM):
+        losses = nn.functional.cross_entropy(_foreign_logits(model, batch), batch.targets, reduction="none")
+        return losses.new_zeros(counts).index_add(0, documents, losses)
+    hidden = model.hidden(batch.tokens, batch.layout, batch.places)
+    ends = torch.bincount(documents, minlength=counts).cumsum(0).tolist()
+    return torch.stack(
+        [
+            torch.stack([_part_loss(model, batch, hidden, part) for part in _parts(start, end)]).sum()
+            for start, end in zip([0, *ends], ends, strict=False)
+        ]
+    )
+
+
+def _parts(start: int, end: int) -> list[slice]:
+    return [slice(at, min(at + CHUNK_ROWS, end)) for at in range(start, end, CHUNK_ROWS)]
+
+
+def _part_loss(model: CausalLM, batch: Batch, hidden: Tensor, part: slice) -> Tensor:
+    head: Any = model.head
+    if isinstance(head, Edited):
+        head = _edited_head(model, batch.layout, batch.places[part])
+    return head_cross_entropy(hidden[part], head, batch.targets[part])
+
+
 def _decoder_loss(model: CausalLM, batch: Batch) -> Tensor:
     hidden = model.hidden(batch.tokens, batch.layout, batch.places)
     if not isinstance(model.head, Edited):
         return head_cross_entropy(hidden, model.head, batch.targets)
-    parts = [slice(start, start + CHUNK_ROWS) for start in range(0, len(hidden), CHUNK_ROWS)]
-    losses = [
-        head_cross_entropy(hidden[part], _edited_head(model, batch.layout, batch.places[part]), batch.targets[part])
-        for part in parts
-    ]
-    return torch.stack(losses).sum()
+    parts = _parts(0, len(hidden))
+    return torch.stack([_part_loss(model, batch, hidden, part) for part in parts]).sum()
 
 
 def _edited_head(model: CausalLM, layout: Layout, places: Tensor) -> Callable[[Tensor], Tensor]:
@@ -110,7 +137,11 @@ def _edited_head(model: CausalLM, layout: Layout, places: Tensor) -> Callable[[T
 
 
 def _foreign_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """A model that takes padded rows and returns logits (B, L, vocabulary)."""
+    return nn.functional.cross_entropy(_foreign_logits(model, batch), batch.targets, reduction="sum")
+
+
+def _foreign_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """(N, vocabulary) at the places, of a model that takes padded rows and returns logits (B, L, vocabulary)."""
     layout = batch.layout
     shape = (len(layout.documents), max(layout.documents))
     at = (layout.document_of, layout.offsets)
@@ -119,8 +150,7 @@ def _foreign_loss(model: nn.Module, batch: Batch) -> Tensor:
     with entered(Pass(_row_noise(batch))):
         logits = _logits(model(input_ids=rows, attention_mask=mask, **no_cache(model)))
     chosen = logits[layout.document_of[batch.places], layout.offsets[batch.places]]
-    wide = chosen if chosen.dtype == torch.float64 else chosen.float()
-    return nn.functional.cross_entropy(wide, batch.targets, reduction="sum")
+    return wide(chosen)
 
 
 def _row_noise(batch: Batch) -> Noise | None:

@@ -65,6 +65,8 @@ class Task(BaseModel):
     head_kind: ClassVar[HeadKind | None] = None
     reads_text: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ()
+    compares: ClassVar[bool] = False
+    """Whether the loss reads what the bare base says of the rows, which `compared` finds out."""
 
     def to_entry(self) -> str | dict[str, Any]:
         """As a recipe has it: the name alone where nothing else is said."""
@@ -82,9 +84,9 @@ class Task(BaseModel):
         return False
 
     @property
-    def reads_rows(self) -> bool:
-        """Whether a prompt is a row that `answer` is given; else it is text that the base goes on writing."""
-        return self.head_kind is not None
+    def writes_on(self) -> bool:
+        """Whether its models write text on from a prompt; those of other tasks `answer` one row."""
+        return self.head_kind is None
 
     @property
     def prompt_field(self) -> str | None:
@@ -106,6 +108,10 @@ class Task(BaseModel):
     def lessons(self, config: DataConfig, reader: Reader) -> Teacher:
         """What turns rows into the examples of this task.  DataError where the config does not fit it."""
         raise NotImplementedError
+
+    def compared(self, base: nn.Module, dataset: Dataset, *, micro_batch_tokens: int) -> Dataset:
+        """The data set with what the bare base says of its rows; the very same where the task asks nothing of it."""
+        return dataset
 
     def batch(self, examples: Sequence[Example], *, device: torch.device, draw: Draw | None = None) -> Any:
         """What `loss` takes for these examples; `draw` is None where nothing is dropped (evaluation)."""

@@ -69,8 +69,8 @@ class VisionLanguage(Task):
     completion: FieldName = "completion"
 
     @property
-    def reads_rows(self) -> bool:
-        return True
+    def writes_on(self) -> bool:
+        return False
 
     @property
     def prompt_field(self) -> str | None:

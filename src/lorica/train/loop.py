@@ -70,6 +70,11 @@ def fit(
     if attached.life is not None:
         attached.life.begin(len(_schedule(train, config, seed)))
     reporter = reporter or Quiet()
+    if task.compares:
+        with attached.off() as base:
+            train = task.compared(base, train, micro_batch_tokens=config.micro_batch_tokens)
+            held = None if eval is None else task.compared(base, eval, micro_batch_tokens=config.micro_batch_tokens)
+            eval = held  # noqa: A001
     with ExitStack() as stack:
         place = None
         if folder is not None:
