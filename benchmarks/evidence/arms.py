@@ -4,6 +4,7 @@ Every low-rank arm sits on all linears with s = alpha / r = 2, so that the arms 
 On a base with a head every arm trains the head as well, at its own rate.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from lorica.methods.contract import Method
 
 FULL, LORA = "full", "lora-r8"
 """The references: every other arm is compared with each of them."""
-METHODS = lorica.METHODS
+METHODS: Mapping[str, Any] = lorica.METHODS
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def settings(arms: tuple[Arm, ...]) -> dict[str, Any]:
 
 
 def low_rank(rate: float) -> tuple[Arm, ...]:
-    where = {"target_modules": "all-linear"}
+    where: dict[str, Any] = {"target_modules": "all-linear"}
     loras = (Arm(f"lora-r{r}", f"LoRA r={r}", lorica.LoRA(r=r, alpha=2 * r, **where), rate) for r in (1, 4, 8))
     dora = Arm("dora-r8", "DoRA r=8", METHODS["dora"](r=8, alpha=16, **where), rate)
     # AdaLoRA's L starts at zero beside small P and Q, and wants a larger rate.

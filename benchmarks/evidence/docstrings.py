@@ -87,13 +87,8 @@ class Docstrings(Track):
         attached = lorica.attach(model, arm.method, seed=seed)
         try:
             training = {"epochs": length, "rows_per_step": ROWS_PER_STEP, "learning_rate": rate}
-            fit(
-                attached,
-                Halved(labels=self.labels),
-                self.encoded["train"],
-                None,
-                TrainConfig(warmup=0.1, seed=seed, **training),
-            )
+            config = TrainConfig(warmup=0.1, seed=seed, **training)
+            self.whole(fit(attached, Halved(labels=self.labels), self.encoded["train"], None, config))
             found = model.task.evaluate(attached.eval().model, self.encoded[part], micro_batch_tokens=8192)
             return Outcome(found["accuracy"], attached.trainable_parameters, count(model))
         finally:

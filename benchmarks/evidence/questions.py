@@ -61,7 +61,7 @@ class Questions(Track):
         try:
             training = {"steps": length, "rows_per_step": ROWS_PER_STEP, "learning_rate": rate, "seed": seed}
             config = TrainConfig(schedule="linear", warmup=0.03, min_lr_ratio=0.0, **training)
-            fit(attached, TASKS["causal_lm"], self.encoded, None, config)
+            self.whole(fit(attached, TASKS["causal_lm"], self.encoded, None, config))
             right = score(attached.eval().model, asked).execution_accuracy
             return Outcome(right, attached.trainable_parameters, count(model))
         finally:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from benchmarks.evidence.arms import Arm
+from lorica.train import Run
 
 Part = Literal["validation", "test"]
 
@@ -36,6 +37,12 @@ class Track:
 
     def run(self, arm: Arm, *, rate: float, seed: int, length: int, part: Part) -> Outcome:
         raise NotImplementedError
+
+    @staticmethod
+    def whole(run: Run) -> None:
+        """Ctrl-C ends a run early and keeps what it has, whose score would be another's.  KeyboardInterrupt then."""
+        if run.status == "interrupted":
+            raise KeyboardInterrupt
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -191,6 +192,15 @@ def test_a_run_leaves_the_base_as_it_was(questions, name: str):
     after = questions.model.state_dict()
     assert after.keys() == before.keys()
     assert all(after[key].equal(before[key]) for key in before)
+
+
+def test_a_run_that_is_interrupted_has_no_score(questions, monkeypatch):
+    def stopped(*given: Any) -> Any:
+        return SimpleNamespace(status="interrupted")
+
+    monkeypatch.setattr("benchmarks.evidence.questions.fit", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        questions.run(questions.arm(LORA), rate=1e-3, seed=1, length=1, part="validation")
 
 
 @pytest.fixture(scope="module")
