@@ -267,6 +267,17 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(tmp_path, number):
     assert (rest.best_step, rest.eval) == (whole.best_step, whole.eval)
 
 
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
+    """As under nohup, or in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        run = train(tmp_path / "run", TrainConfig(steps=4), reporter=Interrupting(2, signal.SIGINT))
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (run.status, run.steps) == ("finished", 4)
+
+
 def test_a_second_signal_ends_the_run_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", TrainConfig(steps=9), reporter=Interrupting(2, signal.SIGINT, times=2))

@@ -14,6 +14,7 @@ from lorica.errors import RequestError
 from lorica.models import context_limit, load_tokenizer, shapes_only
 from lorica.models.causal_lm import CausalLM
 from lorica.recipe import Recipe
+from lorica.tasks import TASKS, Task
 from lorica.train import TrainConfig, outlook
 from lorica.train.optimizers import ADAMW_RATE
 
@@ -38,7 +39,7 @@ def plan(
         raise RequestError("plan: give a method beside the model, as in plan(model, lorica.LoRA(r=8))")
     config = train or TrainConfig()
     length = _length(base, config, None)
-    training = None if train is None else training_of(train, length, None)
+    training = None if train is None else training_of(train, length, None, TASKS["causal_lm"])
     return _forecast(base, method, config, length, training, budget.machine(memory=memory))
 
 
@@ -50,7 +51,7 @@ def _of_recipe(recipe: Recipe, memory: float | None) -> Forecast:
     methods = with_tokens(shapes, recipe.model.add_tokens, recipe.method)
     place = budget.machine(recipe.model.device, memory)
     length = _length(shapes, recipe.train, recipe.data.max_length)
-    training = training_of(recipe.train, length, rows_about(recipe.data))
+    training = training_of(recipe.train, length, rows_about(recipe.data), task)
     return _forecast(shapes, methods, recipe.train, length, training, place)
 
 
@@ -80,9 +81,9 @@ def _forecast(
     )
 
 
-def training_of(config: TrainConfig, length: int, rows: int | None) -> Training:
+def training_of(config: TrainConfig, length: int, rows: int | None, task: Task) -> Training:
     """What of a config is known to succeed or fail, for rows of `length` tokens at most."""
-    usual = config.optimizer.usual_rate
+    usual = config.optimizer.usual_rate if task.supervised else None
     return Training(
         learning_rate=config.learning_rate,
         optimizer=config.optimizer.name,

@@ -96,7 +96,8 @@ def fit(
     learned = from_anything(attached.model, train, encoding, chosen)
     held = None if eval is None else from_anything(attached.model, eval, encoding, chosen)
     reporter = reporter or Quiet()
-    for caution in cautions(attached.plan, training_of(config, int(max(learned.lengths, default=1)), len(learned))):
+    longest = int(max(learned.lengths, default=1))
+    for caution in cautions(attached.plan, training_of(config, longest, len(learned), chosen)):
         reporter.on_note(str(caution))
     return learn(
         attached,

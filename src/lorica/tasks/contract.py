@@ -65,6 +65,8 @@ class Task(BaseModel):
     head_kind: ClassVar[HeadKind | None] = None
     reads_text: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ()
+    supervised: ClassVar[bool] = True
+    """Whether answers are given: what is known of learning rates is of such tasks."""
     compares: ClassVar[bool] = False
     """Whether the loss reads what the bare base says of the rows, which `compared` finds out."""
 

@@ -74,6 +74,7 @@ class PreferenceTuning(Task):
 
     name: ClassVar[str] = "dpo"
     unit: ClassVar[str] = "pairs"
+    supervised: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ("reward_accuracy", "reward_margin")
     compares: ClassVar[bool] = True
 

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM as a wish: the first lets the current step finish, the second ends the process at once."""
+"""Ctrl-C and SIGTERM as a wish: the first lets the current step finish, the second ends the process at once.
+
+A signal that the process was started to ignore, as a shell starts what runs in the background, stays ignored.
+"""
 
 import signal
 import threading
@@ -17,7 +20,8 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._arrived) for number in SIGNALS}
+            heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._arrived) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
