@@ -11,7 +11,6 @@ times max(smallest_scale, RMS(theta)): `relative_step`, off here, because a B th
 smallest scale alone.
 """
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from lorica.methods.contract import Role
 from lorica.train.numbers import NotNegative, Positive
-from lorica.train.optimizers.contract import ADAMW_RATE, ByName, Config, Parameters, counter, size
+from lorica.train.optimizers.contract import ADAMW_RATE, ByName, Config, counter, size
 
 RELATIVE_RATE = 1e-2
 """The largest relative step of the paper's section 9."""
@@ -42,17 +41,7 @@ class AdafactorConfig(Config):
         return shape[0] + size(shape[1:]) if len(shape) > 1 else size(shape)
 
 
-class Adafactor(ByName):
-    def __init__(
-        self,
-        parameters: Parameters,
-        config: AdafactorConfig,
-        factors: Mapping[str, float] | None = None,
-        roles: Mapping[str, Role] | None = None,
-    ) -> None:
-        self.config = config
-        super().__init__(parameters, factors, roles)
-
+class Adafactor(ByName[AdafactorConfig]):
     def start(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         if parameter.dim() < 2:
             return {"exp_avg_sq": torch.zeros_like(parameter), "step": counter(parameter)}

@@ -6,7 +6,6 @@
 The update is torch's own fused kernel; torch.optim's classes around it cost 3 s of imports at the first use.
 """
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from lorica.methods.contract import Role
 from lorica.train.numbers import NotNegative, Positive, Share
-from lorica.train.optimizers.contract import ByName, Config, Parameters, counter, size
+from lorica.train.optimizers.contract import ByName, Config, counter, size
 
 
 class AdamWConfig(Config):
@@ -29,17 +28,7 @@ class AdamWConfig(Config):
         return 2 * size(shape)
 
 
-class AdamW(ByName):
-    def __init__(
-        self,
-        parameters: Parameters,
-        config: AdamWConfig,
-        factors: Mapping[str, float] | None = None,
-        roles: Mapping[str, Role] | None = None,
-    ) -> None:
-        self.config = config
-        super().__init__(parameters, factors, roles)
-
+class AdamW(ByName[AdamWConfig]):
     def start(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         moments = {part: torch.zeros_like(parameter) for part in ("exp_avg", "exp_avg_sq")}
         return {**moments, "step": counter(parameter)}

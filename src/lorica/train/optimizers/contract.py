@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -45,6 +45,9 @@ class Config(BaseModel):
         return True
 
 
+C = TypeVar("C", bound=Config)
+
+
 class Optimizer(Protocol):
     """What the loop sees of any of them."""
 
@@ -66,7 +69,7 @@ class Group:
     names: tuple[str, ...]
 
 
-class ByName(ABC):
+class ByName(ABC, Generic[C]):
     """The state of every parameter by its name; weight decay on matrices and not on vectors.
 
     A subclass says how the state of a parameter starts, and updates a group of parameters that have gradients.
@@ -75,10 +78,11 @@ class ByName(ABC):
     def __init__(
         self,
         parameters: Parameters,
+        config: C,
         factors: Mapping[str, float] | None = None,
         roles: Mapping[str, Role] | None = None,
     ) -> None:
-        self.parameters = dict(parameters)
+        self.parameters, self.config = dict(parameters), config
         self._parts = {name: self.start(parameter) for name, parameter in self.parameters.items()}
         self._groups = tuple(_groups(self.parameters, factors or {}, roles or {}))
 

@@ -8,7 +8,6 @@ One moment where AdamW keeps two.  Its steps are longer, so the authors take a l
 AdamW's, and a weight decay as many times larger.
 """
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from lorica.methods.contract import Role
 from lorica.train.numbers import NotNegative, Share
-from lorica.train.optimizers.contract import ADAMW_RATE, ByName, Config, Parameters, size
+from lorica.train.optimizers.contract import ADAMW_RATE, ByName, Config, size
 
 SMALLER = 5
 """Between the authors' 3 and 10."""
@@ -35,17 +34,7 @@ class LionConfig(Config):
         return size(shape)
 
 
-class Lion(ByName):
-    def __init__(
-        self,
-        parameters: Parameters,
-        config: LionConfig,
-        factors: Mapping[str, float] | None = None,
-        roles: Mapping[str, Role] | None = None,
-    ) -> None:
-        self.config = config
-        super().__init__(parameters, factors, roles)
-
+class Lion(ByName[LionConfig]):
     def start(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         return {"exp_avg": torch.zeros_like(parameter)}
 

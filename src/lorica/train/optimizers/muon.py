@@ -87,17 +87,7 @@ class Muon:
         self._rest.load_state({key: value for key, value in state.items() if key not in own})
 
 
-class Matrices(ByName):
-    def __init__(
-        self,
-        parameters: Parameters,
-        config: MuonConfig,
-        factors: Mapping[str, float] | None = None,
-        roles: Mapping[str, Role] | None = None,
-    ) -> None:
-        self.config = config
-        super().__init__(parameters, factors, roles)
-
+class Matrices(ByName[MuonConfig]):
     def start(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         return {"momentum": torch.zeros_like(parameter)}
 

@@ -7,7 +7,6 @@
 Without momentum it keeps no state at all.  Its rates have nothing to do with AdamW's: there is no usual one.
 """
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from lorica.methods.contract import Role
 from lorica.train.numbers import NotNegative, Share
-from lorica.train.optimizers.contract import ByName, Config, Parameters, size
+from lorica.train.optimizers.contract import ByName, Config, size
 
 
 class SGDConfig(Config):
@@ -41,17 +40,7 @@ class SGDConfig(Config):
         return size(shape) if self.momentum else 0
 
 
-class SGD(ByName):
-    def __init__(
-        self,
-        parameters: Parameters,
-        config: SGDConfig,
-        factors: Mapping[str, float] | None = None,
-        roles: Mapping[str, Role] | None = None,
-    ) -> None:
-        self.config = config
-        super().__init__(parameters, factors, roles)
-
+class SGD(ByName[SGDConfig]):
     def start(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         return {"momentum": torch.zeros_like(parameter)} if self.config.momentum else {}
 
