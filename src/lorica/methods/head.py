@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from lorica.errors import TargetError, did_you_mean
 from lorica.methods.contract import Copy, Edit, Instead, Method
-from lorica.methods.targets import HEAD, matches
+from lorica.methods.targets import HEAD, within
 from lorica.site import Site
 
 
@@ -23,11 +23,11 @@ class HeadOnly(Method):
     def edits(self, sites: tuple[Site, ...], statistics: Mapping[str, Any] | None = None) -> tuple[Edit, ...]:
         parameters = [site for site in sites if site.kind == "parameter"]
         chosen = [site for site in parameters if self._trains(site)]
-        modules = {site.name.rpartition(".")[0] for site in parameters}
+        modules = {site.owner for site in parameters}
         problems = [
             f"modules_to_save: {name!r} matches no module{did_you_mean(name, {m.rpartition('.')[2] for m in modules})}"
             for name in self.modules_to_save
-            if not any(_within(module, name) for module in modules)
+            if not any(within(module, name) for module in modules)
         ]
         if not chosen and not problems:
             problems = ["head: this base has no head of its own to train; name its modules in modules_to_save"]
@@ -38,11 +38,7 @@ class HeadOnly(Method):
     def _trains(self, site: Site) -> bool:
         if not self.modules_to_save:
             return HEAD in site.roles
-        return any(_within(site.name.rpartition(".")[0], name) for name in self.modules_to_save)
+        return any(within(site.owner, name) for name in self.modules_to_save)
 
     def advice(self) -> str:
         return "learning rate for a head: start at 1e-3"
-
-
-def _within(module: str, name: str) -> bool:
-    return matches(module, name) or f".{name}." in f".{module}."

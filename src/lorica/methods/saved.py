@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from lorica.errors import RecipeError, TargetError, did_you_mean
 from lorica.methods import peft_config
 from lorica.methods.contract import Copy, Edit, Instead, Method
-from lorica.methods.targets import matches
+from lorica.methods.targets import matches, within
 from lorica.site import Site
 
 
@@ -24,21 +24,21 @@ class Saving(Method):
     modules_to_save: tuple[str, ...] = ()
 
     def saves(self, module: str) -> bool:
-        return any(matches(module, name) or f".{name}." in f".{module}." for name in self.modules_to_save)
+        return any(within(module, name) for name in self.modules_to_save)
 
     def saved(self, sites: tuple[Site, ...]) -> tuple[Edit, ...]:
         """The copies of the modules named; TargetError naming every entry that matches none."""
         parameters = [site for site in sites if site.kind == "parameter"]
-        modules = {_module(site.name) for site in parameters}
+        modules = {site.owner for site in parameters}
         missing = [
             f"modules_to_save: {name!r} matches no module with parameters of its own"
             f"{did_you_mean(name, {module.rpartition('.')[2] for module in modules})}"
             for name in self.modules_to_save
-            if not any(matches(module, name) or f".{name}." in f".{module}." for module in modules)
+            if not any(within(module, name) for module in modules)
         ]
         if missing:
             raise TargetError.of(missing)
-        return tuple(Instead(site, Copy) for site in parameters if self.saves(_module(site.name)))
+        return tuple(Instead(site, Copy) for site in parameters if self.saves(site.owner))
 
     def file_name(self, edit: Edit, parameter: str, around: Container[str]) -> str:
         if edit.place == "instead":
@@ -60,7 +60,7 @@ class Saving(Method):
         named, problems = peft_config.names(given.get("modules_to_save"), "modules_to_save")
         if problems:
             raise RecipeError.of(problems)
-        modules = {_module(site.name) for site in sites if site.kind == "parameter"}
+        modules = {site.owner for site in sites if site.kind == "parameter"}
         known = [name for name in named if not modules or any(matches(module, name) for module in modules)]
         return tuple(dict.fromkeys((*known, *peft_config.heads(given, sorted(modules)))))
 
