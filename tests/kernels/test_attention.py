@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lorica.kernels import attention as kernel
-from lorica.kernels.attention import BLOCK, by_blocks, causal_attention, reference
+from lorica.kernels.attention import BLOCK, by_blocks, causal_attention, masked_attention, reference
 
 SHAPES = [(1, 1, 1, 1, 4), (2, 5, 2, 3, 8), (1, BLOCK, 1, 2, 16), (2, BLOCK + 1, 1, 1, 8), (1, 2 * BLOCK + 7, 2, 2, 4)]
 """D, L, K, G, E."""
@@ -84,3 +84,38 @@ def test_a_gradient_that_forgets_its_scale_is_caught(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(kernel._Blocks, "backward", staticmethod(unscaled))
     shape = (2, 70, 1, 2, 8)
     assert error(by_blocks, shape, torch.float32, None) > bound(shape, torch.float32)
+
+
+MASKS = {
+    "none": None,
+    "keys": torch.arange(6) < torch.tensor([[[[6]]], [[[2]]]]),
+    "added": torch.randn(2, 1, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+}
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    scores = q @ k.mT * scale
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1) @ v
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mask", MASKS)
+def test_masked_attention_and_its_gradients_are_the_definition(mask: str, dtype: torch.dtype) -> None:
+    generator, seen = torch.Generator().manual_seed(1), MASKS[mask]
+    q, k, v, towards = (torch.randn(2, 3, n, 8, generator=generator).to(dtype) for n in (5, 6, 6, 5))
+    narrow = seen if seen is None or seen.dtype == torch.bool else seen.to(dtype)
+    wide = narrow if narrow is None or narrow.dtype == torch.bool else narrow.double()
+    found = values(lambda *leaves: masked_attention(*leaves[:3], narrow, 0.3), q, k, v, towards, None)
+    exact = [part.double() for part in (q, k, v, towards)]
+    wanted = values(lambda *leaves: softmax_attention(*leaves[:3], wide, 0.3), *exact, None)
+    largest = max(float(w.abs().max()) for w in wanted)
+    worst = max(float((f - w).abs().max()) for f, w in zip(found, wanted, strict=True)) / largest
+    assert worst <= 4 * 3 * 8**0.5 * torch.finfo(dtype).eps
+
+
+def test_masked_attention_passes_gradcheck() -> None:
+    q, k, v = (torch.randn(1, 2, n, 3, dtype=torch.float64, requires_grad=True) for n in (4, 5, 5))
+    sees = torch.ones(1, 1, 4, 5, dtype=torch.bool).tril()
+    assert torch.autograd.gradcheck(lambda q, k, v: masked_attention(q, k, v, sees, 0.4), (q, k, v))

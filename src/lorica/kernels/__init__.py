@@ -1,6 +1,6 @@
 """Tensors in, tensors out."""
 
-from lorica.kernels.attention import causal_attention
+from lorica.kernels.attention import causal_attention, masked_attention
 from lorica.kernels.cross_entropy import head_cross_entropy
 from lorica.kernels.few_shapes import rounded, with_rows
 from lorica.kernels.frozen_conv import FrozenConv
@@ -25,6 +25,7 @@ __all__ = [
     "gated_mlp",
     "head_cross_entropy",
     "low_rank_linear",
+    "masked_attention",
     "preconditioned",
     "reference",
     "rms_norm",
