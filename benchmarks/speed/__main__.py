@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def _setting(options: Any) -> Setting:
-    setting = Setting.quickly() if options.quick else Setting()
+    setting = Setting.quickly() if options.quick else Setting.here()
     length = replace(setting.length, rounds=options.repetitions, timed=options.timed)
     return replace(setting, only=tuple(options.only), length=setting.length if options.quick else length)
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ class SideError(RuntimeError):
 
 
 class Worker:
-    """One side.  `ready` are the facts it told when it had loaded."""
+    """One side.  It loads while others do; `ready` are the facts it tells when it has."""
 
     def __init__(self, name: str, order: Mapping[str, Any], log: Path) -> None:
         self.name, self.log = name, log
@@ -33,9 +34,13 @@ class Worker:
                 env=_environment(order.get("environment", {})),
             )
         self._say(order)
-        self.ready: dict[str, Any] = self._hear()["ready"]
+
+    @cached_property
+    def ready(self) -> dict[str, Any]:
+        return self._hear()["ready"]
 
     def steps(self, count: int, *, forget_peak: bool = False) -> dict[str, Any]:
+        assert self.ready
         self._say({"steps": count, "forget_peak": forget_peak})
         return self._hear()
 

@@ -99,7 +99,6 @@ def _workers(orders: Mapping[str, Mapping[str, Any]], logs: Path, told: Told) ->
     try:
         for name, order in orders.items():
             workers[name] = Worker(name, order, logs / f"{name}.log")
-            told(f"{name}: loaded")
         yield workers
     finally:
         for worker in workers.values():

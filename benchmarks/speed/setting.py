@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.speed.lessons import Lessons
 from benchmarks.speed.rounds import Length
-from benchmarks.speed.shapes import CACHE, SMOLLM2, TINY, Shape, checkpoint
+from benchmarks.speed.shapes import CACHE, LLAMA_8B, SMOLLM2, TINY, Shape, checkpoint
 
 COMMON: dict[str, Any] = {"method": "lora", "r": 8, "alpha": 16, "learning_rate": 2e-4}
 
@@ -21,7 +21,17 @@ class Setting:
     quick: bool = False
     cache: Path = CACHE
     threads: int | None = None
+    device: str = "cpu"
     only: tuple[str, ...] = ()
+
+    @classmethod
+    def here(cls) -> "Setting":
+        """On a CUDA device, where there is one, Llama-3.1-8B's shape with 8k tokens a step."""
+        import torch
+
+        if torch.cuda.is_available():
+            return cls(shape=LLAMA_8B, dense_length=2048, device="cuda")
+        return cls()
 
     @classmethod
     def quickly(cls, cache: Path = CACHE, threads: int | None = None) -> "Setting":
@@ -34,7 +44,7 @@ class Setting:
         shape = shape or self.shape
         place = {} if lessons is None else {"lessons": str(self._written(lessons)), "folder": self.folder(shape)}
         environment = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
-        return {**COMMON, "side": side, **place, "environment": environment, **more}
+        return {**COMMON, "side": side, **place, "device": self.device, "environment": environment, **more}
 
     def folder(self, shape: Shape) -> str:
         return str(checkpoint(shape, self.cache))

@@ -6,6 +6,7 @@ A topic returns {"about", "sides", "agreement", ...}; its sides are findings of 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ def dense(setting: Setting, told: Told) -> Found:
         "peft, adapters in bfloat16, compiled": setting.order("peft", same, compile=True, **BASE),
         "peft, HF Trainer": setting.order("trainer", same, sampling="sequential", rows=ROWS),
     }
+    if setting.device == "cuda" and find_spec("liger_kernel"):
+        orders["peft, Liger-Kernel"] = setting.order("peft", same, liger=True, **BASE)
     return _with_floor(setting, orders, told, r=COMMON["r"], name="dense")
 
 

@@ -28,6 +28,7 @@ def run(order: Mapping[str, Any], gate: Gate) -> None:
 
 def by_lorica(order: Mapping[str, Any], gate: Gate, rows: list[dict[str, str]], labels: list[str]) -> None:
     import lorica
+    from benchmarks.speed.sides.of_lorica import METHODS
     from lorica.train.records import StepRecord
     from lorica.train.reporter import Quiet
 
@@ -37,7 +38,7 @@ def by_lorica(order: Mapping[str, Any], gate: Gate, rows: list[dict[str, str]], 
 
     task = {"name": "classification", "labels": labels}
     model = lorica.load_base(order["folder"], dtype="bfloat16", task=task)
-    attached = lorica.attach(model, lorica.LoRA(r=order["r"], alpha=order["alpha"]))
+    attached = lorica.attach(model, METHODS["lora"](r=order["r"], alpha=order["alpha"]))
     same_start(attached.named_parameters())
     probe = probed(attached.eval().model, encoded(order["folder"], rows[:PROBED], labels))
     gate.ready(trainable=attached.trainable_parameters, probe=probe)

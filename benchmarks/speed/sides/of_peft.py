@@ -1,6 +1,7 @@
 """PEFT in a plain training loop: eager or compiled, adapters in float32 (its default) or in the base's own type."""
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -38,6 +39,4 @@ def adapted(order: Mapping[str, Any]) -> Any:
 
 def with_liger(model: Any) -> None:
     """Liger's kernels are for CUDA alone."""
-    from liger_kernel.transformers import _apply_liger_kernel_to_instance
-
-    _apply_liger_kernel_to_instance(model=model.get_base_model())
+    import_module("liger_kernel.transformers")._apply_liger_kernel_to_instance(model=model.get_base_model())
