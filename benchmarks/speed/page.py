@@ -69,7 +69,9 @@ def beside(found: Mapping[str, Any]) -> list[str]:
     shown = {name: side["tokens_per_second" if rates else "step_seconds"] for name, side in sides.items()}
     title = "real tokens a second" if rates else "seconds a step, with the least and the most"
     drawn = bars(title, shown, "" if rates else "s")
-    return [*table(head, rows), "", *floor(found), agreed(found), "", drawn]
+    counts = sorted({len(side["seconds"]) for side in sides.values()})
+    timed = f"Timed steps of each side: {', '.join(map(str, counts))}."
+    return [*table(head, rows), "", timed, "", *floor(found), agreed(found), "", drawn]
 
 
 def _side(name: str, side: Mapping[str, Any], samples: bool) -> list[str]:

@@ -166,7 +166,7 @@ def test_growth_and_memory_have_their_place_on_the_page(setting, monkeypatch):
 def side(seconds: float, peak: float, rate: float = 1.0, **more: Any) -> dict[str, Any]:
     spread = {"median": seconds, "low": seconds, "high": seconds}
     tokens = {"median": rate, "low": rate, "high": rate, "whole": rate}
-    return {"step_seconds": spread, "tokens_per_second": tokens, "peak_bytes": peak, **more}
+    return {"step_seconds": spread, "tokens_per_second": tokens, "peak_bytes": peak, "seconds": [seconds], **more}
 
 
 DENSE = {
