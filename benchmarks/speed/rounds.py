@@ -67,9 +67,9 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def measured(
-    orders: Mapping[str, Mapping[str, Any]], length: Length, logs: Path, told: Told, before: Told = lambda line: None
+    orders: Mapping[str, Mapping[str, Any]], length: Length, logs: Path, told: Told
 ) -> dict[str, dict[str, Any]]:
-    """The findings of each side by its name.  before: called when all are warm, before the first round."""
+    """The findings of each side by its name."""
     with _workers(orders, logs, told) as workers:
         sides = {name: Side(worker.ready) for name, worker in workers.items()}
         for name, worker in workers.items():
@@ -77,7 +77,6 @@ def measured(
             sides[name].took(answer, untimed=length.warmup)
             sides[name].peak_bytes = 0
             told(f"{name}: warm, {answer['steps'][-1]['seconds']:.2f} s the last step")
-        before("warm")
         for number in range(length.rounds):
             _round(workers, sides, length, number, told)
         return {name: side.found() for name, side in sides.items()}

@@ -34,7 +34,7 @@ def by_lorica(order: Mapping[str, Any], gate: Gate, rows: list[dict[str, str]], 
 
     class AtTheGate(Quiet):
         def on_step(self, record: StepRecord) -> None:
-            gate.passed(loss=record.loss, tokens=record.tokens, rows=order["rows"])
+            gate.passed(loss=record.loss, tokens=record.tokens, rows=record.label_tokens)
 
     task = {"name": "classification", "labels": labels}
     model = lorica.load_base(order["folder"], dtype="bfloat16", task=task)

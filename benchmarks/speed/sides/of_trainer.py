@@ -44,11 +44,11 @@ def train(
     probe: float,
     keyed: Callable[[Sequence[Row]], Any] = lambda some: [row["input_ids"] for row in some],
 ) -> None:
-    counts = deque[tuple[int, int]]()
+    counts = deque[tuple[int, int, int]]()
 
     def counted(some: list[Row]) -> dict[str, Tensor]:
         batch = collate(keyed(some))
-        counts.append((sum(len(row["input_ids"]) for row in some), batch["input_ids"].numel()))
+        counts.append((sum(len(row["input_ids"]) for row in some), batch["input_ids"].numel(), len(some)))
         return batch
 
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +57,7 @@ def train(
             args=arguments(order, folder),
             train_dataset=list(rows),  # pyright: ignore[reportArgumentType]
             data_collator=counted,  # pyright: ignore[reportArgumentType]
-            callbacks=[AtTheGate(gate, counts, order.get("accumulate", 1), order["rows"])],
+            callbacks=[AtTheGate(gate, counts, order.get("accumulate", 1))],
         )
         gate.ready(trainable=sum(p.numel() for p in model.parameters() if p.requires_grad), probe=probe)
         trainer.train()
@@ -90,14 +90,14 @@ def arguments(order: Mapping[str, Any], folder: str) -> TrainingArguments:
 
 
 class AtTheGate(TrainerCallback):
-    """counts: (real tokens, cells with padding) of every batch made, which are some ahead of those learned."""
+    """counts: (real tokens, cells with padding, rows) of every batch made, which are some ahead of those learned."""
 
-    def __init__(self, gate: Gate, counts: deque[tuple[int, int]], accumulate: int, rows: int) -> None:
-        self.gate, self.counts, self.accumulate, self.rows = gate, counts, accumulate, rows
+    def __init__(self, gate: Gate, counts: deque[tuple[int, int, int]], accumulate: int) -> None:
+        self.gate, self.counts, self.accumulate = gate, counts, accumulate
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **more: Any) -> None:
         if not logs or "loss" not in logs:
             return
         made = [self.counts.popleft() for _ in range(self.accumulate)]
-        tokens, cells = sum(real for real, _ in made), sum(all_ for _, all_ in made)
-        self.gate.passed(loss=float(logs["loss"]), tokens=tokens, cells=cells, rows=self.rows * self.accumulate)
+        tokens, cells, rows = map(sum, zip(*made, strict=True))
+        self.gate.passed(loss=float(logs["loss"]), tokens=tokens, cells=cells, rows=rows)
