@@ -5,13 +5,14 @@
 # make interop      adapters of 20 families between PEFT and Lorica, both ways, and what must turn them red
 # make tasks        every task taught on drawn rows and on docstrings, beside the head alone; some minutes
 # make evidence     methods beside full fine-tuning, each at its best learning rate, on ten fresh seeds; hours, goes on
+# make bench        time and memory of a step beside PEFT, HF Trainer, torch.compile and full fine-tuning; an hour
 # make format       put the code into its format
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: quickstart test check format campaign interop tasks evidence clean
+.PHONY: quickstart test check format campaign interop tasks evidence bench clean
 
 quickstart: .venv/.lorica
 	$(BIN)/lorica quickstart
@@ -34,6 +35,9 @@ tasks: .venv/.dev
 
 evidence: .venv/.dev
 	$(BIN)/python -W ignore -m benchmarks.evidence
+
+bench: .venv/.dev
+	$(BIN)/python -W ignore -m benchmarks.speed
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix

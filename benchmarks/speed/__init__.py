@@ -1,0 +1,1 @@
+"""Speed and memory beside PEFT, HF Trainer, torch.compile and full fine-tuning: sides take turns in one run."""

@@ -1,0 +1,1 @@
+"""Sides: each loads, says it is ready, and takes steps through the gate."""
