@@ -39,8 +39,8 @@ OPS: Mapping[str, Op] = {
     "dropped_low_rank": Op(why="neither mask nor dropped input ever exists", what="rank", widest=128),
     "row_norms": Op(why="W is read once, in the type it is stored in", what="rank", widest=128),
 }
-"""`dropped_low_rank` is `low_rank` where dropout draws masks.  The reasons count passes over memory: none has been timed
-on a GPU (docs/decisions/0070)."""
+"""`dropped_low_rank` is `low_rank` where dropout draws masks.  The reasons count passes over memory, untimed on any
+GPU (docs/decisions/0070)."""
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
