@@ -29,7 +29,7 @@ def head_cross_entropy(hidden: Tensor, head: Callable[[Tensor], Tensor], labels:
 
     hidden (N, d); labels (N,) int64.  A head that is not a frozen plain linear takes the torch path.
     """
-    if type(head) is nn.Linear and not head.weight.requires_grad and head.bias is None:
+    if isinstance(head, nn.Linear) and type(head) is nn.Linear and not head.weight.requires_grad and head.bias is None:
         return _FrozenHead.apply(hidden, head.weight, labels)  # type: ignore[return-value]
     return plain.head_cross_entropy(hidden, head, labels)
 
