@@ -1,6 +1,14 @@
-"""Signals as a person's terminal has them: what a shell starts in the background begins with Ctrl-C ignored."""
+"""Signals as a person's terminal has them: what a shell starts in the background begins with Ctrl-C ignored.
 
+Kernels in Triton run in its interpreter where there is no GPU; it has to be chosen before triton is first imported.
+"""
+
+import os
 import signal
+from pathlib import Path
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")

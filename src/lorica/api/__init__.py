@@ -3,7 +3,8 @@
 from lorica.adapter import Bank, inspect, load
 from lorica.api.answers import Answer, Speaker, generate
 from lorica.api.collecting import statistics
-from lorica.api.looking import Machinery, data_report, doctor
+from lorica.api.looking import data_report
+from lorica.api.machinery import Machinery, doctor
 from lorica.api.merging import merge
 from lorica.api.method_table import MethodTable, method_table
 from lorica.api.planning import plan

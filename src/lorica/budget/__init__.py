@@ -4,6 +4,7 @@ from lorica.budget.cautions import Caution, Training, cautions
 from lorica.budget.forecast import Forecast, forecast
 from lorica.budget.machine import Machine, machine
 from lorica.budget.memory import Memory, Workload
+from lorica.budget.rate import product_gflops
 
 __all__ = [
     "Caution",
@@ -15,4 +16,5 @@ __all__ = [
     "cautions",
     "forecast",
     "machine",
+    "product_gflops",
 ]

@@ -37,7 +37,7 @@ def methods(
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Show what this machine has to train with."""
+    """Show what this machine has to train with. Speed, versions, the path of each kernel, what is missing."""
     from lorica import api
 
     show(api.doctor(), as_json)

@@ -1,0 +1,49 @@
+"""Which path an op takes: a function of device, dtype and shape."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorica import kernels
+from lorica.kernels.choice import OPS, chosen, decided
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(
+    ("device", "dtype", "triton", "why"),
+    [
+        ("cpu", torch.bfloat16, True, "cpu"),
+        ("mps", torch.float16, True, "mps"),
+        ("cuda", torch.float64, True, "float64"),
+        ("cuda", torch.bfloat16, False, "pip install triton"),
+    ],
+)
+def test_what_triton_cannot_do_stays_with_torch(
+    op: str, device: str, dtype: torch.dtype, triton: bool, why: str
+) -> None:
+    choice = decided(op, device, dtype, 64, triton)
+    assert choice.path == "torch"
+    assert why in choice.why or OPS[op].stays
+
+
+def test_a_gpu_takes_triton_where_it_saves_passes_over_memory() -> None:
+    paths = {op: decided(op, "cuda", torch.bfloat16, 64, triton=True).path for op in OPS}
+    assert [op for op, path in paths.items() if path == "torch"] == ["low_rank"]
+
+
+@pytest.mark.parametrize("op", [op for op, rule in OPS.items() if rule.widest])
+def test_what_is_too_wide_for_a_tile_stays_with_torch(op: str) -> None:
+    widest = OPS[op].widest or 0
+    assert decided(op, "cuda", torch.bfloat16, widest, triton=True).path == "triton"
+    assert str(widest + 1) in decided(op, "cuda", torch.bfloat16, widest + 1, triton=True).why
+
+
+def test_a_tensor_says_what_it_is() -> None:
+    assert chosen("rms_norm", torch.zeros(2, 3)) == decided("rms_norm", "cpu", torch.float32, 3, triton=True)
+    assert chosen("attention", torch.zeros(2, 3, device="meta"), 200).path == "torch"
+
+
+def test_every_op_of_the_table_has_its_file() -> None:
+    files = {path.stem for path in (Path(kernels.__file__).parent / "triton").glob("*.py")}
+    assert {op.removeprefix("dropped_") for op in OPS} == files - {"__init__", "tiles", "dropout"}
