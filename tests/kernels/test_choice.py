@@ -1,5 +1,6 @@
 """Which path an op takes: a function of device, dtype and shape."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,24 @@ def test_what_triton_cannot_do_stays_with_torch(
     assert why in choice.why or OPS[op].stays
 
 
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    for op, rule in OPS.items():
+        monkeypatch.setitem(OPS, op, replace(rule, tried=True))  # type: ignore[arg-type]
+
+
+def test_a_kernel_that_has_not_run_on_a_device_is_not_taken() -> None:
+    untried = [op for op, rule in OPS.items() if not (rule.tried or rule.stays)]
+    assert all("interpreter" in decided(op, "cuda", torch.bfloat16, 64, triton=True).why for op in untried)
+
+
+@pytest.mark.usefixtures("tried")
 def test_a_gpu_takes_triton_where_it_saves_passes_over_memory() -> None:
     paths = {op: decided(op, "cuda", torch.bfloat16, 64, triton=True).path for op in OPS}
     assert [op for op, path in paths.items() if path == "torch"] == ["low_rank"]
 
 
+@pytest.mark.usefixtures("tried")
 @pytest.mark.parametrize("op", [op for op, rule in OPS.items() if rule.widest])
 def test_what_is_too_wide_for_a_tile_stays_with_torch(op: str) -> None:
     widest = OPS[op].widest or 0

@@ -21,12 +21,14 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Op:
-    """Why its Triton kernel is taken, or why not where it `stays` with torch; `what` has at most `widest` elements."""
+    """Why its Triton kernel is taken, or why not where it `stays` with torch; `what` has at most `widest` elements.
+    `tried`: it has run on a device, and its result is committed."""
 
     why: str
     what: str = "row"
     widest: int | None = None
     stays: bool = False
+    tried: bool = False
 
 
 OPS: Mapping[str, Op] = {
@@ -63,6 +65,8 @@ def decided(op: str, device: str, dtype: torch.dtype, width: int, triton: bool) 
         return Choice("torch", "triton is not installed: pip install triton")
     if rule.widest is not None and width > rule.widest:
         return Choice("torch", f"a {rule.what} of {width} is more than the {rule.widest} that a tile holds")
+    if not rule.tried:
+        return Choice("torch", f"in Triton {rule.why}, but that kernel has run in the interpreter alone")
     return Choice("triton", rule.why)
 
 
