@@ -40,6 +40,10 @@ class Seen(Answered):
     def __len__(self) -> int:
         return len(self.input_ids) + (0 if self.question is None else len(self.question)) + self.beside
 
+    def read(self) -> bytes:
+        asked = b"" if self.question is None else self.question.tobytes()
+        return super().read() + asked + sha256(Path(self.path).read_bytes()).digest()
+
     def content(self) -> Iterator[bytes]:
         yield from super().content()
         yield b"" if self.question is None else self.question.astype("<i4").tobytes()
