@@ -31,7 +31,7 @@ interop: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m campaign.interop
 
 tasks: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/tasks.py
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.tasks
 
 evidence: .venv/.dev
 	$(BIN)/python -W ignore -m benchmarks.evidence

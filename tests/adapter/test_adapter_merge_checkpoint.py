@@ -128,3 +128,24 @@ def test_nothing_is_written_where_something_is_or_where_the_adapter_does_not_fit
     with pytest.raises(AdapterError, match="no such site"):
         adapter.merge_checkpoint(other, tmp_path / "adapter", tmp_path / "out", other_base=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_merge_in_float32_keeps_what_the_type_of_the_base_rounds_away(tmp_path):
+    """A tenth of bfloat16's last place moves no weight of it."""
+    folder = tmp_path / "base"
+    kind, config = MODELS["llama"]
+    filled(kind(config)).to(torch.bfloat16).save_pretrained(folder)
+    attached = adapter.attach(load_base(folder), LoRA(r=3, alpha=7))
+    stir(attached.named_parameters(), 3e-4)
+    attached.save(tmp_path / "adapter")
+    with pytest.raises(AdapterError, match=r"of the adapter's effect.*lorica merge --dtype float32"):
+        adapter.merge_checkpoint(folder, tmp_path / "adapter", tmp_path / "rounded")
+    assert not (tmp_path / "rounded").exists()
+    told = adapter.merge_checkpoint(folder, tmp_path / "adapter", tmp_path / "out", dtype="float32")
+    assert told.outputs is not None
+    assert told.outputs.share > 0.99
+    merged = MODELS["llama"][0].from_pretrained(tmp_path / "out")
+    assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
+    wide = adapter.load(load_base(folder, dtype="float32"), tmp_path / "adapter")
+    with torch.no_grad():
+        assert distance(merged(input_ids=IDS).logits, wide(input_ids=IDS).logits) < BOUND

@@ -1,7 +1,6 @@
 """Sequence to sequence: transformers' own loss, micro-batches, that it learns, what it answers, and its measures."""
 
 import random
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -144,9 +143,6 @@ def test_measures_whose_package_is_missing_name_what_to_install(monkeypatch):
     assert scores_of(("exact_match",), ["a b", "c"], ["a  b", "d"]) == {"exact_match": 0.5}
 
 
-@pytest.mark.skipif(
-    find_spec("rouge_score") is None or find_spec("sacrebleu") is None, reason="rouge-score and sacrebleu are missing"
-)
 def test_rouge_and_bleu_are_those_of_their_definitions():
     """One of two words right: recall 1/2 of two, precision 1; no pair of words; BLEU of equal texts is 100."""
     found = scores_of(("rouge",), ["sea"], ["sea sky"])

@@ -268,6 +268,12 @@ class Attached:
         self._finish("detached")
         return model
 
+    def at_end(self, undo: Undo) -> None:
+        """Called when the adapter is taken off or merged, the last one first."""
+        if self._model is None:
+            raise AdapterError(f"this adapter was {self._end}; attach or load it again")
+        self._undos.append(undo)
+
     @contextmanager
     def off(self) -> Iterator[nn.Module]:
         """The bare base for a while, the adapter back in its places afterwards."""

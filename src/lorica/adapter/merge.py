@@ -112,7 +112,7 @@ def checked(merged: nn.Module, proof: Record) -> Comparison | None:
     if found.share < LEFT:
         raise AdapterError(
             f"merge: weights rounded to {now['dtype']} keep {found.share:.0%} of the adapter's effect; keep the "
-            "adapter as it is, or merge it into the base loaded in float32"
+            "adapter as it is, or merge in float32: lorica merge --dtype float32, or load_base(..., dtype='float32')"
         )
     return found
 

@@ -31,6 +31,7 @@ from lorica.methods.contract import Start
 from lorica.models import load_base, load_tokenizer, shapes_only
 from lorica.models.fingerprint import fingerprint_of_folder
 from lorica.models.folder import folder_of
+from lorica.models.loading import parse_dtype
 from lorica.models.stored import INDEX, Stored
 from lorica.models.vocabulary import missing_tokens
 from lorica.site import Site
@@ -74,12 +75,14 @@ def merge_checkpoint(
     adapter: str | Path | AdapterFile,
     out: str | Path,
     *,
+    dtype: str | torch.dtype | None = None,
     untrained: bool = False,
     other_base: bool = False,
     unprobed: str | None = None,
 ) -> Merged:
     """Writes the checkpoint of `base` with `adapter` in its weights to the new folder `out`.
 
+    dtype                   the type that every weight is written in; None: each as the base stores it
     untrained, other_base   as in `load`
     unprobed                why the outputs are not to be compared, which takes one whole model in memory at a time
 
@@ -87,7 +90,7 @@ def merge_checkpoint(
     merged, and where the merged outputs are further from the adapted ones than rounding explains.  RunError where `out`
     holds something.
     """
-    source = folder_of(base)
+    source, kind = folder_of(base), parse_dtype(dtype)
     file = adapter if isinstance(adapter, AdapterFile) else read(adapter)
     shapes: Any = shapes_only(source)
     shapes.base_fingerprint = fingerprint_of_folder(source)
@@ -95,16 +98,16 @@ def merge_checkpoint(
         require_base(file, shapes)
     _require_rows(file, shapes, source)
     file = settled(shapes, file)
-    merge = _Merge(shapes, file, Stored(source))
+    merge = _Merge(shapes, file, Stored(source), kind)
     if not untrained and (reason := unfinished(merge.plan, file.tensors)):
         raise AdapterError(not_finished(file.where, reason))
     with durable.new_folder(out) as folder:
-        before = Unprobed(unprobed) if unprobed else _adapted(source, file, merge.stored, other_base)
+        before = Unprobed(unprobed) if unprobed else _adapted(source, file, merge.kind, other_base)
         merge.write_shards(folder)
         if not merge.effective and not untrained:
             raise AdapterError(without_effect(file.where))
-        _copy_descriptions(source, folder, untied=bool(merge.untied))
-        outputs = _outputs(folder.path, merge.stored, before)
+        _copy_descriptions(source, folder, untied=bool(merge.untied), kind=kind)
+        outputs = _outputs(folder.path, merge.kind, before)
         folder.write_json(NAME, _record(base, shapes.base_fingerprint, file, outputs))
         size = sum(record["bytes"] for record in folder.records().values())
     name, change = max(merge.changes.items(), key=lambda item: item[1])
@@ -121,17 +124,17 @@ def merge_checkpoint(
     )
 
 
-def _adapted(source: Path, file: AdapterFile, stored: Stored, other_base: bool) -> Record:
-    """What base and adapter answer together, in the type the base is stored in."""
-    model = load_base(source, dtype=stored.dtype, device="cpu")
+def _adapted(source: Path, file: AdapterFile, kind: torch.dtype, other_base: bool) -> Record:
+    """What base and adapter answer together, in the type that the merged weights get."""
+    model = load_base(source, dtype=kind, device="cpu")
     return load(model, file, trainable=False, untrained=True, other_base=other_base).proof()
 
 
-def _outputs(merged: Path, stored: Stored, before: Record) -> Comparison | None:
+def _outputs(merged: Path, kind: torch.dtype, before: Record) -> Comparison | None:
     if not isinstance(before, Proof):
         return None
     gc.collect()  # the base is gone before the merged model is loaded: never two of them in memory
-    return checked(load_base(merged, dtype=stored.dtype, device="cpu"), before)
+    return checked(load_base(merged, dtype=kind, device="cpu"), before)
 
 
 def _record(base: str | Path, fingerprint: str, file: AdapterFile, outputs: Comparison | None) -> dict[str, Any]:
@@ -163,6 +166,7 @@ class _Merge:
     model: nn.Module
     file: AdapterFile
     stored: Stored
+    asked: torch.dtype | None = None
     changes: dict[str, float] = field(default_factory=dict)
     effective: bool = False
     """Whether some edit that was merged changes what the base computes."""
@@ -177,6 +181,11 @@ class _Merge:
         for planned in self.plan.edits:
             self._place(planned)
             self._place_bias(planned)
+
+    @property
+    def kind(self) -> torch.dtype:
+        """The type of the merged weights, or of most of them."""
+        return self.asked or self.stored.dtype
 
     def _place(self, planned: PlannedEdit) -> None:
         """An adapted weight that is tied is stored twice from now on: once merged, once as it was."""
@@ -217,12 +226,15 @@ class _Merge:
         weight_map: dict[str, str] = {}
         total = 0
         for path, shard in zip(self.stored.files, self.stored.shards(), strict=True):
-            tensors = dict(self._merged({name: shard.tensor(name) for name in shard.names()}))
+            tensors = dict(self._merged({name: self._wide(shard.tensor(name)) for name in shard.names()}))
             folder.write_tensors(path.name, tensors, metadata={"format": "pt"}, finite=True)
             weight_map |= dict.fromkeys(tensors, path.name)
             total += sum(tensor.nbytes for tensor in tensors.values())
         if (self.stored.folder / INDEX).is_file():
             folder.write_json(INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+    def _wide(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.asked) if self.asked is not None and tensor.is_floating_point() else tensor
 
     def _merged(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in tensors.items():
@@ -275,13 +287,22 @@ def _ties(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return {name: tuple(other for other in group if other != name) for group in names.values() for name in group}
 
 
-def _copy_descriptions(source: Path, folder: durable.Folder, *, untied: bool) -> None:
+def _copy_descriptions(source: Path, folder: durable.Folder, *, untied: bool, kind: torch.dtype | None) -> None:
     files = sorted({path for pattern in DESCRIPTIONS for path in source.glob(pattern)})
     for path in files:
         if path.name in (INDEX, NAME):
             continue
-        if path.name == "config.json" and untied:
+        if path.name == "config.json" and (untied or kind is not None):
             config = json.loads(path.read_text(encoding="utf-8"))
-            folder.write_json(path.name, config | {"tie_word_embeddings": False})
+            folder.write_json(path.name, _described(config, untied, kind))
         else:
             folder.write_bytes(path.name, path.read_bytes())
+
+
+def _described(config: Mapping[str, Any], untied: bool, kind: torch.dtype | None) -> dict[str, Any]:
+    """config.json of the merged checkpoint; `torch_dtype` is the older name of `dtype`."""
+    changes: dict[str, Any] = {"tie_word_embeddings": False} if untied else {}
+    if kind is None:
+        return {**config, **changes}
+    kept = {name: value for name, value in config.items() if name != "torch_dtype"}
+    return {**kept, **changes, "dtype": str(kind).removeprefix("torch.")}

@@ -17,10 +17,12 @@ from lorica.data.encode import Encoder, Piece, Speech
 from lorica.errors import RequestError
 from lorica.models import generate as generate_tokens
 from lorica.models.generate import own_stop_ids
-from lorica.tasks import Task
+from lorica.tasks import Task, require_task
 
 OnText = Callable[[str], None]
 CHATS = {"messages", "sharegpt", "alpaca"}
+LONGEST = 256
+"""Tokens of an answer where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def generate(
     prompt: str,
     *,
     model: str | nn.Module | None = None,
-    max_tokens: int = 256,
+    max_tokens: int | None = None,
     temperature: float = 0.0,
     seed: int = 0,
     base: bool = False,
@@ -51,13 +53,31 @@ def generate(
     other_base: bool = False,
 ) -> Answer:
     """The answer to one prompt; greedy unless a temperature is given.  Of a classifier and its like, the answer to one
-    row: its text, or a JSON object of its fields."""
+    row: its text, or a JSON object of its fields.
+
+    max_tokens   of the answer; None: 256, or what the task says.  RequestError for an answer that is not written token
+                 by token, as for a temperature where answers are always the likeliest
+    """
     options = {"untrained": untrained, "other_base": other_base}
     holder, manifest = _held(adapter, model, base, dtype, options)
     task = task_for(holder, None, manifest)
     if not task.writes_on:
-        return Answer(task.answer(holder, reader_of(holder, task), _fields(task, prompt)), ())
-    return Speaker.on(holder, manifest).answer(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
+        asked = _within(task, max_tokens, temperature)
+        return Answer(asked.answer(holder, reader_of(holder, asked), _fields(asked, prompt)), ())
+    most = LONGEST if max_tokens is None else max_tokens
+    return Speaker.on(holder, manifest).answer(prompt, max_tokens=most, temperature=temperature, seed=seed)
+
+
+def _within(task: Task, max_tokens: int | None, temperature: float) -> Task:
+    """The task with answers of at most so many tokens."""
+    problems = ["temperature: an answer is always the likeliest; leave it out"] if temperature else []
+    if max_tokens is not None and "max_tokens" not in type(task).model_fields:
+        problems.append("max_tokens: an answer is not written token by token; leave it out")
+    if problems:
+        raise RequestError.of([f"{task.name}: {problem}" for problem in problems])
+    if max_tokens is None:
+        return task
+    return require_task({"name": task.name, **task.model_dump(), "max_tokens": max_tokens})
 
 
 def _held(

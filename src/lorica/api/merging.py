@@ -9,6 +9,7 @@ from lorica.api.recorded import base_of
 from lorica.api.tasked import recorded_head
 from lorica.models import Head, load_base
 from lorica.models.folder import folder_of
+from lorica.models.loading import parse_dtype
 from lorica.models.quiet import quiet
 from lorica.models.stored import Stored
 
@@ -18,12 +19,14 @@ def merge(
     out: str | Path,
     *,
     model: str | None = None,
+    dtype: str | None = None,
     untrained: bool = False,
     other_base: bool = False,
 ) -> Merged:
     """Writes a new folder that transformers loads; never two copies of the model in memory.
 
     model                   the base, where the one that the adapter records is not to be used
+    dtype                   the type that weights are written in; None: as the base is stored
     untrained, other_base   as in `load`: an adapter without effect or not finished, or for another base, is accepted
 
     The merged model answers a probe, and must answer as base and adapter do.  That takes the whole model in memory, and
@@ -34,16 +37,15 @@ def merge(
     base = model or base_of(adapter, file)
     head = recorded_head(file.manifest)
     if head is not None:
-        return _with_head(base, head, file, out, untrained=untrained, other_base=other_base)
-    return merge_checkpoint(
-        base, file, out, untrained=untrained, other_base=other_base, unprobed=_without_room(folder_of(base))
-    )
+        return _with_head(base, head, file, out, dtype=dtype, untrained=untrained, other_base=other_base)
+    short = _without_room(folder_of(base), dtype)
+    return merge_checkpoint(base, file, out, dtype=dtype, untrained=untrained, other_base=other_base, unprobed=short)
 
 
 def _with_head(
-    base: str, head: Head, file: AdapterFile, out: str | Path, *, untrained: bool, other_base: bool
+    base: str, head: Head, file: AdapterFile, out: str | Path, *, dtype: str | None, untrained: bool, other_base: bool
 ) -> Merged:
-    whole: Any = load_base(base, device="cpu", head=head)
+    whole: Any = load_base(base, dtype=dtype, device="cpu", head=head)
     before = {name: parameter.detach().clone() for name, parameter in whole.named_parameters()}
     attached = load(whole, file, untrained=untrained, other_base=other_base)
     attached.merge(untrained=untrained)
@@ -68,8 +70,10 @@ def _with_head(
     )
 
 
-def _without_room(base: Path) -> str | None:
-    needed = sum(path.stat().st_size for path in Stored(base).files)
+def _without_room(base: Path, dtype: str | None) -> str | None:
+    stored, asked = Stored(base), parse_dtype(dtype)
+    needed = sum(path.stat().st_size for path in stored.files)
+    needed *= 1 if asked is None else asked.itemsize / stored.dtype.itemsize
     free = budget.machine("cpu").available
     if needed < free or not free:
         return None

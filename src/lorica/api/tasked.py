@@ -115,6 +115,15 @@ def task_for(model: nn.Module, asked: TaskLike | None, manifest: Mapping[str, An
     return task
 
 
+def taught(attached: Attached, task: Task) -> None:
+    """The model is for this task from now on, until the adapter is taken off."""
+    model: Any = attached.model
+    before = getattr(model, "task", None)
+    if task != (before or TASKS["causal_lm"]):
+        model.task = task
+        attached.at_end(lambda: setattr(model, "task", before))
+
+
 def _recorded_task(manifest: Mapping[str, Any] | None) -> Task | None:
     recorded = (manifest or {}).get("task")
     if recorded is None:

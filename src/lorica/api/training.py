@@ -12,7 +12,7 @@ from lorica.adapter import plan as plan_of
 from lorica.api.collecting import for_run
 from lorica.api.lessons import Rows, from_anything, from_files
 from lorica.api.planning import plan, training_of
-from lorica.api.tasked import TaskLike, attach, load_base, settled, task_for, with_head
+from lorica.api.tasked import TaskLike, attach, load_base, settled, task_for, taught, with_head
 from lorica.api.vocabulary import with_tokens
 from lorica.budget import cautions
 from lorica.data import DataConfig, Dataset
@@ -89,12 +89,14 @@ def fit(
 
     settings: the entries of a recipe's `train` (`epochs=3`, `learning_rate=2e-4`) and, for how rows are encoded, of
     its `data` (`max_length`, `shape`, `template`, `loss_on`, `over_length`).  output: a run folder, none by default.
-    task: None is the one that the base was loaded for, causal language modelling unless `load_base` was told another.
+    task: None is the one that the base was loaded for, or the adapter fitted for before; causal language modelling
+    where neither was said.  `evaluate` and `generate` then know it, also of a run that was interrupted.
     """
     config, encoding = _settings(settings)
     chosen = task_for(attached.model, task)
     learned = from_anything(attached.model, train, encoding, chosen)
     held = None if eval is None else from_anything(attached.model, eval, encoding, chosen)
+    taught(attached, chosen)
     reporter = reporter or Quiet()
     longest = int(max(learned.lengths, default=1))
     for caution in cautions(attached.plan, training_of(config, longest, len(learned), chosen)):

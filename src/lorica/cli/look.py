@@ -1,28 +1,48 @@
 """The commands that only look: data, methods, doctor."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lorica.cli.output import show
-from lorica.cli.words import AsJson
+from lorica.cli.words import AsJson, Settings
 
 
 def data(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Rows: a file, a folder, a glob or a named source.")],
-    model: Annotated[
-        str, typer.Option("--model", metavar="MODEL", help="The base whose tokenizer and chat template are used.")
+    source: Annotated[
+        str, typer.Argument(metavar="RECIPE|FILE", help="A recipe (YAML); or rows: a file, a folder, a named source.")
     ],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="Of rows: the base that reads them.", show_default=False),
+    ] = None,
     held: Annotated[
         str | None,
-        typer.Option("--eval", metavar="FILE", help="Evaluation rows, to look for leaks.", show_default=False),
+        typer.Option(
+            "--eval", metavar="FILE", help="Of rows: those to evaluate on, to look for leaks.", show_default=False
+        ),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task", metavar="TASK", help="Of rows: what they are for. Default: causal_lm.", show_default=False
+        ),
+    ] = None,
+    settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a data file would teach. Rows used and dropped and why, lengths, learned tokens."""
+    """Show what rows would teach. Used and dropped and why, lengths, answers, learned tokens."""
     from lorica import api
+    from lorica.errors import RequestError
+    from lorica.recipe import Recipe
 
-    show(api.data_report(file, model, held=held), as_json)
+    if Path(source).suffix in (".yaml", ".yml"):
+        show(api.data_report(Recipe.load(source, settings or ()), model, held=held, task=task), as_json)
+        return
+    if settings:
+        raise RequestError("data: --set changes a recipe; name one instead of rows")
+    show(api.data_report(source, model, held=held, task=task), as_json)
 
 
 def methods(

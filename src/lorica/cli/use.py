@@ -34,7 +34,16 @@ def generate(
     adapter: AdapterPath,
     prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="What to continue; `-` reads stdin.")],
     model: ModelSource = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", min=1, help="Stop after this many.")] = 256,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            metavar="N",
+            min=1,
+            help="Stop after this many. Default: 256, or the task's own.",
+            show_default=False,
+        ),
+    ] = None,
     temperature: Annotated[
         float, typer.Option("--temperature", metavar="T", min=0.0, help="0 is greedy: always the likeliest token.")
     ] = 0.0,
@@ -124,12 +133,16 @@ def merge(
     model: ModelSource = None,
     untrained: Untrained = False,
     other_base: OtherBase = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="TYPE", help="Write the weights in this type. Default: as the base is stored."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint with the adapter folded in. transformers loads it as any other."""
     from lorica import api
 
-    merged = api.merge(adapter, out, model=model, untrained=untrained, other_base=other_base)
+    merged = api.merge(adapter, out, model=model, dtype=dtype, untrained=untrained, other_base=other_base)
     show(merged, as_json)
     note_unverified(adapter)
     if not as_json:

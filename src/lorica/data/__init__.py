@@ -7,7 +7,7 @@ from lorica.data.faces import MarksGeneration, Renderer, Tokenizer
 from lorica.data.loading import from_rows, in_memory, load, rows_of, taught
 from lorica.data.order import Schedule, epoch_order, micro_batches, rectangles, steps
 from lorica.data.pack import Packed, Padded, pack, pad
-from lorica.data.report import DataReport
+from lorica.data.report import DataReport, Purpose
 from lorica.data.rows import Row
 from lorica.data.teaching import RowByRow, Teacher
 from lorica.data.template import DEFAULT_TEMPLATE, JinjaRenderer, own_renderer
@@ -25,6 +25,7 @@ __all__ = [
     "MarksGeneration",
     "Packed",
     "Padded",
+    "Purpose",
     "Renderer",
     "Row",
     "RowByRow",

@@ -37,6 +37,10 @@ class Example:
         """How much of it is learned: tokens, for an answer of its own 1."""
         return int(self.labels.sum())
 
+    def read(self) -> bytes:
+        """What the model reads of it: two rows in which this is the same are doubles."""
+        return self.input_ids.tobytes()
+
     def content(self) -> Iterator[bytes]:
         """What the model is taught by it, and nothing else."""
         yield len(self).to_bytes(8, "little")

@@ -35,6 +35,10 @@ class HeadOnly(Method):
             raise TargetError.of(problems)
         return tuple(Instead(site, Copy) for site in chosen)
 
+    def edits_of_file(self, sites: tuple[Site, ...]) -> tuple[Edit, ...]:
+        """A file holds the head and nothing else, and no roles."""
+        return tuple(Instead(site, Copy) for site in sites)
+
     def _trains(self, site: Site) -> bool:
         if not self.modules_to_save:
             return HEAD in site.roles

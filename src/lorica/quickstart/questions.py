@@ -27,13 +27,14 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question in words, what it asks, and the tables it is about."""
+    """A question in words, what it asks, and the tables it is about; `misses` are queries that nearly answer it."""
 
     kind: Kind
     schema: Schema
     text: str
     sql: str
     masked: str
+    misses: tuple[str, ...]
 
     @property
     def prompt(self) -> str:
@@ -72,6 +73,7 @@ def _draw(split: Split, rng: Random) -> Question:
         text=worded(phrasing, intent, split, rng),
         sql=intent.sql,
         masked=mask_slots(phrasing, intent.shape),
+        misses=tuple(near_misses(intent)),
     )
 
 

@@ -62,5 +62,8 @@ class Classification(SequenceTask):
     def scores(self, logits: np.ndarray, target: np.ndarray) -> dict[str, float]:
         return scores.of_classes(logits.argmax(1), target, len(self.labels))
 
+    def told(self, example: Any) -> str:
+        return self.labels[int(example.target)]
+
     def said(self, logits: np.ndarray) -> str:
         return self.labels[int(logits.argmax())]

@@ -115,6 +115,10 @@ class Task(BaseModel):
         """The data set with what the bare base says of its rows; the very same where the task asks nothing of it."""
         return dataset
 
+    def told(self, example: Any) -> str | None:
+        """The answer that an example teaches, in words; None where it is the tokens that are learned."""
+        return None
+
     def batch(self, examples: Sequence[Example], *, device: torch.device, draw: Draw | None = None) -> Any:
         """What `loss` takes for these examples; `draw` is None where nothing is dropped (evaluation)."""
         raise NotImplementedError

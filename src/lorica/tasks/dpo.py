@@ -102,6 +102,9 @@ class PreferenceTuning(Task):
             module.training = True
         return replace(dataset, examples=tuple(replace(e, reference=known[id(e)]) for e in dataset.examples))  # type: ignore[call-arg]
 
+    def told(self, example: Any) -> str:
+        return f"the first {example.first} tokens are chosen, the others rejected"
+
     def _documents(self, examples: Sequence[Any], model: nn.Module) -> Batch:
         device = next(model.parameters()).device
         return flat([part for each in examples for part in each.documents()], device=device, draw=None)

@@ -35,8 +35,11 @@ class Picture(Answered):
     def __len__(self) -> int:
         return self.patches
 
+    def read(self) -> bytes:
+        return sha256(Path(self.path).read_bytes()).digest()
+
     def content(self) -> Iterator[bytes]:
-        yield sha256(Path(self.path).read_bytes()).digest()
+        yield self.read()
         yield self.target.tobytes()
 
 
@@ -119,6 +122,9 @@ class ImageClassification(Task):
             wanted.append(batch.target.cpu().numpy())
         found = scores.of_classes(np.concatenate(said), np.concatenate(wanted), len(self.labels))
         return {"loss": total / len(dataset), "accuracy": found["accuracy"], "f1": found["f1"], "rows": len(dataset)}
+
+    def told(self, example: Any) -> str:
+        return self.labels[int(example.target)]
 
     @torch.no_grad()
     def answer(self, model: nn.Module, reader: Reader, fields: Mapping[str, Any]) -> str:

@@ -66,5 +66,8 @@ class MultiLabel(SequenceTask):
     def scores(self, logits: np.ndarray, target: np.ndarray) -> dict[str, float]:
         return scores.of_label_sets(logits > 0, target > 0)
 
+    def told(self, example: Any) -> str:
+        return self.said(example.target) or "none"
+
     def said(self, logits: np.ndarray) -> str:
         return ", ".join(name for name, logit in zip(self.labels, logits, strict=True) if logit > 0)

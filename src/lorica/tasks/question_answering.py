@@ -107,6 +107,9 @@ class QuestionAnswering(Task):
         none = np.zeros(len(ids), np.bool_)
         return Passage(ids, none, row, origin, target, segments_of(written), context, offsets, texts)
 
+    def told(self, example: Any) -> str:
+        return " or ".join(dict.fromkeys(example.answers))
+
     def batch(self, examples: Sequence[Any], *, device: torch.device, draw: Draw | None = None) -> Padded:
         return padded(sorted(examples, key=len), device=device, draw=draw)
 

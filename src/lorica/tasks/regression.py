@@ -43,5 +43,8 @@ class Regression(SequenceTask):
     def scores(self, logits: np.ndarray, target: np.ndarray) -> dict[str, float]:
         return scores.of_numbers(logits[:, 0].astype(np.float64), target)
 
+    def told(self, example: Any) -> str:
+        return f"{float(example.target):.6g}"
+
     def said(self, logits: np.ndarray) -> str:
         return f"{float(logits[0]):.6g}"

@@ -99,6 +99,9 @@ class SequenceToSequence(Task):
         none = np.zeros(len(ids), np.bool_)
         return Written(ids, none, number, row.origin, labels, text=text, tokenizer=writer.tokenizer)
 
+    def told(self, example: Any) -> str:
+        return example.text
+
     def batch(self, examples: Sequence[Any], *, device: torch.device, draw: Draw | None = None) -> Padded:
         """In order of the sources' length, which pads attention least."""
         return padded(sorted(examples, key=len), device=device, draw=draw, places=True)

@@ -120,6 +120,9 @@ class TokenClassification(Task):
         named = [[[self.labels[tag] for tag in row] for row in rows] for rows in (said, wanted)]
         return {"accuracy": every["accuracy"], "entity_f1": entity_f1(*named)}
 
+    def told(self, example: Any) -> str:
+        return " ".join(self.labels[tag] for tag in example.target if tag != NO_TARGET)
+
     @torch.no_grad()
     def answer(self, model: nn.Module, reader: Reader, fields: Mapping[str, Any]) -> str:
         words = self._words(fields)

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from lorica.data import Answered, DataConfig, Dataset, Example, Row, RowByRow, Teacher, Tokenizer
@@ -24,8 +25,6 @@ from lorica.models.seeing import Sight, sight_of, text_logits
 from lorica.tasks.contract import Draw, Reader, Task, require_rows_alone
 from lorica.tasks.padded import NO_TARGET, Padded, answered, batches_by_length, padded, wide
 from lorica.tasks.writing import FieldName, filled_text
-
-LONGEST_ANSWER = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +39,10 @@ class Seen(Answered):
 
     def __len__(self) -> int:
         return len(self.input_ids) + (0 if self.question is None else len(self.question)) + self.beside
+
+    def read(self) -> bytes:
+        asked = b"" if self.question is None else self.question.tobytes()
+        return super().read() + asked + sha256(Path(self.path).read_bytes()).digest()
 
     def content(self) -> Iterator[bytes]:
         yield from super().content()
@@ -58,7 +61,8 @@ class Seen(Answered):
 
 
 class VisionLanguage(Task):
-    """image, prompt, completion: the fields of a row; a row may leave out the prompt, but for a base of questions."""
+    """image, prompt, completion: the fields of a row; a row may leave out the prompt, but for a base of questions.
+    max_tokens: of an answer."""
 
     name: ClassVar[str] = "vision_language"
     unit: ClassVar[str] = "label tokens"
@@ -67,6 +71,7 @@ class VisionLanguage(Task):
     image: FieldName = "image"
     prompt: FieldName = "prompt"
     completion: FieldName = "completion"
+    max_tokens: Annotated[int, Field(ge=1)] = 64
 
     @property
     def writes_on(self) -> bool:
@@ -134,10 +139,10 @@ class VisionLanguage(Task):
 
     @torch.no_grad()
     def answer(self, model: nn.Module, reader: Reader, fields: Mapping[str, Any]) -> str:
-        """The likeliest text, token by token, of at most 64; the image is read again for each."""
+        """The likeliest text, token by token, of at most `max_tokens`; the image is read again for each."""
         writer = _Writer.of(self, DataConfig(train="prompt", over_length="error"), reader)
         device, tokens = next(model.parameters()).device, list[int]()
-        while len(tokens) < LONGEST_ANSWER:
+        while len(tokens) < self.max_tokens:
             batch = self.batch([writer.begun(fields, tokens)], device=device)
             logits = _logits(model, batch)[0, -1]
             if writer.sight.token_id is not None:
