@@ -3,7 +3,7 @@
 W' = a free copy of W for every parameter of the modules named, such as a new head
 """
 
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from lorica.errors import RecipeError, TargetError, did_you_mean
@@ -24,7 +24,12 @@ class Saving(Method):
     modules_to_save: tuple[str, ...] = ()
 
     def saves(self, module: str) -> bool:
-        return any(matches(module, name) or f".{name}." in f".{module}." for name in self.modules_to_save)
+        """Whether `modules_to_save` trains this module whole."""
+        return any(within(module, name) for name in self.modules_to_save)
+
+    def saved_sites(self, sites: tuple[Site, ...]) -> list[Site]:
+        """The parameters of the modules that are trained whole."""
+        return [site for site in sites if site.kind == "parameter" and self.saves(_module(site.name))]
 
     def saved(self, sites: tuple[Site, ...]) -> tuple[Edit, ...]:
         """The copies of the modules named; TargetError naming every entry that matches none."""
@@ -34,13 +39,13 @@ class Saving(Method):
             f"modules_to_save: {name!r} matches no module with parameters of its own"
             f"{did_you_mean(name, {module.rpartition('.')[2] for module in modules})}"
             for name in self.modules_to_save
-            if not any(matches(module, name) or f".{name}." in f".{module}." for module in modules)
+            if not any(within(module, name) for module in modules)
         ]
         if missing:
             raise TargetError.of(missing)
-        return tuple(Instead(site, Copy) for site in parameters if self.saves(_module(site.name)))
+        return tuple(Instead(site, Copy) for site in self.saved_sites(sites))
 
-    def file_name(self, edit: Edit, parameter: str, around: Container[str]) -> str:
+    def file_name(self, edit: Edit, parameter: str, around: Mapping[str, Sequence[str]]) -> str:
         if edit.place == "instead":
             return self.file_prefix + edit.site.name
         return f"{edit.site.name}.{parameter}"
@@ -63,6 +68,11 @@ class Saving(Method):
         modules = {_module(site.name) for site in sites if site.kind == "parameter"}
         known = [name for name in named if not modules or any(matches(module, name) for module in modules)]
         return tuple(dict.fromkeys((*known, *peft_config.heads(given, sorted(modules)))))
+
+
+def within(module: str, name: str) -> bool:
+    """Whether a module is the one of this name, or stands in it."""
+    return matches(module, name) or f".{name}." in f".{module}."
 
 
 def _module(parameter: str) -> str:
