@@ -152,7 +152,7 @@ def kept_bytes(dtype: torch.dtype, recomputed: int = 0, method: Method | None = 
 KEPT: tuple[Method, ...] = (
     LoRA(r=4),
     LoRA(r=4, target_modules="minimal"),
-    LoRA(r=4, init="pissa", target_modules=("down_proj",)),
+    LoRA(r=4, init="pissa"),
     LoRAFA(r=4),
     DoRA(r=4),
     AdaLoRA(r=4),

@@ -103,6 +103,14 @@ def test_both_stacks_of_an_encoder_decoder_of_barts_kind_move_their_positions():
         assert torch.equal(found[stack].expand(1, -1, -1)[0], rows), stack
 
 
+def test_the_mlp_of_a_prefix_serves_layers_on_other_devices():
+    """As where a base is spread over several: here the second layer lies on none."""
+    attached = attach(LLAMA.build(), Prefix(length=P, hidden=6))
+    first, second = (attached.modules[planned.key] for planned in attached.plan.edits)
+    second.to("meta")
+    assert [part.device.type for part in (*first(), *second())] == ["cpu", "cpu", "meta", "meta"]
+
+
 @pytest.mark.parametrize("base", [LLAMA, GPT2], ids=str)
 @torch.no_grad()
 def test_a_prompt_that_begins_as_words_acts_as_those_words_before_it_is_trained(base: Base):

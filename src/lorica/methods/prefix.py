@@ -197,7 +197,8 @@ class ProjectedKeysValues(nn.Module):
         self.out_bias = start.uniform(bound, 2 * heads * d_head)
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        both = nn.functional.linear(self._encoder[0](), self.out, self.out_bias).unflatten(-1, self.shape)
+        inner = self._encoder[0]().to(self.out.device)  # layers of one base may lie on several
+        both = nn.functional.linear(inner, self.out, self.out_bias).unflatten(-1, self.shape)
         return both[:, 0], both[:, 1]
 
     def finished(self) -> dict[str, Tensor]:
