@@ -37,7 +37,7 @@ class Shift:
     handle: Any = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if type(module).forward is nn.Embedding.forward:
+        if isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward:
             return (_within(module, args[0] + self.length), *args[1:]), kwargs
         if counts_itself(module):
             given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
