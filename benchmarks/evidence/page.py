@@ -8,8 +8,8 @@ from benchmarks.evidence.arms import FULL, LORA
 HEAD = """# First evidence
 
 Made by `make evidence` from `benchmarks/results/evidence.json`; do not edit. Every arm has its own learning rate, the
-best of a half-decade grid of five on validation data with two seeds, moved until the best was inside; the length of all
-runs was chosen on validation too. Then each arm ran on fresh seeds, the same ones for all arms, and was scored once on
+best of a half-decade grid of five on validation data with one seed, moved until the best was inside; all runs of a
+track are equally long. Then each arm ran on fresh seeds, the same ones for all arms, and was scored once on
 a test part that nothing had read before. Intervals are 95 % bootstrap intervals over seeds: they say how far another
 seed may lie, not another test part. A difference is of the same seed in two arms; p is the exact sign-flip p value
 after Holm's correction over the differences of the track; "equal" means that the 90 % interval lies within two points,

@@ -2,7 +2,7 @@
 
 length      how long runs are: the shortest whose validation score, each arm at the best of three rates and averaged
             over full fine-tuning and LoRA r=8, lies within half a point of the best; then the same for every arm
-tune        each arm's learning rate on validation, two seeds, a half-decade grid of equal size, the best inside
+tune        each arm's learning rate on validation, a seed of its own, a half-decade grid of equal size, the best inside
 test        ten fresh seeds an arm at that rate, on the test part, which nothing before has read
 """
 
@@ -20,7 +20,7 @@ from lorica.errors import DivergedError
 
 GOOD_ENOUGH = 0.005
 RATES_FOR_LENGTH = (-1, 0, 1)
-TUNING, TESTING = range(2), range(100, 110)
+TUNING, TESTING = range(1), range(100, 110)
 
 
 class NotRun(Exception):

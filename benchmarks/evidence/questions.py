@@ -20,13 +20,13 @@ from lorica.tasks import TASKS
 from lorica.train import TrainConfig, fit
 
 SEEDS = {"train": 7000, "validation": 7001, "test": 7002}
-ROWS_PER_STEP = 32
+ROWS_PER_STEP = 16
 
 
 class Questions(Track):
     name, metric, unit = "quickstart", "execution accuracy", "steps"
 
-    def __init__(self, *, lengths: tuple[int, ...] = (120, 240, 360), validation: int = 200, test: int = 400) -> None:
+    def __init__(self, *, lengths: tuple[int, ...] = (120,), validation: int = 150, test: int = 300) -> None:
         self.arms, self.lengths = WITHOUT_HEAD, lengths
         held = list(generate("test", validation, SEEDS["validation"]))
         known = {question.prompt for question in held}

@@ -69,6 +69,11 @@ class Site:
         return prod(self.shape[1:]) if self.kind in ("linear", "conv") else self.shape[0]
 
     @property
+    def owner(self) -> str:
+        """Path of the module that a parameter belongs to."""
+        return self.name.rpartition(".")[0]
+
+    @property
     def weight(self) -> str:
         """Path of the parameter that an edit around this site is about."""
         return self.name if self.bare else f"{self.name}.weight"

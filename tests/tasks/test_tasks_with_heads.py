@@ -12,7 +12,8 @@ from benchmarks.tasks import LESSONS, make_base
 from lorica.data import DataConfig
 from lorica.errors import AdapterError, DataError, ModelError, RecipeError, RequestError
 from lorica.recipe import text
-from lorica.tasks import TASKS, Draw, require_task
+from lorica.tasks import TASKS, require_task
+from micro_batches import same_however_cut
 
 CPU = torch.device("cpu")
 TEXTS = ["sea1 sky2", "law3 of1 of2 sea4", "art1", "sky1 sky2 sky3 of4 of5"]
@@ -70,25 +71,7 @@ def test_a_step_is_the_same_however_it_is_cut_into_micro_batches(bert, name):
     with torch.no_grad():
         for parameter in attached.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
-    attached.train(base=False)
-    whole = _gradients(attached, task, [data.examples])
-    parts = _gradients(attached, task, [[example] for example in data.examples])
-    other = _gradients(attached, task, [data.examples], seed=6)
-    assert whole.keys() == parts.keys()
-    scale = max(gradient.abs().max() for gradient in whole.values())
-    for key, gradient in whole.items():
-        torch.testing.assert_close(parts[key], gradient, rtol=1e-12, atol=1e-12 * scale.item())
-    assert any((other[key] - whole[key]).abs().max() > 1e-3 * scale for key in whole)
-
-
-def _gradients(attached, task, parts, seed=5):
-    for parameter in attached.parameters():
-        parameter.grad = None
-    batches = [task.batch(part, device=CPU, draw=Draw(seed, 2)) for part in parts]
-    units = sum(map(task.units, batches))
-    for batch in batches:
-        (task.loss(attached.model, batch) / units).backward()
-    return {key: parameter.grad for key, parameter in attached.named_parameters() if parameter.grad is not None}
+    same_however_cut(attached, task, data.examples)
 
 
 @pytest.mark.parametrize("name", ["classification", "multi_label", "regression", "token_classification"])

@@ -12,7 +12,8 @@ from benchmarks.tasks import COLOURS, make_base, shown
 from lorica.data import DataConfig
 from lorica.errors import DataError, ModelError
 from lorica.models import sites
-from lorica.tasks import Draw, require_task
+from lorica.tasks import require_task
+from micro_batches import same_however_cut
 
 CPU = torch.device("cpu")
 TASK = require_task("vision_language")
@@ -108,22 +109,7 @@ def test_a_step_is_the_same_however_it_is_cut_into_micro_batches(bases, rows, ki
     with torch.no_grad():
         for parameter in attached.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
-    attached.train(base=False)
-    whole = _gradients(attached, [data.examples], seed=5)
-    parts = _gradients(attached, [[example] for example in data.examples], seed=5)
-    other = _gradients(attached, [data.examples], seed=6)
-    scale = max(gradient.abs().max() for gradient in whole.values())
-    for key, gradient in whole.items():
-        torch.testing.assert_close(parts[key], gradient, rtol=1e-11, atol=1e-12 * scale.item())
-    assert any((other[key] - whole[key]).abs().max() > 1e-3 * scale for key in whole)
-
-
-def _gradients(attached, parts, seed):
-    for parameter in attached.parameters():
-        parameter.grad = None
-    for part in parts:
-        TASK.loss(attached.model, TASK.batch(part, device=CPU, draw=Draw(seed, 2))).backward()
-    return {key: parameter.grad for key, parameter in attached.named_parameters() if parameter.grad is not None}
+    same_however_cut(attached, TASK, data.examples, rtol=1e-11)
 
 
 WRONG = {

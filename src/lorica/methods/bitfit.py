@@ -32,7 +32,7 @@ class BitFit(Saving):
         biases = [site for site in sites if site.kind == "parameter" and site.leaf in BIASES]
         if not biases:
             raise TargetError("bitfit: this base has no biases, so nothing would be trained; use norm, or lora")
-        chosen = [site for site in biases if self._names(site) and not self.saves(_module(site))]
+        chosen = [site for site in biases if self._names(site) and not self.saves(site.owner)]
         self._require_matches(biases)
         return (*(Instead(site, Copy) for site in chosen), *self.saved(sites))
 
@@ -41,14 +41,14 @@ class BitFit(Saving):
         return () if named == ("all",) else named
 
     def _names(self, site: Site) -> bool:
-        return self.target_modules == "all" or any(matches(_module(site), name) for name in self._entries())
+        return self.target_modules == "all" or any(matches(site.owner, name) for name in self._entries())
 
     def _require_matches(self, biases: list[Site]) -> None:
-        known = {_module(site).rpartition(".")[2] for site in biases}
+        known = {site.owner.rpartition(".")[2] for site in biases}
         problems = [
             f"target_modules: {name!r} matches no module with a bias{did_you_mean(name, known)}"
             for name in self._entries()
-            if not any(matches(_module(site), name) for site in biases)
+            if not any(matches(site.owner, name) for site in biases)
         ]
         if not self.target_modules:
             problems.append("target_modules: names nothing; write all, or names of modules with biases")
@@ -57,7 +57,3 @@ class BitFit(Saving):
 
     def advice(self) -> str:
         return "learning rate for BitFit: start at 1e-3, and try down to 1e-4"
-
-
-def _module(site: Site) -> str:
-    return site.name.rpartition(".")[0]

@@ -199,7 +199,7 @@ class LoRA(Ranked):
     def _trains_bias(self, site: Site, adapted: Container[str]) -> bool:
         if site.kind != "parameter" or site.leaf != "bias" or self.bias == "none":
             return False
-        return self.bias == "all" or site.name.rpartition(".")[0] in adapted
+        return self.bias == "all" or site.owner in adapted
 
     def file_name(self, edit: Edit, parameter: str, around: Mapping[str, Sequence[str]]) -> str:
         if isinstance(edit.build, partial):

@@ -39,16 +39,16 @@ class Norm(Saving):
         if not norms:
             raise TargetError("norm: no module of this base is known to be a norm; use lora, or full")
         named = () if self.target_modules == "all" else _listed(self.target_modules)
-        known = {_module(site).rpartition(".")[2] for site in norms}
+        known = {site.owner.rpartition(".")[2] for site in norms}
         problems = [
             f"target_modules: {name!r} matches no norm of this base{did_you_mean(name, known)}"
             for name in named
-            if not any(matches(_module(site), name) for site in norms)
+            if not any(matches(site.owner, name) for site in norms)
         ]
         if problems:
             raise TargetError.of(problems)
-        chosen = [s for s in norms if not named or any(matches(_module(s), name) for name in named)]
-        return (*(Instead(s, Copy) for s in chosen if not self.saves(_module(s))), *self.saved(sites))
+        chosen = [s for s in norms if not named or any(matches(s.owner, name) for name in named)]
+        return (*(Instead(s, Copy) for s in chosen if not self.saves(s.owner)), *self.saved(sites))
 
     def advice(self) -> str:
         return "learning rate for norms: start at 1e-3"
@@ -70,9 +70,9 @@ class Norm(Saving):
         return Site(name=name, kind="parameter", roles=("norm",) if PART in key else (), shape=shape)
 
     def peft_config(self, edits: tuple[Edit, ...], sites: tuple[Site, ...]) -> dict[str, Any]:
-        modules = {_module(e.site): e.site for e in edits if not self.saves(_module(e.site))}
+        modules = {e.site.owner: e.site for e in edits if not self.saves(e.site.owner)}
         named = [Site(name=name, kind="parameter") for name in modules]
-        others = {_module(site) if site.kind == "parameter" else site.name for site in sites} - modules.keys()
+        others = {site.owner if site.kind == "parameter" else site.name for site in sites} - modules.keys()
         return {
             "peft_type": self.peft_type,
             "target_modules": shortest_names(named, others),
@@ -101,10 +101,6 @@ class Norm(Saving):
 
 def _listed(named: str | tuple[str, ...]) -> tuple[str, ...]:
     return (named,) if isinstance(named, str) else named
-
-
-def _module(site: Site) -> str:
-    return _path(site.name)
 
 
 def _path(parameter: str) -> str:

@@ -17,8 +17,8 @@ from lorica.errors import RecipeError, TargetError, by_field, did_you_mean
 from lorica.methods import peft_config, peft_keys, peft_parts
 from lorica.methods.contract import Around, Build, Copy, Edit, Instead, Keeps
 from lorica.methods.peft_keys import PREFIX
-from lorica.methods.saved import Saving, within
-from lorica.methods.targets import PRESETS, Selection, matches, select, shortest_names
+from lorica.methods.saved import Saving
+from lorica.methods.targets import PRESETS, Selection, matches, select, shortest_names, within
 from lorica.site import Kind, Site
 
 MOST_LOOKED_FOR = 1_000_000
@@ -90,7 +90,7 @@ class OnLayers(Saving):
         )
 
     def _save_problems(self, sites: tuple[Site, ...]) -> list[str]:
-        modules = {site.name.rpartition(".")[0] for site in sites if site.kind == "parameter"}
+        modules = {site.owner for site in sites if site.kind == "parameter"}
         missing = [
             _missing(name, sites, {module.rpartition(".")[2] for module in modules})
             for name in self.modules_to_save
@@ -167,7 +167,7 @@ class OnLayers(Saving):
             problems = [f"target_modules: PEFT reads {targets!r} as a regular expression; give a list or a glob"]
         listed = targets if isinstance(targets, str) else tuple(sorted(targets or ())) or "minimal"
         saved, strange = peft_config.names(given.get("modules_to_save"), "modules_to_save")
-        heads = peft_config.heads(given, [s.name.rpartition(".")[0] for s in sites if s.kind == "parameter"])
+        heads = peft_config.heads(given, [s.owner for s in sites if s.kind == "parameter"])
         saved = (*saved, *(head for head in heads if head not in saved))
         problems += strange
         if not sites and peft_config.lacks_head(given):
@@ -219,7 +219,7 @@ def peft_targets(adapted: list[Site], sites: tuple[Site, ...]) -> list[str] | st
     """Names that choose the same modules in PEFT; where no list can (a top-level module whose name is also the end of
     another's path), the regular expression of the full paths."""
     chosen = {site.name for site in adapted}
-    paths = {s.name.rpartition(".")[0] if s.kind == "parameter" else s.name for s in sites}
+    paths = {s.owner if s.kind == "parameter" else s.name for s in sites}
     others = paths - chosen
     names = shortest_names(adapted, others)
     if any(matches(other, name) for other in others for name in names):

@@ -48,8 +48,8 @@ def located(places: Collection[str], config: Mapping[str, Any], sites: Sequence[
 
 def with_owners(sites: Sequence[Site]) -> list[Site]:
     """Sites read off a file, those of an nn.MultiheadAttention known as its parts by their neighbours' names."""
-    owners = {site.name.rpartition(".")[0] for site in sites if site.leaf.endswith("_proj_weight")}
-    parts = [site.name.rpartition(".")[0] for site in sites]
+    owners = {site.owner for site in sites if site.leaf.endswith("_proj_weight")}
+    parts = [site.owner for site in sites]
     return [replace(site, part_of=of) if of in owners else site for site, of in zip(sites, parts, strict=True)]
 
 

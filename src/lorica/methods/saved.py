@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from lorica.errors import RecipeError, TargetError, did_you_mean
 from lorica.methods import peft_config
 from lorica.methods.contract import Copy, Edit, Instead, Method
-from lorica.methods.targets import matches
+from lorica.methods.targets import matches, within
 from lorica.site import Site
 
 
@@ -29,12 +29,12 @@ class Saving(Method):
 
     def saved_sites(self, sites: tuple[Site, ...]) -> list[Site]:
         """The parameters of the modules that are trained whole."""
-        return [site for site in sites if site.kind == "parameter" and self.saves(_module(site.name))]
+        return [site for site in sites if site.kind == "parameter" and self.saves(site.owner)]
 
     def saved(self, sites: tuple[Site, ...]) -> tuple[Edit, ...]:
         """The copies of the modules named; TargetError naming every entry that matches none."""
         parameters = [site for site in sites if site.kind == "parameter"]
-        modules = {_module(site.name) for site in parameters}
+        modules = {site.owner for site in parameters}
         missing = [
             f"modules_to_save: {name!r} matches no module with parameters of its own"
             f"{did_you_mean(name, {module.rpartition('.')[2] for module in modules})}"
@@ -65,14 +65,9 @@ class Saving(Method):
         named, problems = peft_config.names(given.get("modules_to_save"), "modules_to_save")
         if problems:
             raise RecipeError.of(problems)
-        modules = {_module(site.name) for site in sites if site.kind == "parameter"}
+        modules = {site.owner for site in sites if site.kind == "parameter"}
         known = [name for name in named if not modules or any(matches(module, name) for module in modules)]
         return tuple(dict.fromkeys((*known, *peft_config.heads(given, sorted(modules)))))
-
-
-def within(module: str, name: str) -> bool:
-    """Whether a module is the one of this name, or stands in it."""
-    return matches(module, name) or f".{name}." in f".{module}."
 
 
 def _module(parameter: str) -> str:

@@ -74,6 +74,11 @@ def matches(path: str, name: str) -> bool:
     return path == name or path.endswith("." + name)
 
 
+def within(path: str, name: str) -> bool:
+    """Whether a module is the one of this name, or stands in it."""
+    return matches(path, name) or f".{name}." in f".{path}."
+
+
 def shortest_names(chosen: Collection[Site], others: Collection[str]) -> list[str]:
     """The shortest names that choose exactly these sites among `others` (paths of everything that stays as it is),
     so that a config reads `q_proj` rather than 32 paths."""

@@ -106,7 +106,7 @@ def tied_heads(sites: Sequence[Site]) -> list[str]:
 
 
 def _is_matrix_of(site: Site, name: str) -> bool:
-    return len(site.shape) == 2 and site.leaf == "weight" and matches(site.name.rpartition(".")[0], name)
+    return len(site.shape) == 2 and site.leaf == "weight" and matches(site.owner, name)
 
 
 def _tied_head(sites: Sequence[Site], name: str) -> bool:
