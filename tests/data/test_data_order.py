@@ -1,11 +1,13 @@
 """The order of rows is a function of its arguments, and every step is known before the first."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorica.data import epoch_order, micro_batches, steps
+from lorica.data import epoch_order, micro_batches, rectangles, steps
 from lorica.errors import DataError
 
 lengths_of_rows = st.lists(st.integers(1, 40), min_size=1, max_size=40)
@@ -129,5 +131,29 @@ def test_micro_batches_are_the_step_cut_in_order_within_the_bound(lengths, bound
     assert bound is not None or len(parts) == 1
 
 
+@given(lengths_of_rows, st.integers(1, 60) | st.none(), st.integers(0, 40))
+def test_rectangles_hold_each_row_once_within_the_bound_padding_included(lengths, bound, overhead):
+    parts = rectangles(range(len(lengths)), lengths, bound, overhead=overhead)
+    assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
+    for part in parts:
+        assert len(part) == 1 or bound is None or len(part) * max(lengths[i] for i in part) <= bound
+
+
+def test_rectangles_are_the_cheapest_of_all_cuts_of_the_rows_by_length():
+    lengths, overhead = [3, 9, 4, 30, 28, 5, 9], 11
+
+    def cost(parts):
+        return sum(overhead + len(part) * max(lengths[i] for i in part) for part in parts)
+
+    ordered = sorted(range(7), key=lengths.__getitem__)
+    cuts = [
+        [ordered[a:b] for a, b in pairwise([0, *[n + 1 for n in range(6) if places >> n & 1], 7])]
+        for places in range(2**6)
+    ]
+    assert cost(rectangles(range(7), lengths, None, overhead=overhead)) == min(map(cost, cuts))
+    assert len(rectangles(range(7), lengths, None, overhead=10**6)) == 1
+
+
 def test_an_empty_step_has_no_micro_batches():
     assert micro_batches((), [], 8) == ()
+    assert rectangles((), [], 8) == ()

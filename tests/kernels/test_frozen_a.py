@@ -63,5 +63,5 @@ def test_only_the_middle_of_a_token_is_kept_for_the_backward_pass(dropout: float
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         low_rank_linear(x.requires_grad_(True), weight, bias, low_rank, noise)
     a_token = [tuple(t.shape) for t in kept if 500 in t.shape]
-    assert a_token == [(500, 3)], "what is saved of the 500 tokens"
+    assert a_token == [(3, 500)], "what is saved of the 500 tokens"
     assert len(kept) == 3, "beside it A and B"

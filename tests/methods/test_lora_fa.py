@@ -52,10 +52,10 @@ def test_a_site_keeps_r_numbers_a_token_and_nothing_else(base: Base, corrected: 
     method = LoRAFA(r=R, alpha=8, dropout=dropout, corrected=corrected)
     sites = len(plan(base.build(), method).edits)
     more = kept(base, method) - bare
-    assert {width for _, width in more} == {R}
+    assert {rows for rows, _ in more} == {R}
     assert more.total() == sites
     wide = kept(base, LoRA(r=R, alpha=8, dropout=dropout)) - bare
-    assert sum(count for shape, count in wide.items() if shape[-1] != R) >= sites / 3
+    assert sum(count for shape, count in wide.items() if R not in shape) >= sites / 3
 
 
 def test_its_file_is_read_as_what_it_is_here_and_as_lora_by_others(tmp_path):
@@ -75,7 +75,9 @@ def test_its_file_is_read_as_what_it_is_here_and_as_lora_by_others(tmp_path):
     (tmp_path / "lorica.json").unlink()
     others = load(LLAMA.build(torch.float32), tmp_path)
     assert type(others.plan.methods[0]) is LoRA
-    assert torch.equal(LLAMA.output(others.model), LLAMA.output(attached.model))
+    # as LoRA, q and v share one product with their A, which may be summed in another order
+    found, wanted = (LLAMA.output(each.model).detach() for each in (others, attached))
+    assert float((found - wanted).abs().max()) <= 64 * torch.finfo(torch.float32).eps * float(wanted.abs().max())
 
 
 def test_frozen_tensors_are_counted_as_parameters_but_not_as_trained():

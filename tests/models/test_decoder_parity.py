@@ -11,7 +11,6 @@ from torch import Tensor
 import decoder_family
 from decoder_family import KINDS, ours, theirs, tokens
 from lorica.models import attention
-from lorica.models.attention import DocumentByDocument, Grouped, Padded
 from lorica.models.cache import KVCache
 from lorica.models.causal_lm import CausalLM
 from lorica.models.layout import Layout
@@ -121,6 +120,8 @@ def test_documents_of_like_length_share_a_rectangle_where_that_saves_more_than_a
     assert attention.groups_of([110, 140]) == [2]
     assert attention.groups_of([40] * 20 + [130] * 12 + [100]) == [20, 13]
     assert attention.groups_of([16, 32] * 100) == [200]
+    many = sorted(2000 + 40 * n for n in range(60))
+    assert len(attention.groups_of(many)) > 10
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral sliding"])
@@ -128,23 +129,19 @@ def test_documents_in_groups_equal_documents_in_one_rectangle(kind: str, monkeyp
     model, lengths = ours(kind, torch.float64), [9, 16, 17, 60, 33, 100, 100]
     documents = [tokens(length, seed=length) for length in lengths]
     monkeypatch.setattr(attention, "GROUP_SCORES", 0)
-    assert isinstance(attention.choose(Layout.of(lengths), prefix=False), Grouped)
+    assert len(attention.groups_of(lengths)) > 1
     found = packed(model, documents)
     monkeypatch.setattr(attention, "MOST_RUNS", 0)
-    assert isinstance(attention.choose(Layout.of(lengths), prefix=False), Padded)
+    assert len(attention.groups_of(lengths)) == 1
     assert max(map(difference, found, packed(model, documents))) < 1e-13
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama without sharing", "mistral sliding", "qwen2 sliding in some layers"])
-def test_long_documents_read_one_by_one_equal_the_padded_rectangle(kind: str) -> None:
+def test_long_documents_equal_their_passes_alone(kind: str) -> None:
     model = ours(kind, torch.float64)
     documents = [tokens(length, seed=length) for length in (384, 401)]
-    layout = Layout.of([384, 401])
-    assert isinstance(attention.choose(layout, prefix=False), DocumentByDocument)
-    assert not isinstance(attention.choose(Layout.of([384, 5, 5]), prefix=False), DocumentByDocument)
-    apart = packed(model, documents)
-    for found, wanted in zip(apart, packed(model, [*documents, tokens(5)]), strict=False):
-        assert difference(found, wanted) < 1e-13
+    for found, document in zip(packed(model, documents), documents, strict=True):
+        assert difference(found, packed(model, [document])[0]) < 1e-13
 
 
 def test_changing_one_packed_document_moves_no_other() -> None:

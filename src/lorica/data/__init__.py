@@ -5,7 +5,7 @@ from lorica.data.dataset import Dataset
 from lorica.data.example import Answered, Dropped, Example
 from lorica.data.faces import MarksGeneration, Renderer, Tokenizer
 from lorica.data.loading import from_rows, in_memory, load, rows_of, taught
-from lorica.data.order import Schedule, epoch_order, micro_batches, steps
+from lorica.data.order import Schedule, epoch_order, micro_batches, rectangles, steps
 from lorica.data.pack import Packed, Padded, pack, pad
 from lorica.data.report import DataReport
 from lorica.data.rows import Row
@@ -39,6 +39,7 @@ __all__ = [
     "own_renderer",
     "pack",
     "pad",
+    "rectangles",
     "rows_of",
     "steps",
     "taught",

@@ -20,6 +20,8 @@ from lorica.errors import DataError
 
 Lengths = Sequence[int] | npt.NDArray[np.integer]
 _WORD = (1 << 64) - 1
+OVERHEAD = 128
+"""Tokens that take as long as the small calls of one more forward and backward pass (all-MiniLM-L6-v2 on two cores)."""
 
 
 def epoch_order(lengths: Lengths, seed: int, epoch: int) -> npt.NDArray[np.int64]:
@@ -177,3 +179,25 @@ def micro_batches(
     sizes = np.asarray([lengths[i] for i in indices], dtype=np.int64)
     bounds = greedy_bounds(sizes, micro_batch_tokens).tolist()
     return tuple(tuple(int(i) for i in indices[start:end]) for start, end in pairwise(bounds))
+
+
+def rectangles(
+    indices: Sequence[int], lengths: Lengths, micro_batch_tokens: int | None, *, overhead: int = OVERHEAD
+) -> tuple[tuple[int, ...], ...]:
+    """One step cut into micro-batches of rows of nearly one length, for models that pad rows to the longest of them.
+
+    The fewest tokens in all, padding included, one more micro-batch counting as `overhead` tokens; each holds at most
+    `micro_batch_tokens`, a longer row alone.
+    """
+    if not len(indices):
+        return ()
+    order = sorted((int(i) for i in indices), key=lambda i: lengths[i])
+    best: list[tuple[int, tuple[int, ...]]] = [(0, ())]
+    for end in range(1, len(order) + 1):
+        width = int(lengths[order[end - 1]])
+        most = end if micro_batch_tokens is None else max(1, micro_batch_tokens // max(width, 1))
+        starts = range(max(0, end - most), end)
+        cost, start = min((best[start][0] + overhead + (end - start) * width, start) for start in starts)
+        best.append((cost, (*best[start][1], end)))
+    ends = best[-1][1]
+    return tuple(tuple(order[start:end]) for start, end in zip((0, *ends), ends, strict=False))

@@ -1,23 +1,31 @@
 """Tensors in, tensors out."""
 
+from lorica.kernels.attention import causal_attention, masked_attention
 from lorica.kernels.cross_entropy import head_cross_entropy
 from lorica.kernels.few_shapes import rounded, with_rows
 from lorica.kernels.frozen_conv import FrozenConv
 from lorica.kernels.frozen_weight import FrozenWeight
-from lorica.kernels.low_rank import LowRank, low_rank_linear, reference
+from lorica.kernels.gated_mlp import gated_mlp
+from lorica.kernels.low_rank import LowRank, reference
+from lorica.kernels.low_rank_linear import low_rank_linear, siblings
 from lorica.kernels.noise import Noise, site_id
 from lorica.kernels.preconditioned import preconditioned
 from lorica.kernels.rms_norm import rms_norm
 from lorica.kernels.rotary import rotary
 from lorica.kernels.row_norms import row_norms, row_squares
+from lorica.kernels.siblings import Branch
 
 __all__ = [
+    "Branch",
     "FrozenConv",
     "FrozenWeight",
     "LowRank",
     "Noise",
+    "causal_attention",
+    "gated_mlp",
     "head_cross_entropy",
     "low_rank_linear",
+    "masked_attention",
     "preconditioned",
     "reference",
     "rms_norm",
@@ -25,6 +33,7 @@ __all__ = [
     "rounded",
     "row_norms",
     "row_squares",
+    "siblings",
     "site_id",
     "with_rows",
 ]

@@ -45,6 +45,6 @@ class FrozenWeight:
             return x @ self.stored
         return torch.addmm(bias, x.reshape(-1, x.shape[-1]), self.stored).view(*x.shape[:-1], self.stored.shape[1])
 
-    def transposed_product(self, g: Tensor) -> Tensor:
-        """g (..., d_out) -> g W (..., d_in)."""
-        return g @ self.dense()
+    def transposed_product(self, g: Tensor, onto: Tensor | None = None) -> Tensor:
+        """g (..., d_out) -> g W (..., d_in); added to `onto`, in place, where it is given."""
+        return g @ self.dense() if onto is None else onto.addmm_(g, self.dense())

@@ -177,6 +177,14 @@ class AroundLinear(nn.Module):
     def low_rank(self) -> LowRank | None:
         raise NotImplementedError
 
+    def on(self, weight: FrozenWeight, noise: Noise | None = None) -> LowRank | None:
+        """`low_rank` on the layer of this weight, in a pass with or without noise; gains may depend on either."""
+        return self.low_rank()
+
+    def fusible(self, weight: FrozenWeight, noise: Noise | None = None) -> LowRank | None:
+        """What a fused path may compute in place of `forward`: None where a subclass has a forward of its own."""
+        return self.on(weight, noise) if type(self).forward is AroundLinear.forward else None
+
     def merged(self, W: Tensor) -> Tensor:
         """W (d_out, d_in) -> W', in W's own type; float32 or better is the caller's duty."""
         raise NotImplementedError
@@ -197,10 +205,10 @@ class AroundLinear(nn.Module):
         return x * flow.noise.keep(self.dropout, self.site, x)
 
     def forward(self, x: Tensor, base: nn.Module, flow: Flow) -> Tensor:
-        low_rank = self.low_rank()
+        noise, weight = flow.noise if self.training else None, FrozenWeight.of(base)
+        low_rank = self.on(weight, noise)
         assert low_rank is not None
-        noise = flow.noise if self.training else None
-        return low_rank_linear(x, FrozenWeight.of(base), base.bias, low_rank, noise)  # type: ignore[arg-type]
+        return low_rank_linear(x, weight, base.bias, low_rank, noise)  # type: ignore[arg-type]
 
 
 class AroundConv(nn.Module):

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lorica.kernels import FrozenWeight, LowRank, Noise, low_rank_linear, row_norms, row_squares
+from lorica.kernels import FrozenWeight, LowRank, Noise, row_norms, row_squares
 from lorica.methods.contract import Build, Edit, Flow, Keeps, Start
 from lorica.methods.lora import LoRA, LoRAEmbedding, LoRALinear
 from lorica.site import Kind, Site
@@ -95,10 +95,6 @@ class DoRALinear(LoRALinear):
         weight = FrozenWeight(W)
         gain = self.magnitude.gain(weight, row_squares(weight, W.dtype), self.A, self.B, self.scale)
         return gain.to(W.dtype)[:, None] * super().merged(W)
-
-    def forward(self, x: Tensor, base: nn.Module, flow: Flow) -> Tensor:
-        noise, weight = flow.noise if self.training else None, FrozenWeight.of(base)
-        return low_rank_linear(x, weight, base.bias, self.on(weight, noise), noise)  # type: ignore[arg-type]
 
 
 class DoRAEmbedding(LoRAEmbedding):

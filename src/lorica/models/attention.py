@@ -1,20 +1,19 @@
 """Causal attention over packed documents: an object chosen once a pass for the layout at hand.
 
-Padded               documents in a rectangle (D, L); keys may come from a cache or carry a learned prefix
-Grouped              one rectangle for each run of documents of nearly one length
-DocumentByDocument   one causal product a document, for few long ones: no padding, no mask
+Grouped     whole documents, in one rectangle (D, L) for each run of documents of nearly one length
+Padded      documents in one rectangle; keys may come from a cache or carry a learned prefix
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, islice
-from statistics import median_high
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lorica.kernels import causal_attention
 from lorica.models.layout import Layout
 
 Prefix = tuple[Tensor, Tensor]
@@ -25,6 +24,7 @@ WIDTH_STEP = 16
 GROUP_SCORES = 128**2
 """Scores (query times key) that take as long as one more group does: its two dozen small calls, 0.5 ms a layer."""
 MOST_RUNS = 48
+"""Of documents of nearly one length.  Where there are more, lengths count as nearly one from farther apart."""
 
 
 class Attention(Protocol):
@@ -36,46 +36,51 @@ class Attention(Protocol):
 
 
 def choose(layout: Layout, prefix: bool) -> Attention:
-    """Document by document pays once most documents are long enough to hide its overhead (measured: 384 tokens)."""
     if layout.cache is not None or prefix or not layout.documents:
         return Padded(layout)
-    if median_high(layout.documents) >= 384:
-        return DocumentByDocument(layout)
     return Grouped.of(layout)
 
 
 @dataclass(frozen=True, eq=False)
 class Grouped:
-    groups: tuple["Padded", ...]
+    groups: tuple["Rectangle", ...]
 
     @classmethod
-    def of(cls, layout: Layout) -> "Attention":
+    def of(cls, layout: Layout) -> "Grouped":
         """Few groups where documents come sorted by length, as a task's batches do."""
-        counts = groups_of(layout.documents)
-        if len(counts) == 1:
-            return Padded(layout)
         documents = iter(layout.documents)
-        parts = [tuple(islice(documents, count)) for count in counts]
-        positions = layout.positions.split([sum(part) for part in parts])
-        return cls(tuple(Padded(Layout(part, at)) for part, at in zip(parts, positions, strict=True)))
+        return cls(tuple(Rectangle.of(tuple(islice(documents, n)), layout) for n in groups_of(layout.documents)))
 
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, prefix: Prefix | None
     ) -> Tensor:
-        sizes = [group.layout.total for group in self.groups]
+        assert prefix is None
+        sizes = [sum(group.documents) for group in self.groups]
         parts = zip(self.groups, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
-        return torch.cat([group(layer, q, k, v, window, prefix) for group, q, k, v in parts])
+        done = [
+            group.flat(causal_attention(group.filled(q), group.filled(k), group.filled(v), window))
+            for group, q, k, v in parts
+        ]
+        return done[0] if len(done) == 1 else torch.cat(done)
 
 
 def groups_of(documents: Sequence[int]) -> list[int]:
     """How many documents, in order, go into each rectangle: the fewest scores in all, a group costing GROUP_SCORES."""
-    runs = [(width, len(list(run))) for width, run in groupby(map(_rounded_width, documents))]
+    runs, step = _runs(documents, WIDTH_STEP), WIDTH_STEP
+    while len(runs) > MOST_RUNS and step < max(documents):
+        step *= 2
+        runs = _runs(documents, step)
     if len(runs) > MOST_RUNS:
         return [len(documents)]
     best: list[tuple[int, list[int]]] = [(0, [])]
     for end in range(1, len(runs) + 1):
         best.append(min(_ending_with(best, runs, end)))
     return best[-1][1]
+
+
+def _runs(documents: Sequence[int], step: int) -> list[tuple[int, int]]:
+    """Width and number of the documents that follow one another and are of one length in steps of `step`."""
+    return [(width, len(list(run))) for width, run in groupby(documents, lambda count: -(-count // step) * step)]
 
 
 def _ending_with(
@@ -89,31 +94,34 @@ def _ending_with(
         yield cost + GROUP_SCORES + count * width**2, [*counts, count]
 
 
-def _rounded_width(tokens: int) -> int:
-    return -(-tokens // WIDTH_STEP) * WIDTH_STEP
-
-
 @dataclass(frozen=True, eq=False)
-class DocumentByDocument:
-    layout: Layout
+class Rectangle:
+    """Tokens (T, ...) as (D, L, ...), zeros where a document is shorter.
 
-    def __call__(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, prefix: Prefix | None
-    ) -> Tensor:
-        parts = (part.split(self.layout.documents) for part in (q, k, v))
-        return torch.cat([_document(q, k, v, window) for q, k, v in zip(*parts, strict=True)])
+    places (T, 2), of each token, None where all documents are of length L.
+    """
 
+    documents: tuple[int, ...]
+    length: int
+    places: tuple[Tensor, Tensor] | None
 
-def _document(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))
-    mask = None
-    if window is not None and q.shape[2] > window:
-        i = torch.arange(q.shape[2], device=q.device)
-        mask = (i[:, None] >= i) & (i[:, None] - i < window)
-    out = nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
-    )
-    return out[0].transpose(0, 1)
+    @classmethod
+    def of(cls, documents: tuple[int, ...], like: Layout, rounded: bool = True) -> "Rectangle":
+        """L is rounded where documents are ragged, so that a run meets few shapes."""
+        longest = max(documents, default=0)
+        if all(count == longest for count in documents):
+            return cls(documents, longest, None)
+        own = Layout.of(documents, device=like.positions.device)
+        return cls(
+            documents, -(-longest // WIDTH_STEP) * WIDTH_STEP if rounded else longest, (own.document_of, own.offsets)
+        )
+
+    def filled(self, flat: Tensor) -> Tensor:
+        shape = (len(self.documents), self.length, *flat.shape[1:])
+        return flat.view(shape) if self.places is None else flat.new_zeros(shape).index_put(self.places, flat)
+
+    def flat(self, filled: Tensor) -> Tensor:
+        return filled.flatten(0, 1) if self.places is None else filled[self.places]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,36 +131,25 @@ class Padded:
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, prefix: Prefix | None
     ) -> Tensor:
-        layout = self.layout
+        layout, rectangle = self.layout, self._rectangle
         if layout.cache is None:
-            keys, values = self._rectangle(k), self._rectangle(v)
+            keys, values = rectangle.filled(k), rectangle.filled(v)
         else:
             keys, values = layout.cache.write(layer, layout.document_of, layout.positions, k, v)
         mask = self._mask(window, keys.shape[1])
         if prefix is not None:
             keys, values, mask = _prefixed(keys, values, mask, prefix)
-        queries, keys, values = (part.transpose(1, 2) for part in (self._rectangle(q), keys, values))
+        queries, keys, values = (part.transpose(1, 2) for part in (rectangle.filled(q), keys, values))
         product = _by_matmul if q.device.type == "cpu" and q.dtype == torch.bfloat16 else _by_sdpa
-        return product(queries, keys, values, mask).transpose(1, 2)[layout.document_of, layout.offsets]
+        return rectangle.flat(product(queries, keys, values, mask).transpose(1, 2))
 
     @cached_property
-    def _longest(self) -> int:
-        """The width of the rectangle: rounded where documents are ragged, so that a run meets few."""
-        longest = max(self.layout.documents)
-        ragged = self.layout.cache is None and len(set(self.layout.documents)) > 1
-        return _rounded_width(longest) if ragged else longest
-
-    def _rectangle(self, flat: Tensor) -> Tensor:
-        """(T, ...) -> (D, L, ...), zeros where a document is shorter."""
-        layout = self.layout
-        if all(count == self._longest for count in layout.documents):
-            return flat.view(len(layout.documents), self._longest, *flat.shape[1:])
-        filled = flat.new_zeros(len(layout.documents), self._longest, *flat.shape[1:])
-        return filled.index_put((layout.document_of, layout.offsets), flat)
+    def _rectangle(self) -> Rectangle:
+        return Rectangle.of(self.layout.documents, self.layout, rounded=self.layout.cache is None)
 
     @cached_property
     def _positions(self) -> Tensor:
-        return self._rectangle(self.layout.positions)
+        return self._rectangle.filled(self.layout.positions)
 
     @cached_property
     def _mask_of(self) -> dict[tuple[int | None, int], Tensor]:

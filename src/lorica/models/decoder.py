@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from lorica.kernels import rms_norm
 from lorica.models import attention
+from lorica.models.branches import gated, project
 from lorica.models.config import DecoderConfig
-from lorica.models.edited import apply, project
+from lorica.models.edited import apply
 from lorica.models.layout import Layout
 from lorica.models.rope import Rotation, rotate
 
@@ -72,8 +73,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(c.d_ff, c.d, bias=c.mlp_bias)
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
-        gate, up = project((self.gate_proj, self.up_proj), x_TD, layout)
-        return apply(self.down_proj, nn.functional.silu(gate) * up, layout)
+        return gated(self.gate_proj, self.up_proj, self.down_proj, x_TD, layout)
 
 
 class Block(nn.Module):

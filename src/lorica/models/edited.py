@@ -4,7 +4,6 @@ Around   y = adapter(x, base)          adapter decides how the base's own produc
 After    y = adapter(base(x))
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -81,8 +80,3 @@ def slot(name: str) -> str:
 def apply(module: nn.Module, x: Tensor, flow: Flow) -> Tensor:
     """module(x), telling an edited module where its tokens stand."""
     return module(x, flow) if isinstance(module, Edited) else module(x)
-
-
-def project(modules: Sequence[nn.Module], x: Tensor, flow: Flow) -> list[Tensor]:
-    """Several linears of one input (q, k, v; gate, up)."""
-    return [apply(module, x, flow) for module in modules]

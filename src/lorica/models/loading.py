@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.errors import ModelError, did_you_mean
+from lorica.models import foreign_attention
 from lorica.models.causal_lm import CausalLM
 from lorica.models.config import FAMILIES
 from lorica.models.fingerprint import fingerprint_of_folder, whole_digest
@@ -63,7 +64,10 @@ def load_base(
     refuse_stored_types(stored)
     ours = head is None and is_decoder(config)
     model = _decoder(config, stored, kind, place) if ours else load_foreign(folder, config, kind, head)
-    return _finished(model.to(place), source, folder)
+    model = model.to(place)
+    if not ours:
+        foreign_attention.use(model)
+    return _finished(model, source, folder)
 
 
 def shapes_only(source: str | Path, dtype: str | torch.dtype | None = None, head: Head | None = None) -> nn.Module:

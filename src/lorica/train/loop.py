@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lorica.data import Dataset, Schedule, micro_batches
+from lorica.data import Dataset, Schedule, micro_batches, rectangles
 from lorica.data import steps as schedule_of
 from lorica.errors import DivergedError, RunError
+from lorica.models.causal_lm import CausalLM
 from lorica.tasks import Task
 from lorica.train import memory
 from lorica.train.checkpoint import Checkpoint
@@ -186,7 +187,8 @@ class Trainer:
     def _learn(self) -> None:
         step, started = self.progress.step + 1, time.perf_counter()
         rate = learning_rate(self.config, step, self.total)
-        indices = micro_batches(self.schedule[step - 1], self.data.lengths, self.config.micro_batch_tokens)
+        cut = micro_batches if isinstance(self.attached.model, CausalLM) else rectangles
+        indices = cut(self.schedule[step - 1], self.data.lengths, self.config.micro_batch_tokens)
         rows = [[self.data[index] for index in part] for part in indices]
         taken = optimiser_step(self.learner, rows, step=step, total=self.total, learning_rate=rate)
         seconds = time.perf_counter() - started

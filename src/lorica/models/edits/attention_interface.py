@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.errors import TargetError
+from lorica.models import foreign_attention
 from lorica.models.edited import Beside
 from lorica.models.edits.holders import Undo
 from lorica.models.edits.positions import moved
@@ -21,7 +22,7 @@ from lorica.site import Site
 
 FUNCTION = "lorica_prefix"
 SLOT = "prefix_edit"
-UNDERSTOOD = ("eager", "sdpa")
+UNDERSTOOD = ("eager", "sdpa", foreign_attention.FUNCTION)
 
 
 class InterfacePrefix(Beside):
@@ -61,7 +62,7 @@ def _refuse(site: Site, attention: nn.Module) -> None:
         )
     if implementation not in UNDERSTOOD or getattr(attention, "reorder_and_upcast_attn", False):
         raise TargetError(
-            f"{site.name}: a prefix needs attention by {' or '.join(UNDERSTOOD)}, not {implementation}; "
+            f"{site.name}: a prefix needs attention by eager or sdpa, not {implementation}; "
             "load the base with attn_implementation='sdpa'"
         )
 
@@ -85,8 +86,8 @@ def attend(
     prefix: Any = module._modules[SLOT]
     keys, values = (_before(part, like) for part, like in zip(prefix.adapter(), (key, value), strict=True))
     implementation = prefix.config._attn_implementation
-    if attention_mask is None and implementation == "sdpa":
-        attention_mask = _implied(module, query, key, options.get("is_causal"))
+    if attention_mask is None and implementation != "eager":
+        attention_mask = foreign_attention.implied(module, query, key, options.get("is_causal"))
     length = keys.shape[2]
     if options.get("position_bias") is not None:
         options["position_bias"] = nn.functional.pad(options["position_bias"], (length, 0))
@@ -103,14 +104,6 @@ def attend(
 def _before(part: Tensor, like: Tensor) -> Tensor:
     """(P, K, E) -> (B, K, P, E)."""
     return part.transpose(0, 1).to(like.dtype).expand(like.shape[0], -1, -1, -1)
-
-
-def _implied(module: nn.Module, query: Tensor, key: Tensor, is_causal: bool | None) -> Tensor | None:
-    """The causal mask that sdpa would have used for want of one: token i sees the keys 0..i."""
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if not causal or query.shape[2] == 1:
-        return None
-    return torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
 
 
 def _opened(mask: Tensor | None, length: int) -> Tensor | None:

@@ -1,0 +1,74 @@
+"""Attention of transformers' models by our own kernel, where torch's is slow: in bfloat16 on CPU.
+
+Registered with transformers' AttentionInterface.  What it does not know (dropout, position bias, shared keys, a cache)
+goes to the function that transformers would have called.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorica.kernels import masked_attention
+from lorica.models.quiet import quiet
+
+FUNCTION = "lorica"
+INSTEAD_OF = "sdpa"
+
+
+def use(model: Any) -> None:
+    """The model's attention goes through ours, where it is on CPU, in bfloat16, and takes a function by name."""
+    place = next(model.parameters())
+    implementation = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if implementation != INSTEAD_OF or place.device.type != "cpu" or place.dtype != torch.bfloat16:
+        return
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register(FUNCTION, attend)
+    AttentionMaskInterface.register(FUNCTION, sdpa_mask)
+    with quiet():
+        model.set_attn_implementation(FUNCTION)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """query (B, H, L, E), key and value (B, H, S, E), mask as for sdpa -> (B, L, H, E)."""
+    if dropout or query.shape[1] != key.shape[1] or any(value is not None for value in _strange(options)):
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            is_causal=is_causal,  # type: ignore[arg-type]
+            **options,
+        )
+    mask = implied(module, query, key, is_causal) if attention_mask is None else attention_mask
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return masked_attention(query, key, value, mask, scale).transpose(1, 2).contiguous(), None
+
+
+def _strange(options: dict[str, Any]) -> list[Any]:
+    return [options.get(name) for name in ("position_bias", "cache", "softcap")]
+
+
+def implied(module: nn.Module, query: Tensor, key: Tensor, is_causal: bool | None) -> Tensor | None:
+    """The causal mask that sdpa would have used for want of one: token i sees the keys 0..i."""
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if not causal or query.shape[2] == 1:
+        return None
+    return torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
