@@ -14,8 +14,8 @@
 
 Saved by one block of our decoder for a token, in elements of the computing type (D width, Q and K widths of queries
 and of keys, F inner width of the MLP): both norms' inputs 2 D, attention 2 Q + 2 K (queries, keys, values, its output),
-gate, silu(gate) and up 3 F.  On a CPU in bfloat16, where attention is two plain products, H L scores and the repeated
-keys and values 2 (Q - K) as well (H heads, L tokens of a document).  To that come what edits need, as their method
+gate, silu(gate) and up 3 F, of which a gated MLP that is computed as one function makes silu(gate) and the product again.
+To that come what edits need, as their method
 declares it (`keeps`): inputs of layers, D once for q, k and v and once for gate and up, Q for o and F for down;
 outputs; and other numbers.  Blocks below the first that has an edit keep nothing.  A transformers block saves about two
 elements for each that goes in or out of a linear, inputs among them.  With gradient checkpointing a block leaves its
@@ -29,7 +29,7 @@ from typing import Any
 
 from lorica.adapter import Plan
 from lorica.kernels.cross_entropy import CHUNK_ROWS
-from lorica.methods.contract import Role
+from lorica.methods.contract import Keeps, Role
 from lorica.site import Site
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "uint8": 1}
@@ -37,10 +37,9 @@ TRAINED = 4
 """Adapters are float32."""
 Moments = Callable[[tuple[int, ...], Role], int]
 """Numbers that an optimiser keeps for a trained tensor of a shape and a role."""
-LONG = 384
-"""Tokens from which documents go through the flash kernel one by one, which keeps no scores."""
 READ_TOGETHER = {"attention": {"q", "k", "v"}, "mlp": {"gate", "up"}}
 """Roles whose layers have one input."""
+GATED = frozenset({"gate", "up", "down"})
 CONTEXT = {"cpu": 450_000_000, "cuda": 500_000_000}
 """A process that has imported torch and transformers; a CUDA context with its kernels."""
 
@@ -92,9 +91,9 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
     width = shapes.width
     first = _first_block(plan, shapes.layers)
     block = _fused_block(shapes) if decoder else _plain_block(plan.base, shapes)
-    block += width * ((_inputs(plan) if decoder else 0) + _more(plan)) // max(shapes.layers - first, 1)
-    if decoder and kind == "cpu" and width == BYTES["bfloat16"]:
-        block += width * (shapes.heads * min(work.length, LONG) + 2 * (shapes.q - shapes.k))
+    block += (
+        width * ((_inputs(plan) - _made_again(plan) if decoder else 0) + _more(plan)) // max(shapes.layers - first, 1)
+    )
     kept = 0 if work.recomputed is None else max(shapes.layers - max(work.recomputed, first), 0)
     recomputed = shapes.layers - first - kept
     activations = work.tokens * (kept * block + recomputed * shapes.d * width + (block if recomputed else 0))
@@ -127,6 +126,19 @@ def _inputs(plan: Plan) -> int:
             group = next((name for name, roles in READ_TOGETHER.items() if roles & set(site.roles)), site.leaf)
             read[site.name.rpartition(".")[0], group] = site.d_in
     return sum(read.values())
+
+
+def _made_again(plan: Plan) -> int:
+    """Elements a token that gated MLPs make again in the backward pass, where all of their linears fuse: silu(gate), what
+    `down` reads, and outputs of gate and up, which the MLP keeps in any case."""
+    fused: dict[str, dict[str, tuple[Site, Keeps]]] = {}
+    for p in plan.edits:
+        keeps, role = p.method.keeps(p.edit), GATED.intersection(p.site.roles)
+        if keeps.fuses and p.edit.place == "around" and p.site.layer is not None and len(role) == 1:
+            fused.setdefault(p.site.name.rpartition(".")[0], {})[role.pop()] = p.site, keeps
+    whole = [mlp for mlp in fused.values() if mlp.keys() == GATED]
+    kept_once = (site.d_out for mlp in whole for site, keeps in (mlp["gate"], mlp["up"]) if keeps.outputs)
+    return sum(2 * mlp["gate"][0].d_out for mlp in whole) + sum(kept_once)
 
 
 def _more(plan: Plan) -> int:

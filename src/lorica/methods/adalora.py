@@ -110,7 +110,7 @@ class AdaLoRA(OnLayers):
         return named[parameter] if edit.place == "around" else super().role(edit, parameter, shape)
 
     def kept_at(self, site: Site) -> Keeps:
-        return Keeps(inputs=True, numbers=self.rank(site))
+        return Keeps(inputs=True, numbers=self.rank(site), fuses=True)
 
     def note(self, edit: Edit) -> str:
         return f"r={self.rank(edit.site)}, mean {self.r} left, s={self.scale():.4g}" if edit.place == "around" else ""

@@ -41,7 +41,7 @@ class LoHa(Lycoris):
         return lambda start: LoHaLinear(self, site, start)
 
     def kept_at(self, site: Site) -> Keeps:
-        return Keeps(inputs=True, numbers=self.rank(site) ** 2)
+        return Keeps(inputs=True, numbers=self.rank(site) ** 2, fuses=True)
 
     def site_of_file(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
         held = {self.end_of(key): shape for key, shape in shapes.items()}

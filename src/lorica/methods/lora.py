@@ -181,7 +181,7 @@ class LoRA(Ranked):
         return self.alpha_of(site) / (math.sqrt(r) if self.rslora else r)
 
     def kept_at(self, site: Site) -> Keeps:
-        return Keeps(inputs=True, numbers=(2 if self.init.moves else 1) * self.rank(site))
+        return Keeps(inputs=True, numbers=(2 if self.init.moves else 1) * self.rank(site), fuses=True)
 
     def note(self, edit: Edit) -> str:
         return f"{len(edit.build.args[0])} rows" if isinstance(edit.build, partial) else super().note(edit)

@@ -44,7 +44,7 @@ class MultiLoRA(OnLayers):
         return lambda start: MultiLoRALinear(self, site, start)
 
     def kept_at(self, site: Site) -> Keeps:
-        return Keeps(inputs=True, numbers=self.n * self.r)
+        return Keeps(inputs=True, numbers=self.n * self.r, fuses=True)
 
     def role(self, edit: Edit, parameter: str, shape: tuple[int, ...]) -> Role:
         """The c are gains, n vectors side by side."""
