@@ -13,13 +13,14 @@
     peak = weights + adapter + gradients + optimizer + context + buffers + activations + logits
 
 Saved by one block of our decoder for a token, in elements of the computing type (D width, Q and K widths of queries
-and of keys, F inner width of the MLP): both norms' inputs 2 D, attention 2 Q + 2 K (queries, keys, values, its output),
-gate, silu(gate) and up 3 F, of which a gated MLP that is computed as one function makes silu(gate) and the product again.
-To that come what edits need, as their method
-declares it (`keeps`): inputs of layers, D once for q, k and v and once for gate and up, Q for o and F for down;
-outputs; and other numbers.  Blocks below the first that has an edit keep nothing.  A transformers block saves about two
-elements for each that goes in or out of a linear, inputs among them.  With gradient checkpointing a block leaves its
-input D alone, and one block at a time has the rest.
+and of keys, F inner width of the MLP): both norms' inputs 2 D, attention 2 Q + 2 K (queries, keys, values, its
+output), gate, silu(gate) and up 3 F, where a gated MLP that is one function makes silu(gate) and the product again.
+On a CPU in bfloat16 attention to a prefix is two plain products, which keep H L scores and the repeated keys and
+values 2 (Q - K) as well (H heads, L tokens of a document).  To that come what edits need, as their method declares it
+(`keeps`): inputs of layers, D once for q, k and v and once for gate and up, Q for o and F for down; outputs; and other
+numbers.  Blocks below the first that has an edit keep nothing.  A transformers block saves about two elements for each
+that goes in or out of a linear, inputs among them.  With gradient checkpointing a block leaves its input D alone, and
+one block at a time has the rest.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -39,6 +40,8 @@ Moments = Callable[[tuple[int, ...], Role], int]
 """Numbers that an optimiser keeps for a trained tensor of a shape and a role."""
 READ_TOGETHER = {"attention": {"q", "k", "v"}, "mlp": {"gate", "up"}}
 """Roles whose layers have one input."""
+LONG = 384
+"""Tokens from which documents go through the flash kernel one by one, which keeps no scores."""
 GATED = frozenset({"gate", "up", "down"})
 CONTEXT = {"cpu": 450_000_000, "cuda": 500_000_000}
 """A process that has imported torch and transformers; a CUDA context with its kernels."""
@@ -91,9 +94,11 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
     width = shapes.width
     first = _first_block(plan, shapes.layers)
     block = _fused_block(shapes) if decoder else _plain_block(plan.base, shapes)
-    block += (
-        width * ((_inputs(plan) - _made_again(plan) if decoder else 0) + _more(plan)) // max(shapes.layers - first, 1)
-    )
+    of_edits = _more(plan) + (_inputs(plan) - _made_again(plan) if decoder else 0)
+    block += width * of_edits // max(shapes.layers - first, 1)
+    prefixed = any(planned.edit.place == "keys_values_before" for planned in plan.edits)
+    if decoder and prefixed and kind == "cpu" and width == BYTES["bfloat16"]:
+        block += width * (shapes.heads * min(work.length, LONG) + 2 * (shapes.q - shapes.k))
     kept = 0 if work.recomputed is None else max(shapes.layers - max(work.recomputed, first), 0)
     recomputed = shapes.layers - first - kept
     activations = work.tokens * (kept * block + recomputed * shapes.d * width + (block if recomputed else 0))
@@ -129,13 +134,13 @@ def _inputs(plan: Plan) -> int:
 
 
 def _made_again(plan: Plan) -> int:
-    """Elements a token that gated MLPs make again in the backward pass, where all of their linears fuse: silu(gate), what
-    `down` reads, and outputs of gate and up, which the MLP keeps in any case."""
+    """Elements a token that gated MLPs make again in the backward pass, where all of their linears fuse: silu(gate) and
+    what `down` reads; and outputs of gate and up, which are kept in any case."""
     fused: dict[str, dict[str, tuple[Site, Keeps]]] = {}
     for p in plan.edits:
-        keeps, role = p.method.keeps(p.edit), GATED.intersection(p.site.roles)
-        if keeps.fuses and p.edit.place == "around" and p.site.layer is not None and len(role) == 1:
-            fused.setdefault(p.site.name.rpartition(".")[0], {})[role.pop()] = p.site, keeps
+        keeps, roles = p.method.keeps(p.edit), GATED.intersection(p.site.roles)
+        if keeps.fuses and p.edit.place == "around" and p.site.layer is not None and len(roles) == 1:
+            fused.setdefault(p.site.owner, {})[next(iter(roles))] = p.site, keeps
     whole = [mlp for mlp in fused.values() if mlp.keys() == GATED]
     kept_once = (site.d_out for mlp in whole for site, keeps in (mlp["gate"], mlp["up"]) if keeps.outputs)
     return sum(2 * mlp["gate"][0].d_out for mlp in whole) + sum(kept_once)
