@@ -2,6 +2,7 @@
 # make test         install, then lint, types, import contract and every test
 # make check        lint, types and import contract alone
 # make campaign     kills, power failures, full disks and damaged files at length; goes on where it stopped
+# make laws         every method before every law on every base; the tests alone take a sample of some rows
 # make interop      adapters of 20 families between PEFT and Lorica, both ways, and what must turn them red
 # make tasks        every task taught on drawn rows and on docstrings, beside the head alone; some minutes
 # make evidence     methods beside full fine-tuning, each at its best learning rate, on ten fresh seeds; hours, goes on
@@ -12,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: quickstart test check format campaign interop tasks evidence bench clean
+.PHONY: quickstart test check format campaign laws interop tasks evidence bench clean
 
 quickstart: .venv/.lorica
 	$(BIN)/lorica quickstart
@@ -26,6 +27,9 @@ check: .venv/.dev
 	$(BIN)/ruff check --quiet
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
+
+laws: .venv/.dev
+	OMP_NUM_THREADS=1 LORICA_LAWS=whole $(BIN)/python -m pytest -n 2 --dist worksteal tests/laws
 
 interop: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m campaign.interop

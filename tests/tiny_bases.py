@@ -115,6 +115,40 @@ def gpt2() -> nn.Module:
     return GPT2LMHeadModel(config)
 
 
+def opt() -> nn.Module:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    config = OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=24,
+        dropout=0.0,
+    )
+    return OPTForCausalLM(config)
+
+
+def bart() -> nn.Module:
+    """Its decoder, as a causal model."""
+    from transformers import BartConfig, BartForCausalLM
+
+    return BartForCausalLM(BartConfig(**BART_SHAPE, is_decoder=True, is_encoder_decoder=False))
+
+
+BART_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "max_position_embeddings": 24,
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 40),
+    **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0),
+}
+
+
 def bert() -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -189,6 +223,8 @@ def _logits(output: Any) -> Tensor:
 
 LLAMA = Base("llama", llama, _text, _logits)
 GPT2 = Base("gpt2", gpt2, _text, _logits)
+OPT = Base("opt", opt, _text, _logits)
+BART = Base("bart", bart, _text, _logits)
 BERT = Base("bert", bert, _text, _logits)
 T5 = Base("t5", t5, _translation, _logits)
 VIT = Base("vit", vit, _images, _logits)

@@ -131,37 +131,30 @@ __all__ = [
 
 ROOMS = {
     "adapter": ("Attached", "Bank", "Plan", "Verification"),
+    "api": (
+        "add_tokens",
+        "attach",
+        "data_report",
+        "evaluate",
+        "fit",
+        "generate",
+        "inspect",
+        "load",
+        "load_base",
+        "merge",
+        "plan",
+        "statistics",
+        "train",
+        "verify",
+    ),
     "data": ("DataConfig", "HoldOut"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
-    "methods": (
-        "IA3",
-        "METHODS",
-        "AdaLoRA",
-        "BitFit",
-        "Bottleneck",
-        "DoRA",
-        "Full",
-        "HeadOnly",
-        "HiRA",
-        "LoHa",
-        "LoKr",
-        "LoRA",
-        "LoRAFA",
-        "Method",
-        "MultiLoRA",
-        "Norm",
-        "PTuning",
-        "PTuningV2",
-        "Prefix",
-        "Prompt",
-        "TrainableTokens",
-        "VeRA",
-    ),
     "recipe": ("ModelConfig", "Recipe"),
     "train": ("Run", "TrainConfig"),
     "train.of_transformers": ("Trainer",),
 }
 HOME = {name: room for room, names in ROOMS.items() for name in names}
+"""Where each name lives; all others are in `methods`."""
 
 
 def __getattr__(name: str) -> Any:
@@ -169,7 +162,7 @@ def __getattr__(name: str) -> Any:
         return import_module("lorica.train")
     if name not in __all__:
         raise AttributeError(f"module 'lorica' has no attribute {name!r}")
-    value = getattr(import_module(f"lorica.{HOME.get(name, 'api')}"), name)
+    value = getattr(import_module(f"lorica.{HOME.get(name, 'methods')}"), name)
     globals()[name] = value
     return value
 

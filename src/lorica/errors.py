@@ -12,8 +12,9 @@ LoricaError (ValueError)
     └── CheckpointError a checkpoint cannot be written or read
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any, Protocol
 
 LONGEST_LINE = 1000
 
@@ -76,6 +77,19 @@ def _plain(line: str) -> str:
     if not line.isprintable():
         line = "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in line)
     return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..."
+
+
+class FieldErrors(Protocol):
+    """pydantic's ValidationError, which this file does without."""
+
+    def errors(self) -> Sequence[Mapping[str, Any]]: ...
+
+
+def by_field(error: FieldErrors, under: str = "") -> list[str]:
+    """`field.part: what is wrong`, a line a problem; `under` stands before the fields."""
+    return [
+        f"{'.'.join(map(str, (*([under] if under else []), *each['loc'])))}: {each['msg']}" for each in error.errors()
+    ]
 
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 1) -> str:

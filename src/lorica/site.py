@@ -39,6 +39,8 @@ class Site:
     bias: bool = False
     transposed: bool = False
     """The module stores its weight as (d_in, d_out), as the Conv1D of transformers and some experts do."""
+    window: int | None = None
+    """Of attention: how many tokens back it looks, None for all."""
     groups: int = 1
     """Of a convolution: output channels of one group see the input channels of theirs alone."""
     part_of: str = ""

@@ -8,6 +8,7 @@ import torch
 
 from adapter_folders import CONFIG, MANIFEST, TENSORS, failing, forged, saved, verified
 from lorica import adapter
+from lorica.adapter import file as adapter_file
 from lorica.errors import AdapterError
 from lorica.methods import LoRA
 from tiny_bases import LLAMA, stir
@@ -97,6 +98,15 @@ def test_where_fingerprints_cannot_be_compared_the_answers_tell_another_base(tmp
     adapter.load(LLAMA.build(torch.bfloat16), tmp_path / "a").detach()
     with pytest.raises(AdapterError, match="trained on another base"):
         adapter.load(another_base().bfloat16(), tmp_path / "a")
+
+
+def test_every_file_is_hashed_once(tmp_path, monkeypatch):
+    saved(tmp_path / "a")
+    hashed = []
+    sha256 = adapter_file._sha256
+    monkeypatch.setattr(adapter_file, "_sha256", lambda data: hashed.append(len(data)) or sha256(data))
+    assert verified(tmp_path / "a").ok
+    assert sorted(hashed) == sorted((tmp_path / "a" / name).stat().st_size for name in (TENSORS, CONFIG))
 
 
 class Words:

@@ -183,16 +183,28 @@ def test_a_prefix_in_an_encoder_decoder_is_refused_because_peft_doubles_its_laye
     adapter.load(load_base(folder), tmp_path / "ours")
 
 
-def test_behind_a_sliding_window_the_prefix_is_still_seen_here_and_no_longer_in_peft(tmp_path):
+def test_a_prefix_is_not_exchanged_with_peft_on_a_base_with_a_window(tmp_path):
     """PEFT's prefix lies in the cache, so a window of 6 leaves it behind; prefix tuning has every token see it."""
     folder, inputs = MISTRAL.saved(tmp_path / "base"), MISTRAL.inputs()
     model = with_peft(MISTRAL, folder, peft.PrefixTuningConfig, {})
     expected = answered(model, inputs)
+    keys_values = model.prompt_encoder["default"].embedding.weight.detach().unflatten(1, (2, 2, 2, -1))
     saved(model, tmp_path / "theirs")
-    attached = adapter.load(load_base(folder), tmp_path / "theirs")
+    with pytest.raises(AdapterError, match="peft_type: this base looks 6 tokens back, and in PEFT that window leaves"):
+        adapter.load(load_base(folder), tmp_path / "theirs")
+    attached = adapter.attach(load_base(folder), PTuningV2(length=P))
+    with torch.no_grad():
+        for layer, planned in enumerate(attached.plan.edits):
+            module = attached.modules[planned.key]
+            module.keys.copy_(keys_values[:, layer, 0])
+            module.values.copy_(keys_values[:, layer, 1])
     found, within = answered(attached, inputs), 6 - P
     assert distance(found[:, :within], expected[:, :within]) < rounding(attached.model)
     assert distance(found[:, within:], expected[:, within:]) > 0.01
+    attached.save(tmp_path / "ours")
+    assert "peft_type" not in json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
+    again = adapter.load(load_base(folder), tmp_path / "ours")
+    assert torch.equal(answered(again, inputs), found)
 
 
 def test_a_prompt_before_a_classifier_is_refused_because_peft_classifies_by_a_soft_token(tmp_path):

@@ -30,7 +30,7 @@ from lorica.methods import (
 from lorica.methods.targets import select
 from lorica.site import Site
 from ten_line_methods import Scales
-from tiny_bases import BASES, BERT, GPT2, LLAMA, T5, VIT, Base
+from tiny_bases import BASES, BERT, GPT2, LLAMA, T5, VIT, VOCABULARY, Base
 from tiny_layers import ATTENTION, CONVNET, GPT_OSS, MOE, UNET
 from tiny_seeing import BLIP, LLAVA
 
@@ -38,7 +38,8 @@ from tiny_seeing import BLIP, LLAVA
 @dataclass(frozen=True)
 class Row:
     """count: the closed form of the trained parameters.  starts: step 0 is the base.  stored: `load` knows it.
-    slopes: the gradients are those of the loss, with nothing held constant and nothing multiplied to them."""
+    bent: why the gradients are not the slopes of the loss; empty where they are, and the law asks for it.
+    sampled: the test command takes each law on the first base and on one of the others in turn, `make laws` on all."""
 
     name: str
     method: Method | tuple[Method, ...]
@@ -46,7 +47,8 @@ class Row:
     bases: tuple[Base, ...] = BASES
     starts: bool = True
     stored: bool = False
-    slopes: bool = True
+    bent: str = ""
+    sampled: bool = False
 
     @property
     def mergeable(self) -> bool:
@@ -205,6 +207,8 @@ PATTERNED = LoRA(
     alpha_pattern={"v_proj": 3.0},
     modules_to_save=("lm_head",),
 )
+NORMS_HELD = "DoRA takes the norms of the rows for constants; test_laws_of_constant_norms.py really holds them"
+PRECONDITIONED = "B's gradient is multiplied by s^-2 (A A^T)^-1; test_lora_fa_oracle.py asks for just that"
 UNET_NAMES = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "time_emb_proj", "conv_shortcut", "proj_in")
 ROWS = (
     Row("lora", LoRA(r=3, alpha=8, dropout=0.2), _low_rank("all-linear", 3), stored=True),
@@ -219,22 +223,22 @@ ROWS = (
         "lora-olora",
         LoRA(r=3, alpha=8, rslora=True, init="olora", target_modules="attention"),
         _low_rank("attention", 3),
-        bases=(GPT2,),
         stored=True,
+        sampled=True,
     ),
     Row(
         "lora-eva",
         LoRA(r=3, alpha=8, dropout=0.2, init={"name": "eva", "rho": 1}),
         _low_rank("all-linear", 3),
-        bases=(LLAMA,),
         stored=True,
+        sampled=True,
     ),
     Row(
         "lora-ga",
         LoRA(r=3, alpha=8, dropout=0.2, init="lora_ga", target_modules="attention"),
         _low_rank("attention", 3),
-        bases=(LLAMA,),
         stored=True,
+        sampled=True,
     ),
     Row("lora-patterns", PATTERNED, _patterned, bases=(LLAMA,), stored=True),
     Row(
@@ -300,7 +304,7 @@ ROWS = (
         DoRA(r=3, alpha=8, dropout=0.2, target_modules="attention"),
         _dora("attention", 3),
         stored=True,
-        slopes=False,
+        bent=NORMS_HELD,
     ),
     Row(
         "dora-embeddings",
@@ -308,24 +312,34 @@ ROWS = (
         lambda sites: _dora(("q_proj", "down_proj", "embed_tokens"), 3)(sites) + _parameters(sites, ".bias"),
         bases=(LLAMA,),
         stored=True,
-        slopes=False,
+        bent=NORMS_HELD,
     ),
     Row("lora-fa", LoRAFA(r=3, alpha=8, dropout=0.2), _frozen_A, stored=True),
     Row(
         "lora-fa-corrected",
         LoRAFA(r=3, alpha=8, dropout=0.2, corrected=True),
         _frozen_A,
-        bases=(LLAMA, GPT2),
         stored=True,
-        slopes=False,
+        sampled=True,
+        bent=PRECONDITIONED,
     ),
-    Row("lora-ramp", LoRA(r=2, alpha=8, ramp={"from": 1, "to": 4}), _ramp, bases=(LLAMA, BERT, T5), stored=True),  # type: ignore[arg-type]
+    Row("lora-ramp", LoRA(r=2, alpha=8, ramp={"from": 1, "to": 4}), _ramp, stored=True, sampled=True),  # type: ignore[arg-type]
     Row(
         "head",
         HeadOnly(),
         lambda sites: sum(_size(s) for s in sites if s.kind == "parameter" and "head" in s.roles),
         bases=(LLAMA, BERT, VIT),
         stored=True,
+    ),
+    *(
+        Row(
+            f"head-tied-{base}",
+            HeadOnly(modules_to_save=(name,)),
+            lambda sites: VOCABULARY * _width(sites),
+            bases=(base,),
+            stored=True,
+        )
+        for base, name in ((GPT2, "wte"), (T5, "shared"))
     ),
     Row(
         "scales",
@@ -359,3 +373,10 @@ ROWS = (
     ),
 )
 CASES = [(base, row) for row in ROWS for base in row.bases]
+
+
+def in_turn(base: Base, row: Row, turn: int) -> bool:
+    """Whether the test command takes this case for law number `turn`."""
+    if not row.sampled or base is row.bases[0]:
+        return True
+    return base is row.bases[1 + (turn + ROWS.index(row)) % (len(row.bases) - 1)]

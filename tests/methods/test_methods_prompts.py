@@ -15,7 +15,7 @@ from lorica.models import sites
 from lorica.models.cache import KVCache
 from lorica.models.layout import Layout
 from lorica.site import Site
-from tiny_bases import BERT, GPT2, LLAMA, T5, VIT, Base, stir
+from tiny_bases import BART, BART_SHAPE, BERT, GPT2, LLAMA, OPT, T5, VIT, Base, stir
 
 P = 4
 WORDS = torch.tensor([[7, 31, 12, 50]])
@@ -52,13 +52,14 @@ def read_words(base: Base) -> list[tuple[Tensor, Tensor]]:
         return [(layer.keys[0].transpose(0, 1), layer.values[0].transpose(0, 1)) for layer in layers]
 
 
-@pytest.mark.parametrize("base", [LLAMA, GPT2], ids=str)
+@pytest.mark.parametrize("base", [LLAMA, GPT2, OPT, BART], ids=str)
 @torch.no_grad()
 def test_a_prefix_of_what_words_leave_in_the_cache_acts_as_those_words(base: Base):
     """Positions, masks and padding at once: the output is the base's on the words and the row."""
     model = base.build()
     attached = attach(model, PTuningV2(length=P))
-    for planned, (keys, values) in zip(attached.plan.edits, read_words(base), strict=True):
+    among_words = [planned for planned in attached.plan.edits if "attention" in planned.site.roles]
+    for planned, (keys, values) in zip(among_words, read_words(base), strict=True):
         module: Any = attached.modules[planned.key]
         module.keys.copy_(keys)
         module.values.copy_(values)
@@ -70,6 +71,44 @@ def test_a_prefix_of_what_words_leave_in_the_cache_acts_as_those_words(base: Bas
     }
     expected = base.read(base.build()(**longer))[:, P:] * given["attention_mask"][..., None]
     torch.testing.assert_close(base.output(model), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("base", [OPT, BART], ids=str)
+@torch.no_grad()
+def test_positions_that_a_table_counts_by_itself_move_with_the_cache_and_within_the_table(base: Base):
+    model = adapted(base, PTuningV2(length=P))
+    ids, more = base.inputs()["input_ids"][:2, :5], {"pad_token_id": 0, "eos_token_id": None, "do_sample": False}
+    written = [
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, use_cache=cached, **more)
+        for cached in (True, False)
+    ]
+    assert torch.equal(*written)
+    with pytest.raises(ModelError, match="prefix: with it the row reaches position 24, and the base has 24"):
+        model(torch.ones(1, 25 - P, dtype=torch.long))
+
+
+@torch.no_grad()
+def test_both_stacks_of_an_encoder_decoder_of_barts_kind_move_their_positions():
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    model: Any = BartForConditionalGeneration(BartConfig(**BART_SHAPE)).eval()
+    tables = {stack: getattr(model.model, stack).embed_positions for stack in ("encoder", "decoder")}
+    found: dict[str, Tensor] = {}
+    for stack, table in tables.items():
+        table.register_forward_hook(lambda module, args, out, stack=stack: found.update({stack: out}))
+    attach(model, PTuningV2(length=P))
+    model(input_ids=WORDS, decoder_input_ids=WORDS[:, :3])
+    for stack, length in (("encoder", WORDS.shape[1]), ("decoder", 3)):
+        rows = tables[stack].weight[2 + P :][:length]
+        assert torch.equal(found[stack].expand(1, -1, -1)[0], rows), stack
+
+
+def test_the_mlp_of_a_prefix_serves_layers_on_other_devices():
+    """As where a base is spread over several: here the second layer lies on none."""
+    attached = attach(LLAMA.build(), Prefix(length=P, hidden=6))
+    first, second = (attached.modules[planned.key] for planned in attached.plan.edits)
+    second.to("meta")
+    assert [part.device.type for part in (*first(), *second())] == ["cpu", "cpu", "meta", "meta"]
 
 
 @pytest.mark.parametrize("base", [LLAMA, GPT2], ids=str)

@@ -1,6 +1,7 @@
 """VeRA has one frozen pair: one tensor for the model, one entry in the file, the numbers that PEFT draws."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lorica import adapter
-from lorica.methods import VeRA
+from lorica.methods import DoRA, LoRA, VeRA
 from lorica.methods.contract import Start
 from lorica.methods.vera import Pair
 from lorica.site import Site
@@ -49,6 +50,30 @@ def test_the_pair_is_one_tensor_for_the_model_wherever_the_model_goes():
         assert len(storages) == 1, "moving the model made copies of the pair"
     held = [next(iter(attached.modules.values())).pair for attached in (first, second)]
     assert held[0] is not held[1], "two models share what only one of them may load into"
+
+
+def test_two_veras_of_one_seed_have_a_pair_each_and_the_plan_counts_both(tmp_path: Path):
+    """As one by one: an optimiser, a file and a plan know them as two methods."""
+    both = [VeRA(r=5, target_modules=("q_proj",)), VeRA(r=5, target_modules=("o_proj",))]
+    attached = adapter.attach(LLAMA.build(torch.float32), both)
+    stir(attached.named_parameters())
+    pairs = {id(module.pair) for module in attached.modules.values()}
+    assert len(pairs) == 2, "what one loads or moves is the other's too"
+    assert attached.plan.frozen_parameters == sum(adapter.plan(LLAMA.build(), one).frozen_parameters for one in both)
+    attached.save(tmp_path / "a")
+    with torch.no_grad():
+        again = adapter.load(LLAMA.build(torch.float32), tmp_path / "a")
+        assert torch.equal(LLAMA.output(again.model), LLAMA.output(attached.model))
+
+
+@pytest.mark.parametrize("method", [VeRA(r=9), LoRA(r=3, init="pissa"), DoRA(r=3)], ids=lambda method: method.kind)
+def test_what_a_file_does_not_hold_is_planned_for_as_well(method: Any):
+    """The pair drawn again, PiSSA's start, DoRA's lengths of rows: every number that the modules hold, once."""
+    unsaved = method.model_copy(update={"save_projection": False}) if isinstance(method, VeRA) else method
+    attached = adapter.attach(LLAMA.build(torch.float32), unsaved)
+    held = {id(t): t.numel() for m in attached.modules.values() for t in (*m.parameters(), *m.buffers())}
+    assert attached.plan.trainable_parameters + attached.plan.frozen_parameters == sum(held.values())
+    assert adapter.plan(LLAMA.build(), method).frozen_parameters == attached.plan.frozen_parameters
 
 
 def test_the_pair_is_drawn_as_peft_draws_it():

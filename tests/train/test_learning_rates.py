@@ -9,7 +9,7 @@ import torch
 from campaign.tiny_run import base, dataset
 from lorica.adapter import attach
 from lorica.errors import TargetError
-from lorica.methods import IA3, AdaLoRA, Full, LoRA, LoRAFA, VeRA
+from lorica.methods import IA3, AdaLoRA, Full, LoKr, LoRA, LoRAFA, MultiLoRA, VeRA
 from lorica.tasks import TASKS
 from lorica.train import TrainConfig, fit, outlook
 
@@ -43,6 +43,8 @@ def test_a_vector_with_two_dimensions_does_not_decay():
     assert {decay for _, decay in rates_of(attach(base(), IA3()), 1e-3).values()} == {0.0}
     found = rates_of(attach(base(), AdaLoRA(r=2)), 1e-3)
     assert {key for key, (_, decay) in found.items() if not decay} == {key for key in found if key.endswith("lora_E")}
+    found = rates_of(attach(base(), MultiLoRA(n=2, r=2)), 1e-3)
+    assert {key for key, (_, decay) in found.items() if not decay} == {key for key in found if key.endswith("lora_c")}
 
 
 def test_lora_plus_has_the_groups_of_its_authors():
@@ -56,6 +58,18 @@ def test_lora_plus_has_the_groups_of_its_authors():
     assert found["model.embed_tokens.lora_embedding_A"] == (pytest.approx(1e-6), 0.01)
     given = rates_of(attach(base(), EVERYTHING), 1e-3, lora_plus_ratio=16.0, lr_embedding=5e-5)
     assert given["model.embed_tokens.lora_embedding_B"] == (pytest.approx(5e-5), 0.01)
+
+
+def test_under_lora_plus_what_a_tensor_sums_over_gives_its_rate_wherever_it_started():
+    """MultiLoRA's A sums over d_in, its B over r and its gains over nothing; its B does not start at zero."""
+    found = rates_of(attach(base(), MultiLoRA(n=2, r=2, target_modules=["q_proj"])), 1e-3, lora_plus_ratio=8.0)
+    assert {key.rpartition("_")[2]: rate for key, (rate, _) in found.items()} == {"A": 1e-3, "B": 8e-3, "c": 8e-3}
+
+
+def test_muon_takes_no_gain_for_a_matrix():
+    plan = attach(base(), MultiLoRA(n=2, r=2, target_modules=["q_proj"])).plan
+    (optimiser,) = outlook.remarks(TrainConfig(optimizer="muon", learning_rate=1e-4), plan)
+    assert optimiser == "optimizer: muon for 2 matrices of hidden layers, adamw for the other 1 tensors"
 
 
 def test_factors_by_name_multiply_and_the_first_glob_counts():
@@ -73,6 +87,7 @@ def test_factors_by_name_multiply_and_the_first_glob_counts():
     [
         (Full(), {"lora_plus_ratio": 4.0}, "lora_plus_ratio: nothing trained here is the B"),
         (VeRA(), {"lora_plus_ratio": 4.0}, "lora_plus_ratio: nothing trained here is the B"),
+        (LoKr(r=1, decompose_both=True), {"lora_plus_ratio": 4.0}, "lora_plus_ratio: nothing trained here is the B"),
         (LoRAFA(r=2), {"learning_rates": {"*.q_proj.A": 2.0}}, r"'\*.q_proj.A' matches no trained tensor"),
         (
             LoRA(r=2),

@@ -161,14 +161,24 @@ def test_save_pretrained_writes_the_adapter_while_one_is_in_place_and_the_model_
         assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
-def test_a_start_that_is_subtracted_resumes_to_the_bit(folder, tmp_path):
-    """Its file holds twice the rank, so a checkpoint has what is trained, and what it started from, beside that."""
+NOT_AS_SAVED = [
+    lorica.LoRA(r=4, alpha=8, init="pissa"),
+    lorica.Prefix(length=3, hidden=6),
+    lorica.VeRA(r=5, save_projection=False),
+]
 
-    def pissa() -> lorica.Attached:
-        return lorica.attach(lorica.load_base(folder), lorica.LoRA(r=4, alpha=8, init="pissa"), seed=3)
 
-    whole, resumed = pissa(), pissa()
+@pytest.mark.parametrize("method", NOT_AS_SAVED, ids=lambda method: method.kind)
+def test_what_is_not_saved_as_it_is_trained_resumes_to_the_bit(folder, tmp_path, method):
+    """PiSSA's file holds twice the rank, a prefix's no MLP, VeRA's no pair: a checkpoint has what is trained, and what
+    it started from, beside that."""
+
+    def started() -> lorica.Attached:
+        return lorica.attach(lorica.load_base(folder), method, seed=3)
+
+    whole, resumed = started(), started()
     trainer(whole, tmp_path / "a", max_steps=4).train()
     trainer(resumed, tmp_path / "b", max_steps=4).train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
     assert all(torch.equal(value, resumed.state()[key]) for key, value in whole.state().items())
-    assert lorica.load(lorica.load_base(folder), tmp_path / "a" / "checkpoint-4" / "adapter").plan.methods[0].r == 8
+    (kept,) = lorica.load(lorica.load_base(folder), tmp_path / "a" / "checkpoint-4" / "adapter").plan.methods
+    assert getattr(kept, "r", None) == {"lora": 8, "vera": 5}.get(method.kind)

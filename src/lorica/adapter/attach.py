@@ -43,8 +43,8 @@ def built(model: nn.Module, plan: Plan, seed: int) -> Modules:
     for key, tensor in plan.statistics.items():
         site, _, parameter = key.rpartition(".")
         given[site][parameter] = tensor
-    shared: dict[str, nn.Module] = {}
-    return {p.key: _built(model, p, seed, given.get(p.site.name, {}), shared) for p in plan.edits}
+    shared: dict[int, dict[str, nn.Module]] = {id(method): {} for method in plan.methods}
+    return {p.key: _built(model, p, seed, given.get(p.site.name, {}), shared[id(p.method)]) for p in plan.edits}
 
 
 def installed(model: nn.Module, plan: Plan, modules: Modules, seed: int = 0) -> Attached:

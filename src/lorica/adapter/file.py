@@ -73,6 +73,16 @@ class AdapterFile:
         return named if isinstance(named, str) else None
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Held:
+    """The bytes of an adapter folder, which are those that its lorica.json recorded, where it has one."""
+
+    folder: Path
+    where: str
+    contents: Mapping[str, Bytes]
+    manifest: Mapping[str, Any] | None
+
+
 def write(
     folder: str | Path,
     adapter: AdapterFile,
@@ -104,9 +114,14 @@ def _as_trained(tensor: Tensor) -> Tensor:
 
 def read(source: str | Path) -> AdapterFile:
     """The adapter of a folder or hub id, checked against its own manifest.  AdapterError says all that is wrong."""
+    return understood(held(source))
+
+
+def held(source: str | Path) -> Held:
+    """The first half of `read`: AdapterError names every file that is not as it was written."""
     folder = folder_of(source)
     _require_safetensors(folder)
-    return parsed(folder, _files(folder), str(source))
+    return _held(folder, _files(folder), str(source))
 
 
 def parsed(folder: Path, contents: Mapping[str, Bytes], where: str) -> AdapterFile:
@@ -115,13 +130,18 @@ def parsed(folder: Path, contents: Mapping[str, Bytes], where: str) -> AdapterFi
     With lorica.json, any change of the tensors or of adapter_config.json is an AdapterError.  Without, there is no
     record to compare with: what is accepted is whole, finite and understood, and may still differ from what was saved.
     """
-    manifest = _manifest(folder, contents)
+    return understood(_held(folder, contents, where))
+
+
+def understood(held: Held) -> AdapterFile:
+    """The second half of `read`."""
+    folder, contents, manifest = held.folder, held.contents, held.manifest
     recorded(manifest)
     config = _json(contents[CONFIG], folder / CONFIG)
     config |= _beyond_peft(config, manifest)
     tensors = _plainly_named(folder, config, read_tensors(contents[TENSORS], str(folder / TENSORS)))
     return AdapterFile(
-        where=where,
+        where=held.where,
         config=config,
         methods=_methods(folder, config, tensors),
         tensors=tensors,
@@ -140,12 +160,6 @@ def _beyond_peft(config: Mapping[str, Any], manifest: Mapping[str, Any] | None) 
     if method is None or not method.beyond_peft or method.peft_type != config["peft_type"]:
         return {}
     return {OWN_NAME: method.kind, **{name: told[name] for name in method.beyond_peft if name in told}}
-
-
-def manifest_of(folder: Path) -> dict[str, Any] | None:
-    """lorica.json, None without one.  AdapterError names every file that is not as it was written."""
-    _require_safetensors(folder)
-    return _manifest(folder, _files(folder))
 
 
 def _files(folder: Path) -> dict[str, Bytes]:
@@ -183,12 +197,12 @@ def _require_safetensors(folder: Path) -> None:
     raise AdapterError(f"{folder}: no {TENSORS}, so it is no adapter folder")
 
 
-def _manifest(folder: Path, contents: Mapping[str, Bytes]) -> dict[str, Any] | None:
-    if lorica_json.NAME not in contents:
-        return None
-    manifest = _json(contents[lorica_json.NAME], folder / lorica_json.NAME)
-    _require_as_recorded(manifest, folder, contents)
-    return manifest
+def _held(folder: Path, contents: Mapping[str, Bytes], where: str) -> Held:
+    manifest = None
+    if lorica_json.NAME in contents:
+        manifest = _json(contents[lorica_json.NAME], folder / lorica_json.NAME)
+        _require_as_recorded(manifest, folder, contents)
+    return Held(folder=folder, where=where, contents=contents, manifest=manifest)
 
 
 def _require_as_recorded(manifest: Mapping[str, Any], folder: Path, contents: Mapping[str, Bytes]) -> None:

@@ -146,8 +146,10 @@ def _sites(file: AdapterFile) -> list[SiteUpdate]:
         )
     ]
     around = neighbours(edit.site.name for edit, _, _ in found if edit.place == "around")
-    shared: dict[str, nn.Module] = {}
-    updates = (_update(edit, method, tensors, around, shared, file.where) for edit, method, tensors in found)
+    shared: dict[int, dict[str, nn.Module]] = {id(method): {} for method in file.methods}
+    updates = (
+        _update(edit, method, tensors, around, shared[id(method)], file.where) for edit, method, tensors in found
+    )
     return sorted(updates, key=lambda s: _in_order(s.name))
 
 

@@ -45,11 +45,15 @@ class PlannedTensor:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PlannedEdit:
-    """One edit, the method it comes from, and the tensors the adapter file keeps of its module, each by its key."""
+    """One edit, the method it comes from, and the tensors the adapter file keeps of its module, each by its key.
+
+    unsaved: how many numbers its module holds beside them that no module of an earlier edit does.
+    """
 
     edit: Edit
     method: Method
     tensors: Mapping[str, "PlannedTensor"]
+    unsaved: int = 0
 
     @property
     def parameters(self) -> int:
@@ -124,9 +128,10 @@ class Plan:
 
     @cached_property
     def frozen_parameters(self) -> int:
-        """What modules hold beside what is trained: frozen tensors of the file, PiSSA's starting factors."""
+        """What modules hold beside what is trained: frozen tensors of the file, and those that are not in it, such as
+        PiSSA's starting factors."""
         kept = sum(math.prod(tensor.shape) for tensor in self.tensors.values() if not tensor.trained)
-        return kept + sum(planned.method.frozen(planned.edit) for planned in self.edits)
+        return kept + sum(planned.unsaved for planned in self.edits)
 
     @cached_property
     def total_parameters(self) -> int:
@@ -239,15 +244,24 @@ def plan(
     wasteful = [problem for each in methods for problem in each.wasteful(edit for edit, of in pairs if of is each)]
     if wasteful and not trained:
         raise TargetError.of(wasteful)
-    around = neighbours(edit.site.name for edit, _ in pairs if edit.place == "around")
-    shared: dict[str, nn.Module] = {}
-    marks = {id(each): mark for each, mark in zip(methods, key_marks(methods), strict=True)}
-    edits = tuple(
-        PlannedEdit(edit=edit, method=each, tensors=_tensors(edit, each, around, shared, marks[id(each)]))
-        for edit, each in pairs
-    )
+    edits = tuple(_planned_edits(methods, pairs))
     source = source or (getattr(base, "source", None) if isinstance(base, nn.Module) else None)
     return Plan(methods=methods, edits=edits, base=sites, source=source, statistics=statistics)
+
+
+def _planned_edits(methods: Sequence[Method], pairs: Sequence[tuple[Edit, Method]]) -> Iterator[PlannedEdit]:
+    around = neighbours(edit.site.name for edit, _ in pairs if edit.place == "around")
+    marks = {id(each): mark for each, mark in zip(methods, key_marks(methods), strict=True)}
+    shared: dict[int, dict[str, nn.Module]] = {id(each): {} for each in methods}
+    held: dict[int, Tensor] = {}
+    for edit, each in pairs:
+        module = _on_meta(edit, shared[id(each)])
+        keys = {name: marks[id(each)] + each.file_name(edit, name, around) for name in stored(module)}
+        tensors = {keys[name]: _planned(edit, each, name, kept) for name, kept in stored(module).items()}
+        new = {id(t): t for name, t in module.named_buffers() if name not in keys and t.is_floating_point()}
+        unsaved = sum(tensor.numel() for at, tensor in new.items() if at not in held)
+        held.update(new)
+        yield PlannedEdit(edit=edit, method=each, tensors=tensors, unsaved=unsaved)
 
 
 def key_marks(methods: Sequence[Method]) -> tuple[str, ...]:
@@ -268,17 +282,11 @@ def _method(given: Any, sites: tuple[Site, ...]) -> Method:
     return method_of_peft(given).from_peft(given, sites).resolved(sites)
 
 
-def _tensors(
-    edit: Edit, method: Method, around: Mapping[str, Sequence[str]], shared: dict[str, nn.Module], mark: str
-) -> dict[str, PlannedTensor]:
+def _on_meta(edit: Edit, shared: dict[str, nn.Module]) -> nn.Module:
     shape = edit.site.shape
     weight = FrozenWeight(torch.empty(shape, device=META)) if edit.place in READING else None
     parameter = torch.empty(shape, device=META) if edit.place == "instead" else None
-    module = edit.build(Start(torch.Generator(), META, torch.float32, weight, parameter, shared=shared))
-    return {
-        mark + method.file_name(edit, name, around): _planned(edit, method, name, kept)
-        for name, kept in stored(module).items()
-    }
+    return edit.build(Start(torch.Generator(), META, torch.float32, weight, parameter, shared=shared))
 
 
 def _planned(edit: Edit, method: Method, name: str, kept: Tensor) -> PlannedTensor:

@@ -16,8 +16,7 @@ from torch import nn
 
 from lorica.adapter.attached import Attached
 from lorica.adapter.effect import inert, without_effect
-from lorica.adapter.fetch import folder_of
-from lorica.adapter.file import AdapterFile, manifest_of, read
+from lorica.adapter.file import AdapterFile, held, understood
 from lorica.adapter.load import load
 from lorica.adapter.manifest import tokenizer_facts
 from lorica.adapter.origin import answers, judged
@@ -131,14 +130,13 @@ def _files(
     untrained: bool,
     whole: Callable[[AdapterFile], str | None] | None,
 ) -> None:
-    folder = folder_of(source)
-    manifest = checks.tried("files", lambda: manifest_of(folder))
-    file = checks.tried("format", lambda: read(source))
-    if manifest is None:
+    found = checks.tried("files", lambda: held(source))
+    file = checks.tried("format", lambda: understood(found))
+    if found.manifest is None:
         checks.recorded = False
         checks.note(UNRECORDED, False, "no lorica.json: written by others, so neither base nor outputs were recorded")
     else:
-        checks.note("files", True, f"{len(manifest['files'])} files of the recorded sizes and SHA-256")
+        checks.note("files", True, f"{len(found.manifest['files'])} files of the recorded sizes and SHA-256")
     checks.note("format", True, f"{' + '.join(m.kind for m in file.methods)}, {len(file.tensors)} tensors")
     bad = [key for key, tensor in file.tensors.items() if not bool(tensor.isfinite().all())]
     checks.need("finite", not bad, f"{bad[0]} and {len(bad) - 1} more are not finite" if bad else "every value")

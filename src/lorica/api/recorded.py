@@ -12,7 +12,7 @@ from lorica.adapter.fetch import folder_of as adapter_folder
 from lorica.adapter.manifest import NAME
 from lorica.api.tasked import recorded_head
 from lorica.data import DataConfig
-from lorica.errors import AdapterError, LoricaError, RequestError
+from lorica.errors import AdapterError, LoricaError, RequestError, by_field
 from lorica.models import add_tokens, load_base
 from lorica.models.folder import is_hub_id
 from lorica.models.vocabulary import missing_tokens
@@ -92,8 +92,7 @@ def data_config(manifest: Mapping[str, Any], source: str) -> DataConfig:
     try:
         return DataConfig.model_validate({**made, "train": source, "eval": None})
     except ValidationError as error:
-        told = (f"lorica.json: recipe.data.{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise AdapterError.of([*told]) from error
+        raise AdapterError.of([f"lorica.json: {told}" for told in by_field(error, "recipe.data")]) from error
 
 
 def shape(manifest: Mapping[str, Any]) -> str | None:

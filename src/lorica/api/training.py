@@ -16,7 +16,7 @@ from lorica.api.tasked import TaskLike, attach, load_base, settled, task_for, ta
 from lorica.api.vocabulary import with_tokens
 from lorica.budget import cautions
 from lorica.data import DataConfig, Dataset
-from lorica.errors import RecipeError, did_you_mean
+from lorica.errors import RecipeError, by_field, did_you_mean
 from lorica.models import fingerprint
 from lorica.recipe import Recipe
 from lorica.train import Run, TrainConfig
@@ -128,8 +128,7 @@ def _settings(settings: dict[str, Any]) -> tuple[TrainConfig, DataConfig]:
     try:
         return TrainConfig(**rest), DataConfig(train="rows", **encoding)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-        raise RecipeError.of(lines) from error
+        raise RecipeError.of(by_field(error)) from error
 
 
 def _methods(attached: Attached) -> list[dict[str, Any]]:

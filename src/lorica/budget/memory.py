@@ -13,13 +13,14 @@
     peak = weights + adapter + gradients + optimizer + context + buffers + activations + logits
 
 Saved by one block of our decoder for a token, in elements of the computing type (D width, Q and K widths of queries
-and of keys, F inner width of the MLP): both norms' outputs 2 D, attention 3 Q + 2 K (queries, keys, values, its output
-and that output in the order of tokens), gate, silu(gate), up and their product 4 F; and both norms' inputs in float32,
-8 D bytes.  On a CPU in bfloat16, where attention is two plain products, H L scores and the repeated keys and values
-2 (Q - K) as well (H heads, L tokens of a document).  Where no layer's input is needed (LoRA-FA), 2 D + Q + F less;
-where outputs of adapted layers are needed (DoRA), those more.  A transformers block saves about two elements for each
-that goes in or out of a linear.  With gradient checkpointing a block leaves its input D alone, and one block at a time
-has the rest.
+and of keys, F inner width of the MLP): both norms' inputs 2 D, attention 2 Q + 2 K (queries, keys, values, its
+output), gate, silu(gate) and up 3 F, where a gated MLP that is one function makes silu(gate) and the product again.
+On a CPU in bfloat16 attention to a prefix is two plain products, which keep H L scores and the repeated keys and
+values 2 (Q - K) as well (H heads, L tokens of a document).  To that come what edits need, as their method declares it
+(`keeps`): inputs of layers, D once for q, k and v and once for gate and up, Q for o and F for down; outputs; and other
+numbers.  Blocks below the first that has an edit keep nothing.  A transformers block saves about two elements for each
+that goes in or out of a linear, inputs among them.  With gradient checkpointing a block leaves its input D alone, and
+one block at a time has the rest.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +30,7 @@ from typing import Any
 
 from lorica.adapter import Plan
 from lorica.kernels.cross_entropy import CHUNK_ROWS
-from lorica.methods.contract import Role
+from lorica.methods.contract import Keeps, Role
 from lorica.site import Site
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "uint8": 1}
@@ -37,8 +38,11 @@ TRAINED = 4
 """Adapters are float32."""
 Moments = Callable[[tuple[int, ...], Role], int]
 """Numbers that an optimiser keeps for a trained tensor of a shape and a role."""
+READ_TOGETHER = {"attention": {"q", "k", "v"}, "mlp": {"gate", "up"}}
+"""Roles whose layers have one input."""
 LONG = 384
 """Tokens from which documents go through the flash kernel one by one, which keeps no scores."""
+GATED = frozenset({"gate", "up", "down"})
 CONTEXT = {"cpu": 450_000_000, "cuda": 500_000_000}
 """A process that has imported torch and transformers; a CUDA context with its kernels."""
 
@@ -88,14 +92,15 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
     """kind: cpu or cuda.  decoder: the base runs on our own decoder, whose head works in chunks."""
     shapes = Shapes.of(plan.base)
     width = shapes.width
+    first = _first_block(plan, shapes.layers)
     block = _fused_block(shapes) if decoder else _plain_block(plan.base, shapes)
-    if decoder and not any("inputs" in method.keeps for method in plan.methods):
-        block -= width * (2 * shapes.d + shapes.q + shapes.f)
-    block += width * _outputs(plan) // max(shapes.layers, 1)
-    if decoder and kind == "cpu" and width == BYTES["bfloat16"]:
+    of_edits = _more(plan) + (_inputs(plan) - _made_again(plan) if decoder else 0)
+    block += width * of_edits // max(shapes.layers - first, 1)
+    prefixed = any(planned.edit.place == "keys_values_before" for planned in plan.edits)
+    if decoder and prefixed and kind == "cpu" and width == BYTES["bfloat16"]:
         block += width * (shapes.heads * min(work.length, LONG) + 2 * (shapes.q - shapes.k))
-    kept = 0 if work.recomputed is None else max(shapes.layers - work.recomputed, 0)
-    recomputed = shapes.layers - kept
+    kept = 0 if work.recomputed is None else max(shapes.layers - max(work.recomputed, first), 0)
+    recomputed = shapes.layers - first - kept
     activations = work.tokens * (kept * block + recomputed * shapes.d * width + (block if recomputed else 0))
     return Memory(
         weights=sum(prod(site.shape) * BYTES[site.dtype] for site in plan.base if site.kind == "parameter"),
@@ -109,10 +114,42 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
     )
 
 
-def _outputs(plan: Plan) -> int:
-    """d_out of every layer in a block whose output is needed."""
-    around = (p for p in plan.edits if p.edit.place == "around" and "outputs" in p.method.keeps)
-    return sum(p.site.d_out for p in around if p.site.layer is not None)
+def _first_block(plan: Plan, blocks: int) -> int:
+    """Where the backward pass ends: at the first block that an edit is in, and at the very first where an edit is
+    outside the blocks.  A head is behind them all."""
+    behind = (blocks if "head" in p.site.roles else 0 for p in plan.edits if p.site.layer is None)
+    return min([*behind, *(p.site.layer for p in plan.edits if p.site.layer is not None)], default=0)
+
+
+def _inputs(plan: Plan) -> int:
+    """Elements a token of the layers in blocks whose input is needed, once where several read the same."""
+    linears = {site.weight: site for site in plan.base if site.kind == "linear" and site.layer is not None}
+    read: dict[tuple[str, str], int] = {}
+    for planned in plan.edits:
+        edited = planned.site.name if planned.site.kind == "parameter" else planned.site.weight
+        if planned.method.keeps(planned.edit).inputs and (site := linears.get(edited)):
+            group = next((name for name, roles in READ_TOGETHER.items() if roles & set(site.roles)), site.leaf)
+            read[site.name.rpartition(".")[0], group] = site.d_in
+    return sum(read.values())
+
+
+def _made_again(plan: Plan) -> int:
+    """Elements a token that gated MLPs make again in the backward pass, where all of their linears fuse: silu(gate) and
+    what `down` reads; and outputs of gate and up, which are kept in any case."""
+    fused: dict[str, dict[str, tuple[Site, Keeps]]] = {}
+    for p in plan.edits:
+        keeps, roles = p.method.keeps(p.edit), GATED.intersection(p.site.roles)
+        if keeps.fuses and p.edit.place == "around" and p.site.layer is not None and len(roles) == 1:
+            fused.setdefault(p.site.owner, {})[next(iter(roles))] = p.site, keeps
+    whole = [mlp for mlp in fused.values() if mlp.keys() == GATED]
+    kept_once = (site.d_out for mlp in whole for site, keeps in (mlp["gate"], mlp["up"]) if keeps.outputs)
+    return sum(2 * mlp["gate"][0].d_out for mlp in whole) + sum(kept_once)
+
+
+def _more(plan: Plan) -> int:
+    """Elements a token of outputs in blocks that are needed, and of numbers beside them."""
+    inside = ((p.site, p.method.keeps(p.edit)) for p in plan.edits if p.site.layer is not None)
+    return sum(site.d_out * keeps.outputs + keeps.numbers for site, keeps in inside)
 
 
 def _shown(plan: Plan) -> int:
@@ -189,7 +226,7 @@ def _widest(sites: Sequence[Site]) -> int:
 
 
 def _fused_block(s: Shapes) -> int:
-    return s.width * (2 * s.d + 3 * s.q + 2 * s.k + 4 * s.f) + 8 * s.d
+    return s.width * (2 * s.d + 2 * s.q + 2 * s.k + 3 * s.f)
 
 
 def _plain_block(sites: Sequence[Site], s: Shapes) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lorica.errors import AdapterError, did_you_mean
 from lorica.kernels import LowRank, site_id
-from lorica.methods.contract import AroundLinear, Build, Edit, Life, Role, Start
+from lorica.methods.contract import AroundLinear, Build, Edit, Keeps, Life, Role, Start
 from lorica.methods.on_layers import OnLayers
 from lorica.methods.rank_budget import Allocation, Settings, steps_of
 from lorica.methods.ranked import LARGEST_RANK, from_pattern, plain_number
@@ -108,6 +108,9 @@ class AdaLoRA(OnLayers):
     def role(self, edit: Edit, parameter: str, shape: tuple[int, ...]) -> Role:
         named: Mapping[str, Role] = {"P": "B", "L": "vector", "Q": "A"}
         return named[parameter] if edit.place == "around" else super().role(edit, parameter, shape)
+
+    def kept_at(self, site: Site) -> Keeps:
+        return Keeps(inputs=True, numbers=self.rank(site), fuses=True)
 
     def note(self, edit: Edit) -> str:
         return f"r={self.rank(edit.site)}, mean {self.r} left, s={self.scale():.4g}" if edit.place == "around" else ""

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lorica.errors import TargetError
-from lorica.methods.contract import After, Edit, Flow, Start
+from lorica.methods.contract import After, Edit, Flow, Keeps, Start
 from lorica.methods.saved import Saving
 from lorica.site import Site
 
@@ -59,6 +59,9 @@ class Bottleneck(Saving):
 
     def activation(self) -> Callable[[Tensor], Tensor]:
         return NONLINEARITIES[self.nonlinearity or NONLINEARITY_OF[self.placement]]
+
+    def keeps(self, edit: Edit) -> Keeps:
+        return Keeps(outputs=True, numbers=2 * self.size) if edit.place == "after" else super().keeps(edit)
 
     def note(self, edit: Edit) -> str:
         return f"m={self.size} {self.nonlinearity or NONLINEARITY_OF[self.placement]}" if edit.place == "after" else ""

@@ -51,7 +51,7 @@ class Start:
     parameter: Tensor | None = None
     given: Mapping[str, Tensor] = field(default_factory=dict)
     shared: dict[str, nn.Module] = field(default_factory=dict)
-    """What the modules of one adapter have in common: the first that needs it makes it, and trains it as its own."""
+    """What the modules of one method have in common: the first that needs it makes it, and trains it as its own."""
 
     def once(self, key: str, make: Callable[[], nn.Module]) -> nn.Module:
         """The shared module of this name: a module, because its tensors stay one when the model is moved."""
@@ -82,6 +82,18 @@ Build = Callable[[Start], nn.Module]
 Role = Literal["A", "B", "embedding", "table", "matrix", "vector"]
 """What a trained tensor is to an optimiser: a factor of a low-rank product, which is s B A; a factor of one around an
 embedding; a matrix with a row a token or a class; any other matrix; a vector or a number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeps:
+    """Of each token, beside what the bare base needs to pass a gradient on: what goes into the site, what comes out of
+    it, and so many numbers more.  A trained vector needs nothing new.  `fuses`: it is a low-rank product, which a gated
+    MLP computes with those of its siblings where all three have one."""
+
+    inputs: bool = False
+    outputs: bool = False
+    numbers: int = 0
+    fuses: bool = False
 
 
 def stored(module: nn.Module) -> dict[str, Tensor]:
@@ -253,8 +265,6 @@ class Method(BaseModel):
     peft_type: ClassVar[str | None] = None
     mergeable: ClassVar[bool] = True
     batchable: ClassVar[bool] = True
-    keeps: ClassVar[tuple[Literal["inputs", "outputs"], ...]] = ("inputs",)
-    """What of the layers it is around the backward pass needs, for the forecast of memory."""
     beyond_peft: ClassVar[tuple[str, ...]] = ()
     """Fields that PEFT's config has no word for; a folder's lorica.json says them, and that it is this method."""
     peft_tasks: ClassVar[frozenset[str] | None] = None
@@ -316,9 +326,10 @@ class Method(BaseModel):
         """How many sites each entry of `target_modules` chose, for the plan; None where there are no targets."""
         return None
 
-    def frozen(self, edit: Edit) -> int:
-        """How many numbers the module of an edit holds beside those that are trained."""
-        return 0
+    def keeps(self, edit: Edit) -> Keeps:
+        """What the backward pass needs of each token because of an edit, for the forecast of memory."""
+        matrix = edit.place == "instead" and len(edit.site.shape) > 1
+        return Keeps(inputs=matrix or edit.place == "around")
 
     def note(self, edit: Edit) -> str:
         """A few characters for the plan's table, such as `r=8 s=2`."""

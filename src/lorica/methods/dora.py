@@ -12,13 +12,13 @@ Liu et al. 2024, arXiv:2402.09353, equations 5 and 11; with dropout as in the au
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lorica.kernels import FrozenWeight, LowRank, Noise, row_norms, row_squares
-from lorica.methods.contract import Build, Edit, Flow, Start
+from lorica.methods.contract import Build, Edit, Flow, Keeps, Start
 from lorica.methods.lora import LoRA, LoRAEmbedding, LoRALinear
 from lorica.site import Kind, Site
 
@@ -27,7 +27,6 @@ class DoRA(LoRA):
     """Weight-decomposed low-rank adaptation.  Every field means what it means in LoRA."""
 
     kind: ClassVar[str] = "dora"
-    keeps: ClassVar[tuple[Literal["inputs", "outputs"], ...]] = ("inputs", "outputs")
     kinds: ClassVar[tuple[Kind, ...]] = ("linear", "embedding")
     keys: ClassVar[Mapping[str, str]] = {
         **LoRA.keys,
@@ -39,6 +38,9 @@ class DoRA(LoRA):
     def around(self, site: Site) -> Build:
         module = DoRAEmbedding if site.kind == "embedding" else DoRALinear
         return lambda start: module(self, site, start)
+
+    def kept_at(self, site: Site) -> Keeps:
+        return Keeps(inputs=True, outputs=True, numbers=self.rank(site), fuses=True)
 
     def peft_config(self, edits: tuple[Edit, ...], sites: tuple[Site, ...]) -> dict[str, Any]:
         return {**super().peft_config(edits, sites), "use_dora": True}

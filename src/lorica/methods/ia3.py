@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lorica.errors import did_you_mean
 from lorica.methods import peft_config
-from lorica.methods.contract import AroundLinear, Build, Edit, Flow, Role, Start
+from lorica.methods.contract import AroundLinear, Build, Edit, Flow, Keeps, Role, Start
 from lorica.methods.on_layers import OnLayers, peft_targets
 from lorica.methods.targets import ends, matches
 from lorica.site import Site
@@ -60,6 +60,10 @@ class IA3(OnLayers):
 
     def role(self, edit: Edit, parameter: str, shape: tuple[int, ...]) -> Role:
         return "vector" if edit.place == "around" else super().role(edit, parameter, shape)
+
+    def kept_at(self, site: Site) -> Keeps:
+        reads = self.reads(site)
+        return Keeps(inputs=reads, outputs=not reads)
 
     def note(self, edit: Edit) -> str:
         return ("input" if self.reads(edit.site) else "output") if edit.place == "around" else ""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lorica.errors import AdapterError
 from lorica.kernels import LowRank, site_id
-from lorica.methods.contract import AroundLinear, Build, Start
+from lorica.methods.contract import AroundLinear, Build, Keeps, Start
 from lorica.methods.lycoris import Lycoris
 from lorica.site import Site
 
@@ -39,6 +39,9 @@ class LoHa(Lycoris):
 
     def around(self, site: Site) -> Build:
         return lambda start: LoHaLinear(self, site, start)
+
+    def kept_at(self, site: Site) -> Keeps:
+        return Keeps(inputs=True, numbers=self.rank(site) ** 2, fuses=True)
 
     def site_of_file(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Site | None:
         held = {self.end_of(key): shape for key, shape in shapes.items()}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lorica.errors import AdapterError
 from lorica.kernels import site_id
-from lorica.methods.contract import AroundLinear, Build, Edit, Flow, Start
+from lorica.methods.contract import AroundLinear, Build, Edit, Flow, Keeps, Role, Start
 from lorica.methods.lycoris import Lycoris
 from lorica.site import Site
 
@@ -61,6 +61,22 @@ class LoKr(Lycoris):
 
     def around(self, site: Site) -> Build:
         return lambda start: LoKrLinear(self, site, start)
+
+    def whole(self, site: Site) -> tuple[bool, bool]:
+        """Whether C is a parameter itself, and D, rather than a product of two."""
+        (a, b), (c, d) = self.split(site)
+        r = self.rank(site)
+        return not self.decompose_both or r >= max(a, c) / 2, r >= max(b, d) / 2
+
+    def role(self, edit: Edit, parameter: str, shape: tuple[int, ...]) -> Role:
+        """A and B are of C or D, whose Kronecker product is no s B A: LoRA+ says nothing of their rates."""
+        return "matrix" if edit.place == "around" else super().role(edit, parameter, shape)
+
+    def kept_at(self, site: Site) -> Keeps:
+        """X D^T (b, c), and between the factors of each (c, r) and (b, r)."""
+        (_, b), (c, _) = self.split(site)
+        of_C, of_D = (0 if whole else self.rank(site) for whole in self.whole(site))
+        return Keeps(inputs=True, numbers=b * c + of_C * b + of_D * c)
 
     def wasteful(self, edits: Iterable[Edit]) -> list[str]:
         """Nothing: a rank beyond the matrix makes it whole."""
@@ -143,17 +159,17 @@ class LoKrLinear(AroundLinear):
     def __init__(self, config: LoKr, site: Site, start: Start) -> None:
         super().__init__()
         (a, b), (c, d) = config.split(site)
-        r = config.rank(site)
+        r, (whole_C, whole_D) = config.rank(site), config.whole(site)
         self.C: Whole | Product
-        if config.decompose_both and r < max(a, c) / 2:
-            self.C = Product(start.zeros(a, r), start.uniform(c**-0.5, r, c))
-        else:
+        if whole_C:
             self.C = Whole(start.zeros(a, c))
-        self.D: Whole | Product
-        if r < max(b, d) / 2:
-            self.D = Product(start.uniform(r**-0.5, b, r), start.uniform(d**-0.5, r, d))
         else:
+            self.C = Product(start.zeros(a, r), start.uniform(c**-0.5, r, c))
+        self.D: Whole | Product
+        if whole_D:
             self.D = Whole(start.uniform(d**-0.5, b, d))
+        else:
+            self.D = Product(start.uniform(r**-0.5, b, r), start.uniform(d**-0.5, r, d))
         self.inner = (c, d)
         self.scale, self.dropout, self.site = config.scale(site), config.dropout, site_id(site.name)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lorica.errors import AdapterError, TargetError
 from lorica.kernels import LowRank, site_id
 from lorica.methods import peft_parts, presets, starts, token_rows
-from lorica.methods.contract import AroundLinear, Build, Copy, Edit, Flow, Instead, Start
+from lorica.methods.contract import AroundLinear, Build, Copy, Edit, Flow, Instead, Keeps, Start
 from lorica.methods.lora_conv import LoRAConv
 from lorica.methods.lora_experts import LoRAExperts
 from lorica.methods.peft_keys import PREFIX
@@ -114,7 +114,7 @@ class LoRA(Ranked):
         return lambda start: module(self, site, start)
 
     def edits(self, sites: tuple[Site, ...], statistics: Mapping[str, Any] | None = None) -> tuple[Edit, ...]:
-        edits, saved = super().edits(sites, statistics), self.saved(sites)
+        edits, saved = super().edits(sites, statistics), self.saved_sites(sites)
         rows, _ = token_rows.chosen(self.trainable_token_indices, sites)
         adapted = {edit.site.name for edit in edits if edit.place == "around"}
         biases = [site for site in sites if self._trains_bias(site, adapted) and site not in saved]
@@ -123,7 +123,7 @@ class LoRA(Ranked):
 
     def problems(self, adapted: list[Site], sites: tuple[Site, ...]) -> list[str]:
         rows, problems = token_rows.chosen(self.trainable_token_indices, sites)
-        saved = self.saved(sites)
+        saved = self.saved_sites(sites)
         twice = [f"{site.name}: modules_to_save trains all of its rows already" for site, _ in rows if site in saved]
         started = [
             f"{site.name}: init {self.init.kind} starts linears that are called alone; choose kaiming or gaussian, or "
@@ -180,9 +180,8 @@ class LoRA(Ranked):
         r = self.rank(site)
         return self.alpha_of(site) / (math.sqrt(r) if self.rslora else r)
 
-    def frozen(self, edit: Edit) -> int:
-        moved = self.init.moves and edit.place == "around" and edit.site.kind == "linear"
-        return self.rank(edit.site) * sum(edit.site.shape) if moved else 0
+    def kept_at(self, site: Site) -> Keeps:
+        return Keeps(inputs=True, numbers=(2 if self.init.moves else 1) * self.rank(site), fuses=True)
 
     def note(self, edit: Edit) -> str:
         return f"{len(edit.build.args[0])} rows" if isinstance(edit.build, partial) else super().note(edit)

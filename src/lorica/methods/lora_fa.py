@@ -11,12 +11,12 @@ Zhang et al. 2023, arXiv:2308.03303; the correction is its later version's.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
 from lorica.kernels import LowRank, preconditioned
-from lorica.methods.contract import Build, Start
+from lorica.methods.contract import Build, Keeps, Start
 from lorica.methods.lora import LoRA, LoRALinear
 from lorica.site import Kind, Site
 
@@ -30,7 +30,6 @@ class LoRAFA(LoRA):
     """
 
     kind: ClassVar[str] = "lora-fa"
-    keeps: ClassVar[tuple[Literal["inputs", "outputs"], ...]] = ()
     beyond_peft: ClassVar[tuple[str, ...]] = ("corrected",)
     kinds: ClassVar[tuple[Kind, ...]] = ("linear",)
     translated: ClassVar[Mapping[str, str]] = {**LoRA.translated, "corrected": "corrected"}
@@ -40,6 +39,9 @@ class LoRAFA(LoRA):
     def around(self, site: Site) -> Build:
         module = CorrectedLinear if self.corrected else LoRAFALinear
         return lambda start: module(self, site, start)
+
+    def kept_at(self, site: Site) -> Keeps:
+        return Keeps(numbers=self.rank(site))
 
 
 class LoRAFALinear(LoRALinear):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lorica.errors import AdapterError
 from lorica.kernels import LowRank, site_id
-from lorica.methods.contract import AroundLinear, Build, Edit, Start
+from lorica.methods.contract import AroundLinear, Build, Edit, Keeps, Role, Start
 from lorica.methods.on_layers import OnLayers
 from lorica.methods.ranked import LARGEST_RANK
 from lorica.site import Site
@@ -42,6 +42,13 @@ class MultiLoRA(OnLayers):
 
     def around(self, site: Site) -> Build:
         return lambda start: MultiLoRALinear(self, site, start)
+
+    def kept_at(self, site: Site) -> Keeps:
+        return Keeps(inputs=True, numbers=self.n * self.r, fuses=True)
+
+    def role(self, edit: Edit, parameter: str, shape: tuple[int, ...]) -> Role:
+        """The c are gains, n vectors side by side."""
+        return "vector" if parameter == "c" and edit.place == "around" else super().role(edit, parameter, shape)
 
     def note(self, edit: Edit) -> str:
         return f"{self.n} x r={self.r}" if edit.place == "around" else ""

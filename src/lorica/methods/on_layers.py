@@ -13,10 +13,11 @@ from typing import Any, ClassVar, Self
 
 from pydantic import ValidationError
 
-from lorica.errors import RecipeError, TargetError, did_you_mean
+from lorica.errors import RecipeError, TargetError, by_field, did_you_mean
 from lorica.methods import peft_config, peft_keys, peft_parts
-from lorica.methods.contract import Around, Build, Copy, Edit, Instead, Method
+from lorica.methods.contract import Around, Build, Copy, Edit, Instead, Keeps
 from lorica.methods.peft_keys import PREFIX
+from lorica.methods.saved import Saving
 from lorica.methods.targets import PRESETS, Selection, matches, select, shortest_names, within
 from lorica.site import Kind, Site
 
@@ -27,7 +28,7 @@ OF_FINISHED = ("modules_to_save", "ensure_weight_tying")
 """A finished adapter computes the same whether tied layers were kept tied or not."""
 
 
-class OnLayers(Method):
+class OnLayers(Saving):
     """`target_modules` (preset, list of names or glob) and `modules_to_save` (modules trained in full, such as a new
     head) mean the same in every method."""
 
@@ -40,18 +41,24 @@ class OnLayers(Method):
     """Fields of PEFT's config that a method reads by itself."""
 
     target_modules: str | tuple[str, ...] = "all-linear"
-    modules_to_save: tuple[str, ...] = ()
 
     def around(self, site: Site) -> Build:
         """What builds the module of one layer."""
         raise NotImplementedError
+
+    def kept_at(self, site: Site) -> Keeps:
+        """What `keeps` is of a module around this layer."""
+        return Keeps(inputs=True)
+
+    def keeps(self, edit: Edit) -> Keeps:
+        return self.kept_at(edit.site) if edit.place == "around" else super().keeps(edit)
 
     def problems(self, adapted: list[Site], sites: tuple[Site, ...]) -> list[str]:
         """What of the config does not fit the layers that it chose, and those there are."""
         return []
 
     def edits(self, sites: tuple[Site, ...], statistics: Mapping[str, Any] | None = None) -> tuple[Edit, ...]:
-        adapted, saved = self.adapted(sites), self.saved(sites)
+        adapted, saved = self.adapted(sites), self.saved_sites(sites)
         problems = [*self.problems(adapted, sites), *self._save_problems(sites)]
         if problems:
             raise TargetError.of(problems)
@@ -64,9 +71,6 @@ class OnLayers(Method):
 
     def adapted(self, sites: tuple[Site, ...]) -> list[Site]:
         return [site for site in self.selection(sites).sites if not self.saves(site.name)]
-
-    def saved(self, sites: tuple[Site, ...]) -> list[Site]:
-        return [site for site in sites if site.kind == "parameter" and self.saves(site.owner)]
 
     def selection(self, sites: tuple[Site, ...]) -> Selection:
         kinds = self.kinds
@@ -84,10 +88,6 @@ class OnLayers(Method):
             for kind, found in held.items()
             if found
         )
-
-    def saves(self, module: str) -> bool:
-        """Whether `modules_to_save` trains this module whole."""
-        return any(within(module, name) for name in self.modules_to_save)
 
     def _save_problems(self, sites: tuple[Site, ...]) -> list[str]:
         modules = {site.owner for site in sites if site.kind == "parameter"}
@@ -212,8 +212,7 @@ class OnLayers(Method):
         try:
             return cls.model_validate({**values, **ours})
         except ValidationError as error:
-            told = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-            raise RecipeError.of(told) from None
+            raise RecipeError.of(by_field(error)) from None
 
 
 def peft_targets(adapted: list[Site], sites: tuple[Site, ...]) -> list[str] | str:

@@ -49,8 +49,11 @@ class KeysValues(VirtualTokens):
         return FreeKeysValues(self.length, site, start)
 
     def peft_config(self, edits: tuple[Edit, ...], sites: tuple[Site, ...]) -> dict[str, Any] | None:
-        """None where PEFT has no such prefix: in encoder-decoders, and where layers differ in their heads."""
+        """None where PEFT has no such prefix: in encoder-decoders, where layers differ in their heads, and behind a
+        window."""
         chosen = [edit.site for edit in edits if edit.place == "keys_values_before"]
+        if any(site.window for site in chosen):
+            return None
         if len({site.shape for site in chosen}) > 1 or [site.layer for site in chosen] != list(range(len(chosen))):
             return None
         heads, width = chosen[0].shape
@@ -69,6 +72,11 @@ class KeysValues(VirtualTokens):
         (layers,) = self.numbers(config, "num_layers")
         if len(chosen) != layers:
             raise AdapterError(f"num_layers: {layers} in the file, and this base has {len(chosen)} attentions")
+        if windows := {site.window for site in chosen if site.window}:
+            raise AdapterError(
+                f"peft_type: this base looks {min(windows)} tokens back, and in PEFT that window leaves the prefix "
+                "behind, where every token sees it here; train it here"
+            )
         packed = tensors.get(KEY)
         if packed is None:
             raise AdapterError(f"{KEY}: missing from the file")
@@ -189,7 +197,8 @@ class ProjectedKeysValues(nn.Module):
         self.out_bias = start.uniform(bound, 2 * heads * d_head)
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        both = nn.functional.linear(self._encoder[0](), self.out, self.out_bias).unflatten(-1, self.shape)
+        inner = self._encoder[0]().to(self.out.device)  # layers of one base may lie on several
+        both = nn.functional.linear(inner, self.out, self.out_bias).unflatten(-1, self.shape)
         return both[:, 0], both[:, 1]
 
     def finished(self) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 W' = a free copy of W for every parameter of the modules named, such as a new head
 """
 
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from lorica.errors import RecipeError, TargetError, did_you_mean
@@ -24,7 +24,12 @@ class Saving(Method):
     modules_to_save: tuple[str, ...] = ()
 
     def saves(self, module: str) -> bool:
+        """Whether `modules_to_save` trains this module whole."""
         return any(within(module, name) for name in self.modules_to_save)
+
+    def saved_sites(self, sites: tuple[Site, ...]) -> list[Site]:
+        """The parameters of the modules that are trained whole."""
+        return [site for site in sites if site.kind == "parameter" and self.saves(site.owner)]
 
     def saved(self, sites: tuple[Site, ...]) -> tuple[Edit, ...]:
         """The copies of the modules named; TargetError naming every entry that matches none."""
@@ -38,9 +43,9 @@ class Saving(Method):
         ]
         if missing:
             raise TargetError.of(missing)
-        return tuple(Instead(site, Copy) for site in parameters if self.saves(site.owner))
+        return tuple(Instead(site, Copy) for site in self.saved_sites(sites))
 
-    def file_name(self, edit: Edit, parameter: str, around: Container[str]) -> str:
+    def file_name(self, edit: Edit, parameter: str, around: Mapping[str, Sequence[str]]) -> str:
         if edit.place == "instead":
             return self.file_prefix + edit.site.name
         return f"{edit.site.name}.{parameter}"

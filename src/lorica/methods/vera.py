@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lorica.kernels import LowRank, site_id
-from lorica.methods.contract import Around, AroundLinear, Build, Edit, Start
+from lorica.methods.contract import Around, AroundLinear, Build, Edit, Keeps, Start
 from lorica.methods.on_layers import OnLayers
 from lorica.methods.ranked import LARGEST_RANK
 from lorica.site import Site
@@ -70,6 +70,9 @@ class VeRA(OnLayers):
     def around(self, site: Site) -> Build:
         """With a pair of this layer's size; `edits` gives all layers one that is as large as they need."""
         return partial(VeRALinear, self, site, (site.d_out, site.d_in))
+
+    def kept_at(self, site: Site) -> Keeps:
+        return Keeps(outputs=True, numbers=self.r)
 
     def note(self, edit: Edit) -> str:
         return f"r={self.r}" if edit.place == "around" else ""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from lorica.errors import AdapterError, RecipeError
+from lorica.errors import AdapterError, RecipeError, by_field
 from lorica.methods import peft_config
 from lorica.methods.contract import Edit
 from lorica.methods.saved import Saving
@@ -73,8 +73,7 @@ class VirtualTokens(Saving):
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            told = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-            raise RecipeError.of(told) from None
+            raise RecipeError.of(by_field(error)) from None
 
     def packed_as(self, tensor: Tensor, tensors: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
         return {KEY: tensor, **{key: value for key, value in tensors.items() if key not in own}}

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lorica.models.decoder import SelfAttention
 from lorica.models.edited import Beside, Edited, original
 from lorica.models.families import (
     HEADS,
@@ -147,9 +148,18 @@ class _Walk:
             shape = self._attention_shape(name, site)
             if shape is not None:
                 role = "cross_attention" if is_cross(name) else "attention"
-                yield replace(
-                    site, name=name, kind="attention", roles=(role,), shape=shape, bias=False, transposed=False
-                )
+                attention = replace(site, name=name, kind="attention", roles=(role,), shape=shape, bias=False)
+                yield replace(attention, transposed=False, window=self._window(name, site.layer))
+
+    def _window(self, name: str, layer: int | None) -> int | None:
+        """Our decoder's attention has its own; transformers' says it in its config, by kinds of layers or for all."""
+        module: Any = self.modules[name]
+        if isinstance(module, SelfAttention):
+            return module.window
+        config = getattr(module, "config", None)
+        kinds = getattr(config, "layer_types", None) or ()
+        full = layer is not None and layer < len(kinds) and kinds[layer] != "sliding_attention"
+        return None if full else getattr(config, "sliding_window", None)
 
     def _attention_shape(self, name: str, site: Site) -> tuple[int, int] | None:
         """(heads_kv, d_head) from the number of heads and the width of what makes the keys."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lorica.errors import RecipeError, did_you_mean
+from lorica.errors import RecipeError, by_field, did_you_mean
 from lorica.tasks.causal_lm import CausalLanguageModelling
 from lorica.tasks.classification import Classification
 from lorica.tasks.contract import Draw, Reader, Task
@@ -61,8 +61,7 @@ def require_task(entry: Task | str | Mapping[str, Any]) -> Task:
     try:
         return task_of(entry)
     except ValidationError as error:
-        lines = [f"task.{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-        raise RecipeError.of(lines) from error
+        raise RecipeError.of(by_field(error, "task")) from error
     except ValueError as error:
         raise RecipeError(f"task: {error}") from error
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import PlainSerializer, PlainValidator, ValidationError
 
-from lorica.errors import did_you_mean
+from lorica.errors import by_field, did_you_mean
 from lorica.methods.starts.contract import Beside, Init, Moved
 from lorica.methods.starts.eva import EVA
 from lorica.methods.starts.gaussian import Gaussian
@@ -44,11 +44,7 @@ def _with_options(start: type[Init], options: dict[str, Any]) -> Init:
     try:
         return start.model_validate(options)
     except ValidationError as error:
-        raise ValueError("; ".join(_told(error))) from error
-
-
-def _told(error: ValidationError) -> list[str]:
-    return [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        raise ValueError("; ".join(by_field(error))) from error
 
 
 def _known(start: type[Init], key: str) -> str:
@@ -68,7 +64,7 @@ def of_peft(config: Mapping[str, Any]) -> tuple[Init | None, list[str]]:
         try:
             start, problems = kind.of_peft(named, config)
         except ValidationError as error:
-            return kind.model_construct(), [f"{kind.kind}: {told}" for told in _told(error)]
+            return kind.model_construct(), [f"{kind.kind}: {told}" for told in by_field(error)]
         if start is not None:
             return start, problems
     return None, []

@@ -1,15 +1,18 @@
 """A prefix takes up positions: those of real tokens move up by its length, where a family has positions that can move.
 
     GPT-2, BERT         the table of positions is looked up P places further on
+    OPT, BART           it counts by itself, from the mask or from the length of the cache: told to begin P further on
     rotary families     real tokens are turned as if they stood P places further on; the prefix is not turned at all
     T5, ViT             distances alone, or one place for each patch: nothing to move
 
 It is what a prefix in the cache does, as the authors of prefix tuning and PEFT have it.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lorica.errors import ModelError, TargetError
@@ -34,8 +37,11 @@ class Shift:
     handle: Any = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if isinstance(module, nn.Embedding):
+        if isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward:
             return (_within(module, args[0] + self.length), *args[1:]), kwargs
+        if counts_itself(module):
+            given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+            return (), _further(module, given, self.length)
         if "position_ids" in kwargs:
             return args, {**kwargs, "position_ids": kwargs["position_ids"] + self.length}
         return (args[0], args[1] + self.length, *args[2:]), kwargs
@@ -69,15 +75,44 @@ def _positions(model: nn.Module, site: Site) -> list[nn.Module]:
 
 
 def _places(name: str, module: nn.Module) -> bool:
-    if isinstance(module, nn.Embedding):
-        return type(module).forward is nn.Embedding.forward and "position" in roles_of(name, "")
+    if "position" in roles_of(name, ""):
+        return type(module).forward is nn.Embedding.forward or counts_itself(module)
     return type(module).__name__.endswith("RotaryEmbedding")
+
+
+def counts_itself(module: nn.Module) -> bool:
+    """Whether a table of positions works out where tokens stand, as those of BART, OPT and their kin."""
+    return "past_key_values_length" in inspect.signature(module.forward).parameters
+
+
+def _further(module: nn.Module, given: dict[str, Any], length: int) -> dict[str, Any]:
+    """The arguments under which each token stands `length` places further on.  OPT's past is cut off what it counts."""
+    past = given.get("past_key_values_length", 0)
+    if given.get("position_ids") is not None:
+        places = given["position_ids"]
+    elif "attention_mask" in given:
+        mask = given["attention_mask"]
+        places = (mask.cumsum(1) * mask - 1).long()[:, past:]
+    else:
+        tokens = next(value for value in given.values() if value is not None)
+        _require_room(module, past + length + (tokens if isinstance(tokens, torch.Size) else tokens.shape)[1] - 1)
+        return {**given, "past_key_values_length": past + length}
+    _require_room(module, int(places.max()) + length)
+    return {**given, "position_ids": places + length}
+
+
+def _require_room(module: nn.Module, last: int) -> None:
+    """A table that is no Embedding is made longer by itself."""
+    rows = module.num_embeddings - getattr(module, "offset", 0) if isinstance(module, nn.Embedding) else last + 1
+    if last >= rows:
+        raise _too_far(last, rows)
 
 
 def _within(table: nn.Embedding, places: Tensor) -> Tensor:
     if places.numel() and int(places.max()) >= table.num_embeddings:
-        raise ModelError(
-            f"prefix: with it the row reaches position {int(places.max())}, and the base has {table.num_embeddings}; "
-            "shorten one of them"
-        )
+        raise _too_far(int(places.max()), table.num_embeddings)
     return places
+
+
+def _too_far(last: int, rows: int) -> ModelError:
+    return ModelError(f"prefix: with it the row reaches position {last}, and the base has {rows}; shorten one of them")
