@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
+from transformers import BertConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, T5Config
 
 from lorica.adapter import attach
-from lorica.data import Dataset, Example
+from lorica.data import DataConfig, Dataset, Example
+from lorica.errors import ModelError
 from lorica.methods import LoRA
 from lorica.models.causal_lm import CausalLM
-from lorica.tasks import TASKS, Draw
+from lorica.tasks import TASKS, Draw, Reader
 
 TASK = TASKS["causal_lm"]
 CPU = torch.device("cpu")
@@ -149,3 +150,18 @@ def test_evaluation_keeps_no_gradient_and_leaves_the_mode_alone():
     TASK.evaluate(attached.model, dataset(), micro_batch_tokens=100)
     assert all(parameter.grad is None for parameter in attached.parameters())
     assert not attached.model.training
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (T5Config(architectures=["T5ForConditionalGeneration"]), "name the task: seq2seq"),
+        (BertConfig(architectures=["BertModel"]), "BertModel: it writes no next token"),
+        (BertConfig(architectures=["BertForMaskedLM"]), "writes no next token"),
+    ],
+    ids=["t5", "bert", "masked"],
+)
+def test_a_base_that_writes_no_next_token_is_refused_before_its_rows_are_read(config, said):
+    reader = Reader(plain=None, template=None, tokenizer=None, limit=64, config=config)
+    with pytest.raises(ModelError, match=said):
+        TASK.lessons(DataConfig(train="rows"), reader)

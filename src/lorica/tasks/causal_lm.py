@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lorica.data import DataConfig, Dataset, Example, Teacher
 from lorica.data.lessons import Lessons
+from lorica.errors import ModelError
 from lorica.kernels import Noise, head_cross_entropy
 from lorica.kernels.cross_entropy import CHUNK_ROWS
 from lorica.models.ambient import Pass, entered
@@ -28,6 +29,9 @@ from lorica.models.edited import Edited
 from lorica.models.layout import Layout
 from lorica.tasks.contract import Draw, Reader, Task
 from lorica.tasks.padded import by_length, no_cache, wide
+
+SILENT = ("Model", "ForMaskedLM", "ForPreTraining", "Classification", "ForQuestionAnswering")
+"""How transformers' names of models end that write no next token, `LMHeadModel` excepted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +54,7 @@ class CausalLanguageModelling(Task):
     unit: ClassVar[str] = "label tokens"
 
     def lessons(self, config: DataConfig, reader: Reader) -> Teacher:
+        _require_writer(reader.config)
         assert reader.plain is not None
         return Lessons(config, reader.plain, reader.template, reader.limit)
 
@@ -81,6 +86,15 @@ class CausalLanguageModelling(Task):
             "rows": len(dataset),
             "label_tokens": units,
         }
+
+
+def _require_writer(config: Any) -> None:
+    """ModelError for a base that is known to write no next token."""
+    name = (getattr(config, "architectures", None) or [""])[0] or ""
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{name}: it reads one text and writes another; name the task: seq2seq")
+    if name.endswith(SILENT) and not name.endswith("LMHeadModel"):
+        raise ModelError(f"{name}: it writes no next token; name a task that it can learn, such as classification")
 
 
 def flat(examples: Sequence[Example], *, device: torch.device, draw: Draw | None) -> Batch:
