@@ -69,7 +69,7 @@ def test_the_test_part_is_read_only_when_every_rate_is_chosen(tmp_path):
 def test_evidence_that_was_stopped_goes_on_and_says_what_it_has(tmp_path):
     class Killed(Drawn):
         def run(self, arm: Arm, **given: Any) -> Outcome:
-            if len(self.read) == 130:
+            if len(self.read) == 90:
                 raise KeyboardInterrupt
             return super().run(arm, **given)
 
@@ -81,7 +81,7 @@ def test_evidence_that_was_stopped_goes_on_and_says_what_it_has(tmp_path):
     assert 0 < len(partly["arms"]) < len(idle.arms)
     going_on = Drawn()
     whole = protocol(going_on, tmp_path).found()
-    assert 0 < len(going_on.read) < 130
+    assert 0 < len(going_on.read) < 90
     (tmp_path / "apart").mkdir()
     at_once = protocol(Drawn(), tmp_path / "apart").found()
     for part in ("test", "tuning"):

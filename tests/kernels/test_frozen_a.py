@@ -12,7 +12,7 @@ from lorica.kernels import LowRank, Noise, low_rank_linear, reference
 
 
 def frozen(low_rank: LowRank) -> LowRank:
-    return with_fields(low_rank, A=low_rank.A.detach())
+    return with_fields(low_rank, A=low_rank.A.detach(), frozen=True)
 
 
 def without_A(x: Tensor, weight: Any, bias: Any, low_rank: LowRank, noise: Noise | None) -> Tensor:
@@ -47,7 +47,7 @@ def test_a_bias_that_is_trained_beside_it_gets_its_gradient(dropout: float):
     assert bias is not None
 
     def op(x: Tensor, B: Tensor, bias: Tensor) -> Tensor:
-        return low_rank_linear(x, weight, bias, with_fields(low_rank, B=B), noise)
+        return low_rank_linear(x, weight, bias, with_fields(low_rank, B=B, frozen=True), noise)
 
     assert torch.autograd.gradcheck(op, [t.detach().clone().requires_grad_(True) for t in (x, low_rank.B, bias)])
 
@@ -58,7 +58,7 @@ def test_only_the_middle_of_a_token_is_kept_for_the_backward_pass(dropout: float
     x, weight, bias, low_rank, noise = made(((500,), 96, 40, 3), dropout)
     assert bias is not None
     bias.requires_grad_(trained_bias)
-    low_rank = with_fields(low_rank, B=low_rank.B.requires_grad_(True))
+    low_rank = with_fields(low_rank, B=low_rank.B.requires_grad_(True), frozen=True)
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         low_rank_linear(x.requires_grad_(True), weight, bias, low_rank, noise)

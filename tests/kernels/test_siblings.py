@@ -137,6 +137,21 @@ def test_siblings_keep_the_input_once_and_nothing_of_the_size_of_an_output() -> 
     assert sorted(tuple(t.shape) for t in kept if 500 in t.shape) == [(9, 500), (500, 7)]
 
 
+@pytest.mark.parametrize("kind", ["plain", "gain"])
+def test_outputs_are_the_same_to_the_bit_whether_anything_is_trained_or_not(kind: str) -> None:
+    """An adapter is proven by its outputs, and loaded with nothing to train."""
+    x, branches = made((64,), kind)
+    trained_ones = [of_type(b, torch.float32) for b in branches]
+    still = [Branch(b.weight, b.bias, b.low_rank and detached(b.low_rank)) for b in trained_ones]
+    for found, wanted in zip(siblings(x.float(), still), siblings(x.float(), trained_ones), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def detached(low_rank: LowRank) -> LowRank:
+    gain = None if low_rank.output is None else low_rank.output.detach()
+    return with_fields(low_rank, A=low_rank.A.detach(), B=low_rank.B.detach(), base=gain, output=gain)
+
+
 def test_siblings_with_dropout_or_a_frozen_A_are_called_alone_and_equal_it() -> None:
     x = draw(6, 7, seed=1)
     noise = Noise(1, 2, torch.arange(6), torch.arange(6))

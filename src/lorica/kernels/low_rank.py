@@ -19,7 +19,11 @@ from lorica.kernels.noise import Noise
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LowRank:
     """A (r, d_in), B (d_out, r); gains: `input` (d_in,), `middle` (r,), `output` (d_out,), `base` (d_out,),
-    `dropped_base` (d_out,); `site` is the id under which dropout draws its masks."""
+    `dropped_base` (d_out,); `site` is the id under which dropout draws its masks.
+
+    frozen: A is never trained, so that of the input only its product with A is kept for the backward pass.  Said here
+    and not read off A, since outputs must be equal to the bit whether anything is trained or not.
+    """
 
     A: Tensor
     B: Tensor
@@ -32,6 +36,7 @@ class LowRank:
     dropped_base: Tensor | None = None
     dropout: float = 0.0
     site: int = 0
+    frozen: bool = False
 
     @property
     def plain(self) -> bool:

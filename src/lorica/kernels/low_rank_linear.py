@@ -24,7 +24,7 @@ def low_rank_linear(
     branch = Branch(weight, bias, low_rank)
     if branch.fuses(noise):
         return fused(x, (branch,))[0]
-    frozen = low_rank.plain and not low_rank.A.requires_grad
+    frozen = low_rank.plain and low_rank.frozen
     if not low_rank.plain or (bias is not None and bias.requires_grad and not frozen):
         return reference(x, weight, bias, low_rank, noise)
     A, B = low_rank.A.to(x.dtype), low_rank.B.to(x.dtype)

@@ -26,14 +26,14 @@ class Branch:
     low_rank: LowRank | None = None
 
     def fuses(self, noise: Noise | None) -> bool:
-        """No dropout, no gain but one on the whole product, a frozen bias, an A that is trained or beside a gain."""
+        """No dropout, no gain but one on the whole product, a bias that is not trained, an A that is no frozen one."""
         if self.bias is not None and self.bias.requires_grad:
             return False
         low_rank = self.low_rank
         if low_rank is None:
             return True
         undropped = noise is None or not low_rank.dropout
-        return undropped and (low_rank.stretched or (low_rank.plain and low_rank.A.requires_grad))
+        return undropped and (low_rank.stretched or (low_rank.plain and not low_rank.frozen))
 
 
 def fused(x: Tensor, branches: Sequence[Branch]) -> tuple[Tensor, ...]:

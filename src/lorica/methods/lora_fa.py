@@ -53,6 +53,9 @@ class LoRAFALinear(LoRALinear):
         del self.A
         self.register_buffer("A", A)
 
+    def low_rank(self) -> LowRank:
+        return replace(super().low_rank(), frozen=True)
+
 
 class CorrectedLinear(LoRAFALinear):
     def low_rank(self) -> LowRank:
