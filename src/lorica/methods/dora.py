@@ -83,7 +83,7 @@ class DoRALinear(LoRALinear):
     def on(self, weight: FrozenWeight, noise: Noise | None = None) -> LowRank:
         """The product on the layer of this weight, in a pass with or without noise."""
         gain = self.magnitude.gain(weight, self.magnitude.squares, self.A, self.B, self.scale)
-        gains = {"dropped_base": gain - 1} if noise is not None and self.dropout else {"base": gain}
+        gains: dict[str, Any] = {"dropped_base": gain - 1} if noise is not None and self.dropout else {"base": gain}
         return LowRank(A=self.A, B=self.B, scale=self.scale, output=gain, dropout=self.dropout, site=self.site, **gains)
 
     def factors(self) -> LowRank | None:

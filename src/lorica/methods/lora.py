@@ -356,7 +356,8 @@ class MovedLinear(LoRALinear):
         return {"A": self.A0, "B": self.B0}
 
     def low_rank(self) -> LowRank:
-        return LowRank(**self.finished(), scale=self.scale, dropout=self.dropout, site=self.site)
+        both = self.finished()
+        return LowRank(A=both["A"], B=both["B"], scale=self.scale, dropout=self.dropout, site=self.site)
 
     def merged(self, W: Tensor) -> Tensor:
         both = self.finished()
