@@ -24,7 +24,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Ten
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
     k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], 1) for part in (k, v))
     scores = q @ k.mT * q.shape[-1] ** -0.5
-    return (scores.masked_fill(~_sees(q.shape[2], window), float("-inf")).softmax(-1) @ v).transpose(1, 2)
+    return (scores.masked_fill(~_sees(q.shape[2], 0, window), float("-inf")).softmax(-1) @ v).transpose(1, 2)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
@@ -32,7 +32,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None)
     window = None if window is not None and window >= q.shape[1] else window
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         return by_blocks(q, k, v, window)
-    mask = None if window is None else _sees(q.shape[1], window).to(q.device)
+    mask = None if window is None else _sees(q.shape[1], 0, window).to(q.device)
     out = nn.functional.scaled_dot_product_attention(
         *(part.transpose(1, 2) for part in (q, k, v)),
         attn_mask=mask,
@@ -51,13 +51,14 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale
     """Two batched products.  q (B, H, L, E), k and v (B, H, S, E), mask broadcast to (B, H, L, S): True where seen, or
     what is added to the scores -> (B, H, L, E).  A query that sees nothing gets an output that means nothing.
 
-    In bfloat16 on CPU it takes a third of the time of torch's flash kernel on rows of twenty tokens.
+    In bfloat16 on CPU it takes less than half the time of torch's flash kernel on rows of twenty tokens.
     """
     return _Masked.apply(q, k, v, mask, scale)  # type: ignore[return-value]
 
 
-def _sees(length: int, window: int | None) -> Tensor:
-    behind = torch.arange(length)[:, None] - torch.arange(length)
+def _sees(queries: int, before: int, window: int | None) -> Tensor:
+    """(queries, before + queries): which keys each query sees, where `before` keys stand before the first of them."""
+    behind = before + torch.arange(queries)[:, None] - torch.arange(before + queries)
     return behind >= 0 if window is None else (behind >= 0) & (behind < window)
 
 
@@ -124,9 +125,7 @@ def _blocks(rows: Tensor, groups: int, length: int, window: int | None) -> Itera
 @lru_cache(maxsize=256)
 def _hidden(queries: int, before: int, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
     """(queries groups, keys): of the block itself alone without a window, since all keys before it are seen."""
-    before = 0 if window is None else before
-    behind = before + torch.arange(queries)[:, None] - torch.arange(before + queries)
-    sees = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+    sees = _sees(queries, 0 if window is None else before, window)
     return torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, float("-inf")).repeat_interleave(groups, 0)
 
 

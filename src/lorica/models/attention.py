@@ -48,8 +48,8 @@ class Grouped:
     @classmethod
     def of(cls, layout: Layout) -> "Grouped":
         """Few groups where documents come sorted by length, as a task's batches do."""
-        documents = iter(layout.documents)
-        return cls(tuple(Rectangle.of(tuple(islice(documents, n)), layout) for n in groups_of(layout.documents)))
+        documents, device = iter(layout.documents), layout.positions.device
+        return cls(tuple(Rectangle.of(tuple(islice(documents, n)), device) for n in groups_of(layout.documents)))
 
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, prefix: Prefix | None
@@ -80,7 +80,11 @@ def groups_of(documents: Sequence[int]) -> list[int]:
 
 def _runs(documents: Sequence[int], step: int) -> list[tuple[int, int]]:
     """Width and number of the documents that follow one another and are of one length in steps of `step`."""
-    return [(width, len(list(run))) for width, run in groupby(documents, lambda count: -(-count // step) * step)]
+    return [(width, len(list(run))) for width, run in groupby(_rounded(count, step) for count in documents)]
+
+
+def _rounded(tokens: int, step: int) -> int:
+    return -(-tokens // step) * step
 
 
 def _ending_with(
@@ -106,15 +110,14 @@ class Rectangle:
     places: tuple[Tensor, Tensor] | None
 
     @classmethod
-    def of(cls, documents: tuple[int, ...], like: Layout, rounded: bool = True) -> "Rectangle":
+    def of(cls, documents: tuple[int, ...], device: torch.device, rounded: bool = True) -> "Rectangle":
         """L is rounded where documents are ragged, so that a run meets few shapes."""
         longest = max(documents, default=0)
         if all(count == longest for count in documents):
             return cls(documents, longest, None)
-        own = Layout.of(documents, device=like.positions.device)
-        return cls(
-            documents, -(-longest // WIDTH_STEP) * WIDTH_STEP if rounded else longest, (own.document_of, own.offsets)
-        )
+        own = Layout.of(documents, device=device)
+        length = _rounded(longest, WIDTH_STEP) if rounded else longest
+        return cls(documents, length, (own.document_of, own.offsets))
 
     def filled(self, flat: Tensor) -> Tensor:
         shape = (len(self.documents), self.length, *flat.shape[1:])
@@ -145,7 +148,7 @@ class Padded:
 
     @cached_property
     def _rectangle(self) -> Rectangle:
-        return Rectangle.of(self.layout.documents, self.layout, rounded=self.layout.cache is None)
+        return Rectangle.of(self.layout.documents, self.layout.positions.device, rounded=self.layout.cache is None)
 
     @cached_property
     def _positions(self) -> Tensor:
