@@ -9,7 +9,7 @@ test        ten fresh seeds an arm at that rate, on the test part, which nothing
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from benchmarks.evidence.arms import FULL, LORA, Arm
@@ -129,8 +129,8 @@ class Protocol:
         return {
             "told": arm.told,
             "trained": counted["trained"],
-            "percent": round(100 * counted["trained"] / counted["total"], 3),
-            "seconds": round(fmean(e["seconds"] for e in entries if e["part"] == "test"), 1) if tests else None,
+            "percent": round(100 * counted["trained"] / (counted["total"] - counted["trained"]), 3),
+            "seconds": round(median(e["seconds"] for e in entries if e["part"] == "test"), 1) if tests else None,
             "tuning": tuned.to_dict() if tuned else None,
             "test": tests,
         }

@@ -12,7 +12,7 @@ Part = Literal["validation", "test"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """score: in [0, 1], the higher the better.  trained: numbers that are trained, of `total` in the base."""
+    """score: in [0, 1], the higher the better.  trained: numbers that are trained.  total: these and the base's."""
 
     score: float
     trained: int

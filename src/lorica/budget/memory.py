@@ -89,7 +89,7 @@ def two_moments(shape: tuple[int, ...], role: Role) -> int:
 
 
 def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Moments = two_moments) -> Memory:
-    """kind: cpu or cuda.  decoder: the base runs on our own decoder, whose head works in chunks."""
+    """kind: cpu or cuda.  decoder: the base runs on our own decoder."""
     shapes = Shapes.of(plan.base)
     width = shapes.width
     first = _first_block(plan, shapes.layers)
@@ -108,7 +108,7 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
         gradients=TRAINED * plan.trainable_parameters,
         optimizer=TRAINED * sum(moments(tensor.shape, tensor.role) for tensor in plan.learned.values()),
         activations=activations,
-        logits=_logits(shapes, work, decoder),
+        logits=_logits(shapes, work, decoder or not any("head" in planned.site.roles for planned in plan.edits)),
         buffers=work.tokens * width * (2 * shapes.d + shapes.f) + _shown(plan) + _merged(plan, work.recomputed),
         context=CONTEXT.get(kind, CONTEXT["cuda"]),
     )
@@ -234,9 +234,10 @@ def _plain_block(sites: Sequence[Site], s: Shapes) -> int:
     return 2 * s.width * through // max(s.layers, 1)
 
 
-def _logits(s: Shapes, work: Workload, decoder: bool) -> int:
-    """Chunked: the chunk in float32 beside its computing type.  Whole: logits, their float32 copy and its gradient."""
+def _logits(s: Shapes, work: Workload, chunked: bool) -> int:
+    """Chunked: the chunk in float32 beside its computing type.  Whole, where the head of a transformers model is
+    edited: logits, their float32 copy and its gradient."""
     narrow = 0 if s.width >= 4 else 2 * s.width
-    if decoder:
+    if chunked:
         return min(CHUNK_ROWS, work.tokens) * s.vocabulary * (4 + narrow) + work.tokens * s.d * s.width
     return work.tokens * s.vocabulary * (s.width + 8)

@@ -25,13 +25,17 @@ def head_cross_entropy(hidden: Tensor, head: Callable[[Tensor], Tensor], labels:
     hidden (N, d); labels (N,) int64.  A frozen plain head takes the path that keeps only the gradient of `hidden`;
     any other head (an edited one still passes for a Linear) is recomputed chunk by chunk in the backward pass.
     """
-    if isinstance(head, nn.Linear) and type(head) is nn.Linear and not head.weight.requires_grad and head.bias is None:
-        return _FrozenHead.apply(hidden, head.weight, labels)  # type: ignore[return-value]
+    if isinstance(head, nn.Linear) and type(head) is nn.Linear and not _trained(head):
+        return _FrozenHead.apply(hidden, head.weight, head.bias, labels)  # type: ignore[return-value]
     total = hidden[:0].sum().to(_loss_dtype(hidden))
     for rows in range(0, hidden.shape[0], CHUNK_ROWS):
         part = slice(rows, rows + CHUNK_ROWS)
         total = total + checkpoint(_chunk_loss, hidden[part], head, labels[part], use_reentrant=False)  # type: ignore
     return total
+
+
+def _trained(head: nn.Linear) -> bool:
+    return head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
 
 
 def _loss_dtype(hidden: Tensor) -> torch.dtype:
@@ -46,7 +50,7 @@ class _FrozenHead(torch.autograd.Function):
     """The gradient of `hidden` is made while the logits of a chunk exist; backward only scales it."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, labels):  # type: ignore[override]
+    def forward(ctx, hidden, weight, bias, labels):  # type: ignore[override]
         count = len(labels)
         wanted = rounded(count, hidden)
         hidden, labels = with_rows(hidden, wanted), with_rows(labels, wanted)
@@ -54,7 +58,7 @@ class _FrozenHead(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, wanted, CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            logits = hidden[rows] @ weight.T
+            logits = nn.functional.linear(hidden[rows], weight, bias)
             losses[rows] = _to_gradient(logits, labels[rows])
             if gradient is not None:
                 gradient[rows] = logits @ weight
@@ -64,7 +68,7 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
         (gradient,) = ctx.saved_tensors
-        return gradient * grad.to(gradient.dtype), None, None
+        return gradient * grad.to(gradient.dtype), None, None, None
 
 
 def _to_gradient(logits: Tensor, labels: Tensor) -> Tensor:

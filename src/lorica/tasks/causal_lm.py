@@ -26,9 +26,10 @@ from lorica.kernels.cross_entropy import CHUNK_ROWS
 from lorica.models.ambient import Pass, entered
 from lorica.models.causal_lm import CausalLM
 from lorica.models.edited import Edited
+from lorica.models.foreign_head import Head, asked_at
 from lorica.models.layout import Layout
 from lorica.tasks.contract import Draw, Reader, Task
-from lorica.tasks.padded import by_length, no_cache, wide
+from lorica.tasks.padded import by_length, no_cache
 
 SILENT = ("Model", "ForMaskedLM", "ForPreTraining", "Classification", "ForQuestionAnswering")
 """How transformers' names of models end that write no next token, `LMHeadModel` excepted."""
@@ -66,9 +67,9 @@ class CausalLanguageModelling(Task):
         return len(batch.targets)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        if isinstance(model, CausalLM):
-            return _decoder_loss(model, batch)
-        return _foreign_loss(model, batch)
+        hidden, head_of = _before_head(model, batch)
+        parts = _parts(0, len(hidden)) if isinstance(getattr(model, "head", None), Edited) else [slice(None)]
+        return torch.stack([_part_loss(batch, hidden, head_of, part) for part in parts]).sum()
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, dataset: Dataset, *, micro_batch_tokens: int) -> dict[str, float]:
@@ -112,14 +113,11 @@ def flat(examples: Sequence[Example], *, device: torch.device, draw: Draw | None
 def document_losses(model: nn.Module, batch: Batch) -> Tensor:
     """(documents,) the loss summed over the label tokens of each, from one forward pass over all."""
     documents, counts = batch.layout.document_of[batch.places], len(batch.layout.documents)
-    if not isinstance(model, CausalLM):
-        losses = nn.functional.cross_entropy(_foreign_logits(model, batch), batch.targets, reduction="none")
-        return losses.new_zeros(counts).index_add(0, documents, losses)
-    hidden = model.hidden(batch.tokens, batch.layout, batch.places)
+    hidden, head_of = _before_head(model, batch)
     ends = torch.bincount(documents, minlength=counts).cumsum(0).tolist()
     return torch.stack(
         [
-            torch.stack([_part_loss(model, batch, hidden, part) for part in _parts(start, end)]).sum()
+            torch.stack([_part_loss(batch, hidden, head_of, part) for part in _parts(start, end)]).sum()
             for start, end in zip([0, *ends], ends, strict=False)
         ]
     )
@@ -129,42 +127,37 @@ def _parts(start: int, end: int) -> list[slice]:
     return [slice(at, min(at + CHUNK_ROWS, end)) for at in range(start, end, CHUNK_ROWS)]
 
 
-def _part_loss(model: CausalLM, batch: Batch, hidden: Tensor, part: slice) -> Tensor:
-    head: Any = model.head
-    if isinstance(head, Edited):
-        head = _edited_head(model, batch.layout, batch.places[part])
-    return head_cross_entropy(hidden[part], head, batch.targets[part])
+def _part_loss(batch: Batch, hidden: Tensor, head_of: Callable[[slice], Head], part: slice) -> Tensor:
+    return head_cross_entropy(hidden[part], head_of(part), batch.targets[part])
 
 
-def _decoder_loss(model: CausalLM, batch: Batch) -> Tensor:
+def _before_head(model: nn.Module, batch: Batch) -> tuple[Tensor, Callable[[slice], Head]]:
+    """(N, d), and the head of a part of these rows."""
+    if not isinstance(model, CausalLM):
+        hidden, head = _foreign_hidden(model, batch)
+        return hidden, lambda part: head
+    own: Any = model.head
+    edited = isinstance(own, Edited)
     hidden = model.hidden(batch.tokens, batch.layout, batch.places)
-    if not isinstance(model.head, Edited):
-        return head_cross_entropy(hidden, model.head, batch.targets)
-    parts = _parts(0, len(hidden))
-    return torch.stack([_part_loss(model, batch, hidden, part) for part in parts]).sum()
+    return hidden, lambda part: _edited_head(model, batch.layout, batch.places[part]) if edited else own
 
 
-def _edited_head(model: CausalLM, layout: Layout, places: Tensor) -> Callable[[Tensor], Tensor]:
+def _edited_head(model: CausalLM, layout: Layout, places: Tensor) -> Head:
     """The head of the tokens at these places, which an edit may route and drop as any others."""
     here = layout.at(places)
     return lambda hidden: model.logits(hidden, here)
 
 
-def _foreign_loss(model: nn.Module, batch: Batch) -> Tensor:
-    return nn.functional.cross_entropy(_foreign_logits(model, batch), batch.targets, reduction="sum")
-
-
-def _foreign_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """(N, vocabulary) at the places, of a model that takes padded rows and returns logits (B, L, vocabulary)."""
+def _foreign_hidden(model: nn.Module, batch: Batch) -> tuple[Tensor, Head]:
+    """Of a model that takes padded rows and returns logits (B, L, vocabulary)."""
     layout = batch.layout
     shape = (len(layout.documents), max(layout.documents))
     at = (layout.document_of, layout.offsets)
     rows = batch.tokens.new_zeros(shape).index_put(at, batch.tokens)
     mask = torch.zeros_like(rows).index_put(at, torch.ones_like(batch.tokens))
+    places = (layout.document_of[batch.places], layout.offsets[batch.places])
     with entered(Pass(_row_noise(batch))):
-        logits = _logits(model(input_ids=rows, attention_mask=mask, **no_cache(model)))
-    chosen = logits[layout.document_of[batch.places], layout.offsets[batch.places]]
-    return wide(chosen)
+        return asked_at(model, places, lambda: _logits(model(input_ids=rows, attention_mask=mask, **no_cache(model))))
 
 
 def _row_noise(batch: Batch) -> Noise | None:

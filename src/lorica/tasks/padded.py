@@ -4,7 +4,7 @@ row        0  a b c d      input_ids (B, L), the padding behind          target:
            1  e f . .      attention_mask (B, L)                                 or one a place (B, L), -100 at none
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lorica.data import Answered, Dataset, Example, micro_batches
-from lorica.kernels import Noise
+from lorica.kernels import Noise, head_cross_entropy
+from lorica.kernels.cross_entropy import CHUNK_ROWS
 from lorica.models.ambient import Pass, entered
+from lorica.models.foreign_head import asked_at
 from lorica.tasks.contract import Draw
 
 NO_TARGET = -100
@@ -67,6 +69,27 @@ def answered(model: nn.Module, batch: Padded) -> Any:
         inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, padding)
     with entered(Pass(noise)):
         return model(**inputs, **no_cache(model))
+
+
+def learned_loss(model: nn.Module, target: Tensor, call: Callable[[], Tensor]) -> Tensor:
+    """Summed over the tokens of `target` (B, L); `call` makes logits (B, L, vocabulary) with the model's forward."""
+    rows, columns = (target != NO_TARGET).nonzero(as_tuple=True)
+    hidden, head = asked_at(model, (rows, columns), call)
+    return head_cross_entropy(hidden, head, target[rows, columns])
+
+
+def learned_answers(model: nn.Module, target: Tensor, call: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """Losses (N,) of the tokens of `target`, and (B, L) whether the likeliest token is the target, or there is none."""
+    rows, columns = (target != NO_TARGET).nonzero(as_tuple=True)
+    hidden, head = asked_at(model, (rows, columns), call)
+    wanted, right = target[rows, columns], target == NO_TARGET
+    losses = []
+    for start in range(0, len(wanted), CHUNK_ROWS):
+        part = slice(start, start + CHUNK_ROWS)
+        logits = wide(head(hidden[part]))
+        losses.append(nn.functional.cross_entropy(logits, wanted[part], reduction="none"))
+        right[rows[part], columns[part]] = logits.argmax(-1) == wanted[part]
+    return torch.cat(losses), right
 
 
 def wide(logits: Tensor) -> Tensor:

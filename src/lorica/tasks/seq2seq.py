@@ -24,7 +24,7 @@ from lorica.errors import DataError, ModelError, RequestError
 from lorica.models.generate import generate, own_stop_ids
 from lorica.models.walking import context_limit
 from lorica.tasks.contract import Draw, Reader, Task, require_rows_alone
-from lorica.tasks.padded import NO_TARGET, Padded, answered, batches_by_length, padded, wide
+from lorica.tasks.padded import NO_TARGET, Padded, answered, batches_by_length, learned_loss, padded
 from lorica.tasks.writing import FieldName, Writer, filled_text, ids_of
 
 Measure = Literal["exact_match", "rouge", "bleu"]
@@ -112,9 +112,8 @@ class SequenceToSequence(Task):
     def loss(self, model: nn.Module, batch: Padded) -> Tensor:
         moved = _moved_on(model, batch.target)
         inputs = {**batch.inputs, "decoder_input_ids": moved}
-        logits = wide(answered(model, Padded(inputs, batch.target, batch.rows, batch.draw)).logits)
-        target = batch.target.flatten()
-        return nn.functional.cross_entropy(logits.flatten(0, 1), target, ignore_index=NO_TARGET, reduction="sum")
+        shown = Padded(inputs, batch.target, batch.rows, batch.draw)
+        return learned_loss(model, batch.target, lambda: answered(model, shown).logits)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, dataset: Dataset, *, micro_batch_tokens: int) -> dict[str, float]:

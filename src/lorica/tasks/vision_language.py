@@ -23,7 +23,15 @@ from lorica.errors import DataError
 from lorica.models.pixels import Images, images_of, seen
 from lorica.models.seeing import Sight, sight_of, text_logits
 from lorica.tasks.contract import Draw, Reader, Task, require_rows_alone
-from lorica.tasks.padded import NO_TARGET, Padded, answered, batches_by_length, padded, wide
+from lorica.tasks.padded import (
+    NO_TARGET,
+    Padded,
+    answered,
+    batches_by_length,
+    learned_answers,
+    learned_loss,
+    padded,
+)
 from lorica.tasks.writing import FieldName, filled_text
 
 
@@ -112,9 +120,7 @@ class VisionLanguage(Task):
         return int((batch.target != NO_TARGET).sum())
 
     def loss(self, model: nn.Module, batch: Padded) -> Tensor:
-        learned = batch.target != NO_TARGET
-        logits = wide(_logits(model, batch)[learned])
-        return nn.functional.cross_entropy(logits, batch.target[learned], reduction="sum")
+        return learned_loss(model, batch.target, lambda: _logits(model, batch))
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, dataset: Dataset, *, micro_batch_tokens: int) -> dict[str, float]:
@@ -124,10 +130,10 @@ class VisionLanguage(Task):
         total, units, exact = 0.0, 0, 0
         for indices in batches_by_length(dataset, micro_batch_tokens):
             batch = self.batch([dataset[index] for index in indices], device=device)
-            logits, learned = wide(_logits(model, batch)), batch.target != NO_TARGET
-            total += nn.functional.cross_entropy(logits[learned], batch.target[learned], reduction="sum").item()
-            units += self.units(batch)
-            exact += int(((logits.argmax(-1) == batch.target) | ~learned).all(1).sum())
+            losses, right = learned_answers(model, batch.target, lambda batch=batch: _logits(model, batch))
+            total += losses.sum().item()
+            units += len(losses)
+            exact += int(right.all(1).sum())
         loss, rows = total / units, len(dataset)
         return {
             "loss": loss,
