@@ -1,5 +1,6 @@
 """The arithmetic of memory: published parameter counts and sizes, and what the decoder really keeps."""
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -8,7 +9,8 @@ import torch
 from torch import nn
 
 from lorica import adapter, budget
-from lorica.budget.memory import Shapes, Workload, memory_of
+from lorica.budget import Machine
+from lorica.budget.memory import Shapes, Workload, memory_of, two_moments
 from lorica.errors import RequestError
 from lorica.methods import (
     IA3,
@@ -222,6 +224,26 @@ def test_the_peak_is_the_sum_of_the_parts_and_decides_what_fits() -> None:
     assert tight.fits is False
     assert "does not fit; lower train.micro_batch_tokens" in str(tight)
     assert roomy.to_dict()["memory_bytes"]["peak"] == roomy.memory.peak
+
+
+def test_no_more_blocks_are_computed_again_than_memory_demands() -> None:
+    plan = adapter.plan(shapes_of(KNOWN["Llama-2-7B"][0]), LoRA(r=16))
+    work, counts = Workload(tokens=4096, length=2048), [*range(32), None]
+
+    def peak(count: int | None) -> float:
+        return memory_of(plan, replace(work, recomputed=count), "cuda", decoder=True).peak / 1e9
+
+    def chosen(memory: float) -> int | None:
+        device = budget.machine("cuda", memory * 1e9)
+        return budget.fewest_recomputed(plan, work, device, counts, decoder=True, moments=two_moments)
+
+    assert chosen(40) == 0
+    for memory in (26, 24, 22, 20):
+        count = chosen(memory)
+        assert count
+        assert peak(count) <= 0.95 * memory < peak(count - 1)
+    assert chosen(8) is None
+    assert budget.fewest_recomputed(plan, work, Machine("?", "cuda", 0), counts, decoder=True, moments=two_moments) == 0
 
 
 def test_this_machine_tells_its_memory_and_no_memory_is_refused() -> None:

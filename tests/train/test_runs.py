@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,12 +13,14 @@ from safetensors.torch import load_file
 
 from campaign.tiny_run import base, dataset, lora, noisy
 from lorica.adapter import attach
-from lorica.budget import free
+from lorica.budget import Machine, Workload, free
+from lorica.budget.memory import memory_of
+from lorica.budget.recomputing import ROOM
 from lorica.errors import CheckpointError, DivergedError, RequestError, RunError
 from lorica.methods import LoRA
 from lorica.methods.contract import Life
 from lorica.tasks import TASKS, CausalLanguageModelling
-from lorica.train import Quiet, TrainConfig, checkpoint, fit, memory
+from lorica.train import Quiet, TrainConfig, checkpoint, fit, loop, memory
 
 TASK = TASKS["causal_lm"]
 
@@ -367,6 +370,36 @@ def test_gradient_checkpointing_changes_no_bit(tmp_path):
         recomputed = train(None, config.model_copy(update={"gradient_checkpointing": layers}), attached=adapted())
         assert [line["loss"] for line in recomputed.history] == [line["loss"] for line in plain.history]
         assert recomputed.history[-1]["grad_norm"] == plain.history[-1]["grad_norm"]
+
+
+class Noting(Quiet):
+    def __init__(self):
+        self.notes = []
+
+    def on_note(self, note):
+        self.notes.append(note)
+
+
+def test_memory_decides_how_many_blocks_are_computed_again_and_no_bit_of_the_run(monkeypatch):
+    config, longest = TrainConfig(steps=3, rows_per_step=6, learning_rate=1e-2), int(max(dataset(12).lengths))
+
+    def run(available):
+        """The losses, and what was said."""
+        attached, reporter = attach(base(layers=4), lora()), Noting()
+        monkeypatch.setattr(loop, "machine_of", lambda attached: Machine("a small machine", "cpu", available))
+        done = train(None, config, attached=attached, reporter=reporter)
+        assert attached.model.model.recomputed_layers == 0, "what a run set is undone"
+        return [line["loss"] for line in done.history], reporter.notes
+
+    plan = attach(base(layers=4), lora()).plan
+    work = Workload(tokens=6 * longest, length=longest)
+    peaks = [memory_of(plan, replace(work, recomputed=n), "cpu", decoder=True).peak for n in (0, 2, 3)]
+    plain, silent = run(int(peaks[0] / ROOM) + 1)
+    assert not silent
+    for available, told in ((peaks[1], "2 blocks"), (peaks[2], "3 blocks"), (1, "all blocks")):
+        losses, (note,) = run(int(available / ROOM) + 1)
+        assert note == f"{told} are computed again in the backward pass, to fit into a small machine, " + note[-16:]
+        assert losses == plain
 
 
 class Wandering(Life):

@@ -39,12 +39,12 @@ def test_the_learning_rate_follows_the_optimizer_where_none_is_given():
     assert TrainConfig(optimizer={"name": "lion"}, learning_rate=1e-3).learning_rate == 1e-3
 
 
-def test_gradient_checkpointing_is_all_some_or_none():
+def test_gradient_checkpointing_is_all_some_none_or_as_memory_demands():
     given = [
         TrainConfig.model_validate({"gradient_checkpointing": value}).gradient_checkpointing
-        for value in (True, False, 1, 4)
+        for value in (True, False, 1, 4, "auto")
     ]
-    assert [(value, type(value)) for value in given] == [(True, bool), (False, bool), (1, int), (4, int)]
+    assert [(value, type(value)) for value in given] == [(True, bool), (False, bool), (1, int), (4, int), ("auto", str)]
 
 
 def test_a_config_survives_its_own_dump():

@@ -8,7 +8,7 @@ from lorica import adapter, budget
 from lorica.adapter.plan import Methods
 from lorica.api.tasked import settled, with_head
 from lorica.api.vocabulary import with_tokens
-from lorica.budget import Forecast, Training, Workload
+from lorica.budget import Forecast, Training
 from lorica.data.size import rows_about
 from lorica.errors import RequestError
 from lorica.models import context_limit, load_tokenizer, shapes_only
@@ -17,6 +17,7 @@ from lorica.recipe import Recipe
 from lorica.tasks import TASKS, Task
 from lorica.train import TrainConfig, outlook
 from lorica.train.optimizers import ADAMW_RATE
+from lorica.train.recomputing import workload
 
 
 def plan(
@@ -69,10 +70,9 @@ def _forecast(
     place: budget.Machine,
 ) -> Forecast:
     planned = adapter.plan(model, with_head(model, method))
-    work = Workload(tokens=max(config.micro_batch_tokens, length), length=length, recomputed=_recomputed(config))
     return budget.forecast(
         planned,
-        work,
+        workload(config, planned, model, length, place),
         place,
         decoder=isinstance(model, CausalLM),
         moments=config.optimizer.elements,
@@ -92,8 +92,3 @@ def training_of(config: TrainConfig, length: int, rows: int | None, task: Task) 
         rows_per_step=config.rows_per_step or (config.tokens_per_step or 0) // length,
         rows=rows,
     )
-
-
-def _recomputed(config: TrainConfig) -> int | None:
-    layers = config.gradient_checkpointing
-    return None if layers is True else int(layers)

@@ -5,6 +5,7 @@ from lorica.budget.forecast import Forecast, forecast
 from lorica.budget.machine import Machine, machine
 from lorica.budget.memory import Memory, Workload
 from lorica.budget.rate import product_gflops
+from lorica.budget.recomputing import fewest_recomputed
 
 __all__ = [
     "Caution",
@@ -14,6 +15,7 @@ __all__ = [
     "Training",
     "Workload",
     "cautions",
+    "fewest_recomputed",
     "forecast",
     "machine",
     "product_gflops",

@@ -11,9 +11,7 @@ from lorica.adapter import Plan
 from lorica.budget.cautions import Caution, Training, cautions
 from lorica.budget.machine import Machine
 from lorica.budget.memory import Memory, Moments, Shapes, Workload, gigabytes, memory_of, two_moments
-
-ROOM = 0.95
-"""The share of the free memory that a run may plan for: allocators lose some of it to gaps."""
+from lorica.budget.recomputing import ROOM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +39,7 @@ class Forecast:
             **self.plan.to_dict(),
             "memory_bytes": self.memory.to_dict(),
             "flops_per_token": self.flops_per_token,
+            "recomputed_blocks": "all" if self.work.recomputed is None else self.work.recomputed,
             "fits": self.fits,
             "device": str(self.machine),
             "warnings": [caution.to_dict() for caution in self.warnings],
@@ -54,12 +53,19 @@ class Forecast:
     def _headline(self) -> str:
         return (
             f"memory, estimated for micro-batches of {self.work.tokens:,} tokens "
-            f"({self.flops_per_token / 1e9:,.3g} GFLOP a token):"
+            f"({self.flops_per_token / 1e9:,.3g} GFLOP a token{self._recomputing()}):"
         )
+
+    def _recomputing(self) -> str:
+        again = self.work.recomputed
+        if again == 0:
+            return ""
+        return f", {'all' if again is None else again} of {Shapes.of(self.plan.base).layers} blocks computed again"
 
     def _verdict(self) -> str:
         verdict = {True: "fits", False: "does not fit", None: "cannot tell whether it fits"}[self.fits]
-        remedy = "; lower train.micro_batch_tokens, or set train.gradient_checkpointing" if self.fits is False else ""
+        also = "" if self.work.recomputed is None else ", or set train.gradient_checkpointing"
+        remedy = f"; lower train.micro_batch_tokens{also}" if self.fits is False else ""
         return f"{gigabytes(self.memory.peak)} on {self.machine}: {verdict}{remedy}"
 
 

@@ -1,7 +1,7 @@
 """Bases: loading them, what of them can be edited, how each edit is installed, and running them."""
 
 from lorica.models.chat import renderer
-from lorica.models.checkpointing import checkpoint
+from lorica.models.checkpointing import checkpoint, recomputable
 from lorica.models.edits import Undo, install, parameter_of, weight_of
 from lorica.models.entry import enter
 from lorica.models.fingerprint import fingerprint
@@ -30,6 +30,7 @@ __all__ = [
     "load_tokenizer",
     "numerics",
     "parameter_of",
+    "recomputable",
     "renderer",
     "shapes_only",
     "sites",

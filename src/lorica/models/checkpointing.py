@@ -30,6 +30,12 @@ def checkpoint(model: nn.Module, layers: int | None = None) -> Undo:
     return together([_set(module, recompute) for module in (*_stacks(model), *blocks[:layers])])
 
 
+def recomputable(model: nn.Module) -> int:
+    """How many blocks can be recomputed."""
+    decoders = [module for module in model.modules() if isinstance(module, Decoder)]
+    return sum(len(decoder.layers) for decoder in decoders) or sum(map(_can_recompute, model.modules()))
+
+
 def _in_decoder(decoder: Decoder, layers: int | None) -> Undo:
     before = decoder.recomputed_layers
     decoder.recomputed_layers = len(decoder.layers) if layers is None else min(layers, len(decoder.layers))

@@ -29,7 +29,8 @@ class TrainConfig(BaseModel):
     patience                        evaluations without a better loss after which the run stops; null: never
     evaluate_every, checkpoint_every    steps, or `epoch`
     keep_checkpoints                how many of the newest stay
-    gradient_checkpointing          recompute blocks in the backward pass: all, or the first n
+    gradient_checkpointing          recompute blocks in the backward pass: all, or the first n; auto: as many as memory
+                                    demands; changes no bit of the results
     base_dropout                    the base's own dropout too, which draws from torch's global generator
     tensorboard                     scalars in the run folder, beside metrics.jsonl
     """
@@ -54,7 +55,7 @@ class TrainConfig(BaseModel):
     evaluate_every: Every = "epoch"
     checkpoint_every: Every = 200
     keep_checkpoints: Count = 2
-    gradient_checkpointing: Layers = False
+    gradient_checkpointing: Layers = "auto"
     base_dropout: bool = False
     tensorboard: bool = False
     seed: Seed = 0

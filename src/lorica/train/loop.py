@@ -6,8 +6,8 @@ that is killed at any instant and resumed ends with the same bits.
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from lorica.train.interrupt import Interruption
 from lorica.train.loss_scale import LossScale
 from lorica.train.optimizers import optimizer
 from lorica.train.progress import Progress
+from lorica.train.recomputing import machine_of, recomputing, workload
 from lorica.train.records import EvalRecord, Run, Status, StepRecord
 from lorica.train.reporter import Quiet, Reporter, Several
 from lorica.train.run_folder import RunFolder
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from lorica.adapter import Attached
 
 MEMORY_EVERY = 10
-FREE_TO_CHANGE = {"checkpoint_every", "keep_checkpoints", "tensorboard"}
+FREE_TO_CHANGE = {"checkpoint_every", "keep_checkpoints", "tensorboard", "gradient_checkpointing"}
 """Settings that leave every number of a run as it is, so that a resumed run may have others."""
 
 
@@ -132,7 +133,7 @@ class Trainer:
 
     def begin(self, stack: ExitStack) -> None:
         """Ready for the first step, or for the first after the checkpoint that is gone on from."""
-        stack.enter_context(_recomputing(self.attached, self.config.gradient_checkpointing))
+        stack.enter_context(recomputing(self.attached, self._recomputed()))
         if self.config.base_dropout:
             torch.manual_seed(self.learner.seed)
         if self.place is not None:
@@ -141,6 +142,16 @@ class Trainer:
         self.reporter.on_plan(self.total, self.progress.step, self.schedule.epoch_of(self.total - 1))
         _learning_mode(self.attached, self.config.base_dropout)
         stack.callback(self.attached.eval)
+
+    def _recomputed(self) -> int | None:
+        """Blocks, None for all; said where it was not asked for."""
+        attached, longest = self.attached, int(max(self.data.lengths))
+        machine = machine_of(attached)
+        blocks = workload(self.config, attached.plan, attached.model, longest, machine).recomputed
+        if self.config.gradient_checkpointing == "auto" and blocks != 0:
+            told = "all blocks are" if blocks is None else f"{blocks} blocks are"
+            self.reporter.on_note(f"{told} computed again in the backward pass, to fit into {machine}")
+        return blocks
 
     def note_base(self, score: Mapping[str, Any]) -> None:
         """The line of step 0, once: it outlives the lines after it when a run is resumed."""
@@ -366,18 +377,6 @@ def _learning_mode(attached: "Attached", base_dropout: bool) -> None:
     """Adapter modules learn; the base's own dropout, which follows no law of ours, is off unless asked for."""
     attached.model.train(base_dropout)
     attached.train(base=False)
-
-
-@contextmanager
-def _recomputing(attached: "Attached", layers: bool | int) -> Iterator[None]:
-    if layers is False:
-        yield
-        return
-    undo = attached.checkpoint(None if layers is True else layers)
-    try:
-        yield
-    finally:
-        undo()
 
 
 def _generators() -> dict[str, Tensor]:

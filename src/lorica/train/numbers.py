@@ -18,7 +18,7 @@ def _number(value: Any) -> Any:
 
 
 def _number_or_word(value: Any) -> Any:
-    return value if value in ("epoch", True, False) else _number(value)
+    return value if value in ("epoch", "auto", True, False) else _number(value)
 
 
 Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -29,4 +29,4 @@ AtLeastOne = Annotated[float, BeforeValidator(_number), Field(ge=1, allow_inf_na
 Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
 Seed = Annotated[int, BeforeValidator(_number), Field(ge=0)]
 Every = Annotated[Literal["epoch"] | Annotated[int, Field(ge=1)], BeforeValidator(_number_or_word)]
-Layers = Annotated[bool | Annotated[int, Field(ge=1)], BeforeValidator(_number_or_word)]
+Layers = Annotated[Literal["auto"] | bool | Annotated[int, Field(ge=1)], BeforeValidator(_number_or_word)]

@@ -1,0 +1,60 @@
+"""How many blocks are computed again in the backward pass: what the config says, or what memory demands."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from lorica.adapter import Plan
+from lorica.budget import Machine, Workload, fewest_recomputed
+from lorica.budget.free import free_memory
+from lorica.budget.memory import Shapes
+from lorica.models import recomputable
+from lorica.models.causal_lm import CausalLM
+from lorica.train.config import TrainConfig
+from lorica.train.memory import used_bytes
+
+if TYPE_CHECKING:
+    from lorica.adapter import Attached
+
+
+def workload(config: TrainConfig, plan: Plan, model: nn.Module, longest: int, machine: Machine) -> Workload:
+    """What is computed at a time, of rows of `longest` tokens at most."""
+    step = config.rows_per_step * longest if config.rows_per_step else config.tokens_per_step or longest
+    work = Workload(tokens=max(longest, min(step, config.micro_batch_tokens)), length=longest)
+    return replace(work, recomputed=_blocks(config, plan, model, work, machine))
+
+
+def _blocks(config: TrainConfig, plan: Plan, model: nn.Module, work: Workload, machine: Machine) -> int | None:
+    asked = config.gradient_checkpointing
+    if asked != "auto":
+        return None if asked is True else int(asked)
+    blocks = recomputable(model)
+    some = range(1, blocks) if blocks == Shapes.of(plan.base).layers else ()  # two stacks are counted in one row
+    counts = [0, *some, None] if blocks else [0]
+    decoder = isinstance(model, CausalLM)
+    return fewest_recomputed(plan, work, machine, counts, decoder=decoder, moments=config.optimizer.elements)
+
+
+def machine_of(attached: "Attached") -> Machine:
+    """The device of a model that is loaded: what is free, and what this process holds, which a forecast counts too."""
+    device = next(attached.model.parameters()).device
+    held = torch.cuda.memory_allocated(device) if device.type == "cuda" else used_bytes(device)
+    free, total = free_memory(device)
+    return Machine(device.type, device.type, free + held if total else 0)
+
+
+@contextmanager
+def recomputing(attached: "Attached", blocks: int | None) -> Iterator[None]:
+    """None: all of them."""
+    if blocks == 0:
+        yield
+        return
+    undo = attached.checkpoint(blocks)
+    try:
+        yield
+    finally:
+        undo()
