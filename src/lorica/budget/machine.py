@@ -18,7 +18,7 @@ class Machine:
     available: int
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.available / 1e9:.1f} GB available" if self.available else self.name
+        return f"{self.name}, {self.available / 1e9:.3g} GB available" if self.available else self.name
 
 
 def machine(device: str | None = None, memory: float | None = None) -> Machine:
@@ -27,7 +27,7 @@ def machine(device: str | None = None, memory: float | None = None) -> Machine:
     if memory is not None:
         if memory <= 0:
             raise RequestError(f"--memory: {memory / 1e9:g} GB is no amount of memory; give decimal GB, as in 24")
-        return Machine(f"a {kind} with {memory / 1e9:g} GB", kind, int(memory))
+        return Machine(f"a {kind}", kind, int(memory))
     if kind == "cpu" or (kind == "cuda" and torch.cuda.is_available()):
         name = f"cpu, {os.cpu_count()} cores" if kind == "cpu" else torch.cuda.get_device_name()
         return Machine(name, kind, free_memory(torch.device(kind))[0])
