@@ -398,7 +398,7 @@ def test_memory_decides_how_many_blocks_are_computed_again_and_no_bit_of_the_run
     assert not silent
     for available, told in ((peaks[1], "2 blocks"), (peaks[2], "3 blocks"), (1, "all blocks")):
         losses, (note,) = run(int(available / ROOM) + 1)
-        assert note == f"{told} are computed again in the backward pass, to fit into a small machine, " + note[-16:]
+        assert note.startswith(f"{told} are computed again in the backward pass, to fit into a small machine, ")
         assert losses == plain
 
 
