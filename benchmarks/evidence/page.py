@@ -1,9 +1,11 @@
 """The results as a page, `docs/evidence.md`: a table and a plot for each track."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.evidence.arms import FULL, LORA
+from benchmarks.evidence.summary import MARGIN
 
 HEAD = """# First evidence
 
@@ -84,24 +86,46 @@ def verdict(arms: Mapping[str, Any]) -> str:
 
 def plot(arms: Mapping[str, Any], metric: str) -> str:
     """Means and intervals as one inline SVG, without blank lines: they would end it in Markdown."""
-    low = min(arm["score"]["low"] for arm in arms.values())
-    high = max(arm["score"]["high"] for arm in arms.values())
+    full = arms[FULL]["score"]["mean"] if FULL in arms else None
+    margin = [] if full is None else [full - MARGIN, full + MARGIN]
+    low = min([*margin, *(arm["score"]["low"] for arm in arms.values())])
+    high = max([*margin, *(arm["score"]["high"] for arm in arms.values())])
     room = max(high - low, 1e-3)
 
     def x(value: float) -> float:
         return round(LEFT + (WIDTH - LEFT - RIGHT) * (value - low) / room, 1)
 
     bars = [_bar(arm, ROW * (place + 0.5), x) for place, arm in enumerate(arms.values())]
-    height = ROW * (len(arms) + 1)
-    title = f"{metric} in %, mean and 95 % interval over seeds"
+    bottom = ROW * len(arms)
+    title = f"{metric} in %, mean and 95 % interval over seeds" + ("; grey: two points around full" if margin else "")
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" role="img"'
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 44}" width="{WIDTH}" role="img"'
             f' aria-label="{title}" font-family="sans-serif" font-size="12" fill="gray" stroke="none">',
+            *([_band(x(margin[0]), x(margin[1]), bottom)] if margin else []),
             *bars,
-            f'<text x="{LEFT}" y="{height - 8}">{title}</text>',
+            *(_tick(x(value), value, bottom) for value in _round_values(low, high)),
+            f'<text x="{WIDTH / 2}" y="{bottom + 38}" text-anchor="middle">{title}</text>',
             "</svg>",
         ]
+    )
+
+
+def _band(left: float, right: float, height: float) -> str:
+    return f'<rect x="{left}" width="{round(right - left, 1)}" y="0" height="{height}" opacity="0.2"/>'
+
+
+def _round_values(low: float, high: float) -> list[float]:
+    """Four to nine values between, whole tenths, twentieths or hundredths."""
+    step = next((step for step in (0.1, 0.05, 0.02, 0.01) if (high - low) / step >= 4), 0.005)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [round(number * step, 4) for number in range(first, last + 1)]
+
+
+def _tick(x: float, value: float, y: float) -> str:
+    return (
+        f'<line x1="{x}" x2="{x}" y1="{y}" y2="{y + 5}" stroke="gray"/>'
+        f'<text x="{x}" y="{y + 18}" text-anchor="middle">{100 * value:g}</text>'
     )
 
 
