@@ -4,16 +4,51 @@ Registered with transformers' AttentionInterface.  What it does not know (dropou
 goes to the function that transformers would have called.
 """
 
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lorica.kernels import masked_attention
+from lorica.models.attention import Rectangle, groups_of
+from lorica.models.layout import Layout
 from lorica.models.quiet import quiet
 
 FUNCTION = "lorica"
 INSTEAD_OF = "sdpa"
+
+
+@dataclass(frozen=True, eq=False)
+class Documents:
+    """What stands where a mask would: T tokens of documents one after another, none of which sees another's, and
+    `behind` more that see nothing.  masks (D, 1, 1, L): the tokens of each rectangle, None where all are."""
+
+    groups: tuple[tuple[Rectangle, Tensor | None], ...]
+    behind: int
+
+    @classmethod
+    def of(cls, layout: Layout, total: int) -> "Documents":
+        documents, device = iter(layout.documents), layout.positions.device
+        rectangles = [Rectangle.of(tuple(islice(documents, n)), device) for n in groups_of(layout.documents)]
+        return cls(tuple((each, _real(each, device)) for each in rectangles), total - layout.total)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """(T, H, E) each, and out."""
+        done, end = [], 0
+        for group, mask in self.groups:
+            part = slice(end, end := end + sum(group.documents))
+            q, k, v = (group.filled(x[part]).transpose(1, 2) for x in (query, key, value))
+            done.append(group.flat(masked_attention(q, k, v, mask, scale).transpose(1, 2)))
+        return torch.cat([*done, query.new_zeros(self.behind, *query.shape[1:])])
+
+
+def _real(rectangle: Rectangle, device: torch.device) -> Tensor | None:
+    if rectangle.places is None:
+        return None
+    lengths = torch.tensor(rectangle.documents, device=device)
+    return (torch.arange(rectangle.length, device=device) < lengths[:, None])[:, None, None]
 
 
 def use(model: Any) -> None:
@@ -36,13 +71,19 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | Documents | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """query (B, H, L, E), key and value (B, H, S, E), mask as for sdpa -> (B, L, H, E)."""
+    """query (B, H, L, E), key and value (B, H, S, E), mask as for sdpa -> (B, L, H, E).  B is 1 where documents lie in
+    one row."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if isinstance(attention_mask, Documents):
+        assert not dropout
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        return attention_mask.attend(q, k, v, scale)[None], None
     if dropout or query.shape[1] != key.shape[1] or any(value is not None for value in _strange(options)):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -58,7 +99,6 @@ def attend(
             **options,
         )
     mask = implied(module, query, key, is_causal) if attention_mask is None else attention_mask
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return masked_attention(query, key, value, mask, scale).transpose(1, 2).contiguous(), None
 
 

@@ -17,6 +17,7 @@ from lorica.kernels import Noise, head_cross_entropy
 from lorica.kernels.cross_entropy import CHUNK_ROWS
 from lorica.models.ambient import Pass, entered
 from lorica.models.foreign_head import asked_at
+from lorica.models.unpadded import unpadded
 from lorica.tasks.contract import Draw
 
 NO_TARGET = -100
@@ -67,7 +68,7 @@ def answered(model: nn.Module, batch: Padded) -> Any:
     padding = getattr(getattr(model, "config", None), "pad_token_id", None)
     if padding and "input_ids" in inputs:
         inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, padding)
-    with entered(Pass(noise)):
+    with entered(Pass(noise)), unpadded(model, inputs.get("attention_mask")):
         return model(**inputs, **no_cache(model))
 
 

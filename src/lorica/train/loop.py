@@ -16,8 +16,10 @@ from torch import Tensor
 
 from lorica.data import Dataset, Schedule, micro_batches, rectangles
 from lorica.data import steps as schedule_of
+from lorica.data.order import OVERHEAD
 from lorica.errors import DivergedError, RunError
 from lorica.models.causal_lm import CausalLM
+from lorica.models.unpadded import stack_of
 from lorica.tasks import Task
 from lorica.train import memory
 from lorica.train.checkpoint import Checkpoint
@@ -195,12 +197,18 @@ class Trainer:
             return self.schedule.place(step)[0] != self.schedule.place(step - 1)[0]
         return step % int(every) == 0
 
+    def _parts(self, step: int) -> tuple[tuple[int, ...], ...]:
+        """The micro-batches of a step; as few as may be, where padding costs nothing."""
+        model, most = self.attached.model, self.config.micro_batch_tokens
+        if isinstance(model, CausalLM):
+            return micro_batches(self.schedule[step - 1], self.data.lengths, most)
+        overhead = OVERHEAD if stack_of(model) is None else most
+        return rectangles(self.schedule[step - 1], self.data.lengths, most, overhead=overhead)
+
     def _learn(self) -> None:
         step, started = self.progress.step + 1, time.perf_counter()
         rate = learning_rate(self.config, step, self.total)
-        cut = micro_batches if isinstance(self.attached.model, CausalLM) else rectangles
-        indices = cut(self.schedule[step - 1], self.data.lengths, self.config.micro_batch_tokens)
-        rows = [[self.data[index] for index in part] for part in indices]
+        rows = [[self.data[index] for index in part] for part in self._parts(step)]
         taken = optimiser_step(self.learner, rows, step=step, total=self.total, learning_rate=rate)
         seconds = time.perf_counter() - started
         record = StepRecord(
