@@ -2,8 +2,8 @@
 
     h = silu(g) * u        g, u = siblings(x)        y = h W^T + s (h A^T) B^T
 
-Kept are x, g, u and the (T, r) middles; h and silu(g) are made again in the backward pass, and the products before a
-gain are g and u divided by it.  Shazeer 2020, arXiv:2002.05202.
+Kept are x, g, u and the (T, r) middles; h and silu(g) are made again in the backward pass.  The products before a gain
+are g and u divided by it, and that of `down` is made again.  Shazeer 2020, arXiv:2002.05202.
 """
 
 from collections.abc import Sequence
@@ -56,22 +56,24 @@ class _GatedMLP(torch.autograd.Function):
         g, u = (part.gained(part.product(x, m))[0] for part in outer)
         h = nn.functional.silu(g).mul_(u)
         m_down = stacked((down,)) @ h.T
-        y, z = down.gained(down.product(h, m_down))
-        ctx.save_for_backward(flat, m, g, u, m_down, z, *given)
+        y, _ = down.gained(down.product(h, m_down))
+        ctx.save_for_backward(flat, m, g, u, m_down, *given)
         ctx.branches, ctx.shape = branches, x.shape
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
-        flat, m, g, u, m_down, z, *given = ctx.saved_tensors
+        flat, m, g, u, m_down, *given = ctx.saved_tensors
         outer, (down,) = parts_of(ctx.branches[:2], given[:6]), parts_of(ctx.branches[2:], given[6:])
         grad = grad.reshape(-1, grad.shape[-1])
+        f = nn.functional.silu(g)
+        h = f * u
+        z = None if down.gain is None else down.without_bias(down.product(h, m_down))
         gain_down = gain_gradient(down, grad, z)
         grad = down.before_gain(grad)
         inner = inner_gradients((down,), (grad,))
         grad_h = input_gradient((down,), (grad,), inner, stacked((down,)))
-        f = nn.functional.silu(g)
-        of_down = factor_gradients((down,), (grad,), inner, f * u, m_down, (gain_down,))
+        of_down = factor_gradients((down,), (grad,), inner, h, m_down, (gain_down,))
         grads = [torch.ops.aten.silu_backward(grad_h * u, g), grad_h.mul_(f)]
         return *_outer_gradients(ctx, outer, grads, (g, u), flat, m), *of_down
 

@@ -76,8 +76,11 @@ class Part:
         """The output, and what the gradient of the gain reads; a gain of one leaves y to the bit."""
         if self.gain is None:
             return y, None
-        z = y if self.branch.bias is None else y - self.branch.bias
+        z = self.without_bias(y)
         return torch.addcmul(y, z, (self.gain - 1).to(y.dtype)), z
+
+    def without_bias(self, y: Tensor) -> Tensor:
+        return y if self.branch.bias is None else y - self.branch.bias
 
     def before_gain(self, grad: Tensor) -> Tensor:
         return grad if self.gain is None else grad * self.gain.to(grad.dtype)
