@@ -124,6 +124,14 @@ def test_edits_that_want_rows_get_them(method: Any) -> None:
     torch.testing.assert_close(answers(model), answers(model, packed=False), rtol=0, atol=1e-13)
 
 
+def test_rows_of_one_length_stay_as_they_are_so_that_whoever_watches_a_layer_sees_tokens_alone() -> None:
+    model, mask = base("bert", torch.bfloat16), torch.ones(3, 5, dtype=torch.bool)
+    rows = Rows(model)
+    with unpadded(model, mask):
+        model(input_ids=IDS[-3:, :5], attention_mask=mask.long())
+    assert rows.seen == {15}
+
+
 def test_other_models_are_left_as_they_are() -> None:
     assert stack_of(nn.Sequential(nn.Linear(2, 2))) is None
     plain: Any = filled(FAMILIES["bert"]()).eval()

@@ -24,9 +24,9 @@ STACKS = frozenset({"BertEncoder", "RobertaEncoder", "XLMRobertaEncoder", "Camem
 
 @contextmanager
 def unpadded(model: nn.Module, mask: Tensor | None) -> Iterator[None]:
-    """Inside, the model is called with rows whose padding is behind, as `mask` (B, L) says.  Where its family, or an
-    edit that is in place, wants rows, nothing is changed."""
-    stack = None if mask is None else stack_of(model)
+    """Inside, the model is called with rows whose padding is behind, as `mask` (B, L) says.  Where there is none, or
+    the model's family or an edit that is in place wants rows, nothing is changed."""
+    stack = None if mask is None or bool(mask.all()) else stack_of(model)
     if stack is None or mask is None:
         yield
         return
