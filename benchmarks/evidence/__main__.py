@@ -76,7 +76,7 @@ def timed(track: Track) -> None:
         began = time.process_time()
         outcome = track.run(arm, rate=arm.rate, seed=TUNING[0], length=length, part="validation")
         each[arm.name] = time.process_time() - began
-        share = f"{100 * outcome.trained / outcome.total:.2f} % trained"
+        share = f"{100 * outcome.trained / (outcome.total - outcome.trained):.2f} % trained"
         told(f"{track.name} {arm.name}: {each[arm.name]:.1f} s for {length} {track.unit}, {share}")
     runs = POINTS * len(TUNING) + len(TESTING)
     for longer in track.lengths:

@@ -118,3 +118,44 @@ def test_a_cap_is_found_while_logits_still_are_too_small_to_be_bent() -> None:
     assert call().abs().max() > 20
     x, head = asked_at(model, (ROWS, COLUMNS), call)
     torch.testing.assert_close(head(x), call()[ROWS, COLUMNS])
+
+
+class Odd(nn.Module):
+    """hidden (2, 5, 8) -> logits, in a way that no family here has."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.words, self.head = way, nn.Embedding(50, 8), nn.Linear(8, 50)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.words if self.way == "embedding" else self.head
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.way == "embedding":
+            return (self.words(TOKENS) + hidden) @ self.words.weight.T
+        if self.way == "ahead":
+            return self.head(hidden[:, None].expand(2, 3, 5, 8))[:, 0]
+        if self.way == "twice":
+            return self.head(hidden) + self.head(2 * hidden)
+        return self.head(nn.functional.dropout(hidden, 0.5)) ** 3
+
+
+@pytest.mark.parametrize("way", ["embedding", "ahead", "twice"])
+def test_a_head_that_is_asked_in_another_way_is_left_to_the_forward(way: str) -> None:
+    model, hidden = filled(Odd(way), 0.5), torch.randn(2, 5, 8)
+    for _ in range(2):
+        x, head = asked_at(model, (ROWS, COLUMNS), lambda: model(hidden))
+        assert torch.equal(head(x), model(hidden)[ROWS, COLUMNS])
+
+
+def test_dropout_of_the_base_is_drawn_as_if_it_had_been_asked_once() -> None:
+    model, hidden = filled(Odd("cubed"), 0.5), torch.randn(2, 5, 8)
+    found = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        x, head = asked_at(model, (ROWS, COLUMNS), lambda: model(hidden))
+        found.append((head(x), torch.rand(1)))
+    torch.manual_seed(3)
+    torch.testing.assert_close(found[0][0], model(hidden)[ROWS, COLUMNS])
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from campaign.tiny_run import base, dataset, lora, noisy
 from lorica.adapter import attach
@@ -372,6 +373,24 @@ def test_gradient_checkpointing_changes_no_bit(tmp_path):
         assert recomputed.history[-1]["grad_norm"] == plain.history[-1]["grad_norm"]
 
 
+@pytest.mark.parametrize("base_dropout", [False, True])
+def test_blocks_of_transformers_are_computed_again_in_evaluation_mode_too(base_dropout):
+    sizes = {"vocab_size": 61, "n_positions": 32, "n_embd": 16, "n_layer": 4, "n_head": 2}
+    config = TrainConfig(steps=2, rows_per_step=6, learning_rate=1e-2, base_dropout=base_dropout)
+    found = {}
+    for layers in (False, True, 2):
+        torch.manual_seed(0)
+        model, calls = GPT2LMHeadModel(GPT2Config(**sizes)).eval(), []
+        for block in model.transformer.h:
+            block.attn.register_forward_hook(lambda *given, calls=calls: calls.append(1))
+        given = config.model_copy(update={"gradient_checkpointing": layers})
+        losses = [line["loss"] for line in train(None, given, attached=attach(model, lora())).history]
+        found[layers] = len(calls), losses
+        assert all("forward" not in block.__dict__ for block in model.transformer.h)
+    assert [calls for calls, _ in found.values()] == [8, 16, 12]
+    assert found[False][1] == found[True][1] == found[2][1]
+
+
 class Noting(Quiet):
     def __init__(self):
         self.notes = []
@@ -386,7 +405,7 @@ def test_memory_decides_how_many_blocks_are_computed_again_and_no_bit_of_the_run
     def run(available):
         """The losses, and what was said."""
         attached, reporter = attach(base(layers=4), lora()), Noting()
-        monkeypatch.setattr(loop, "machine_of", lambda attached: Machine("a small machine", "cpu", available))
+        monkeypatch.setattr(loop, "machine_of", lambda model: Machine("a small machine", "cpu", available))
         done = train(None, config, attached=attached, reporter=reporter)
         assert attached.model.model.recomputed_layers == 0, "what a run set is undone"
         return [line["loss"] for line in done.history], reporter.notes
@@ -455,8 +474,9 @@ def test_low_memory_is_said_once(monkeypatch):
     monkeypatch.setattr(free, "_fields", lambda path: sizes.get(path, []))
     reporter = Interrupting(-1, signal.SIGINT)
     train(None, TrainConfig(steps=12), reporter=reporter)
-    assert len(reporter.notes) == 1
-    assert "memory runs low: 0.0 of 1.0 GB left on this machine; lower train.micro_batch_tokens" in reporter.notes[0]
+    recomputed, low = reporter.notes
+    assert "all blocks are computed again" in recomputed
+    assert "memory runs low: 0.0 of 1.0 GB left on this machine; lower train.micro_batch_tokens" in low
 
 
 def test_the_bound_of_a_container_counts_files_it_can_let_go_of_as_free(monkeypatch):

@@ -17,7 +17,7 @@ from lorica.recipe import Recipe
 from lorica.tasks import TASKS, Task
 from lorica.train import TrainConfig, outlook
 from lorica.train.optimizers import ADAMW_RATE
-from lorica.train.recomputing import workload
+from lorica.train.recomputing import machine_of, workload
 
 
 def plan(
@@ -41,7 +41,8 @@ def plan(
     config = train or TrainConfig()
     length = _length(base, config, None)
     training = None if train is None else training_of(train, length, None, TASKS["causal_lm"])
-    return _forecast(base, method, config, length, training, budget.machine(memory=memory))
+    place = machine_of(base) if memory is None else budget.machine(memory=memory)
+    return _forecast(base, method, config, length, training, place)
 
 
 def _of_recipe(recipe: Recipe, memory: float | None) -> Forecast:

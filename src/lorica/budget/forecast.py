@@ -58,9 +58,7 @@ class Forecast:
 
     def _recomputing(self) -> str:
         again = self.work.recomputed
-        if again == 0:
-            return ""
-        return f", {'all' if again is None else again} of {Shapes.of(self.plan.base).layers} blocks computed again"
+        return "" if again == 0 else f", {'all' if again is None else again} blocks computed again"
 
     def _verdict(self) -> str:
         verdict = {True: "fits", False: "does not fit", None: "cannot tell whether it fits"}[self.fits]

@@ -18,7 +18,10 @@ class Machine:
     available: int
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.available / 1e9:.3g} GB available" if self.available else self.name
+        size = self.available / 1e9
+        return (
+            f"{self.name}, {size:.{0 if size >= 100 else 1 if size >= 1 else 2}f} GB available" if size else self.name
+        )
 
 
 def machine(device: str | None = None, memory: float | None = None) -> Machine:

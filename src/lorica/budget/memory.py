@@ -28,12 +28,16 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
+import torch
+
 from lorica.adapter import Plan
 from lorica.kernels.cross_entropy import CHUNK_ROWS
 from lorica.methods.contract import Keeps, Role
 from lorica.site import Site
 
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "uint8": 1}
+BYTES = {
+    str(kind).removeprefix("torch."): kind.itemsize for kind in vars(torch).values() if isinstance(kind, torch.dtype)
+}
 TRAINED = 4
 """Adapters are float32."""
 Moments = Callable[[tuple[int, ...], Role], int]

@@ -16,7 +16,7 @@ def fewest_recomputed(
     plan: Plan, work: Workload, machine: Machine, counts: Sequence[int | None], *, decoder: bool, moments: Moments
 ) -> int | None:
     """The first of `counts` under which a run fits, the last where it fits under none; numbers of blocks ascending from
-    0, None for all.  0 where the machine does not tell its memory."""
+    0, None for all.  Also the first where the machine does not tell its memory."""
 
     def fits(count: int | None) -> bool:
         peak = memory_of(plan, replace(work, recomputed=count), machine.kind, decoder, moments).peak

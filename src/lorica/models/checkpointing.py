@@ -6,6 +6,7 @@ Dropout is a function of where a token stands, so what is computed again is the 
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
@@ -27,7 +28,7 @@ def checkpoint(model: nn.Module, layers: int | None = None) -> Undo:
             "the decoder family and transformers' models have; leave it out"
         )
     recompute = Reentering(partial(torch_checkpoint, use_reentrant=False))
-    return together([_set(module, recompute) for module in (*_stacks(model), *blocks[:layers])])
+    return together([_wrapped(block, recompute) for block in blocks[:layers]])
 
 
 def recomputable(model: nn.Module) -> int:
@@ -46,20 +47,26 @@ def _can_recompute(module: nn.Module) -> bool:
     return any(kind.__name__ == "GradientCheckpointingLayer" for kind in type(module).__mro__)
 
 
-def _stacks(model: nn.Module) -> list[nn.Module]:
-    """What holds blocks of transformers: told too, it keeps no cache of keys that recomputation would fill twice."""
-    return [m for m in model.modules() if "gradient_checkpointing" in m.__dict__ and hasattr(m, "config_class")]
+def _no_cache(value: Any) -> Any:
+    """Computed again, a block would write its keys there twice."""
+    return None if hasattr(value, "get_seq_length") else value
 
 
-def _set(block: nn.Module, function: Reentering) -> Undo:
-    """transformers reads these two attributes of a block; the class has the first, switched off."""
-    ours: dict[str, Any] = {"gradient_checkpointing": True, "_gradient_checkpointing_func": function}
-    before = {name: block.__dict__[name] for name in ours if name in block.__dict__}
-    block.__dict__.update(ours)
+def _wrapped(block: nn.Module, recompute: Reentering) -> Undo:
+    """transformers' own switch works in training mode alone, in which its blocks also drop: the base stays as it is."""
+    own, plain = block.__dict__.get("forward"), block.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return plain(*args, **kwargs)
+        named = {name: _no_cache(value) for name, value in kwargs.items()}
+        return recompute(partial(plain, **named), *map(_no_cache, args))
+
+    block.__dict__["forward"] = forward
 
     def undo() -> None:
-        for name in ours:
-            del block.__dict__[name]
-        block.__dict__.update(before)
+        del block.__dict__["forward"]
+        if own is not None:
+            block.__dict__["forward"] = own
 
     return undo

@@ -8,7 +8,7 @@ Cohere scale them), the forward itself tells once: it is shown a made-up row who
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,53 +20,86 @@ Head = Callable[[Tensor], Tensor]
 Places = tuple[Tensor, Tensor]
 LARGE = 128.0
 """The largest logit of the made-up row: the caps in use (30 and 50) bend it by more than a rounding of bfloat16."""
-_afterwards: WeakKeyDictionary[nn.Module, Head | None] = WeakKeyDictionary()
-"""What the forward of each model does with its logits; None: nothing that is known here."""
+_known: WeakKeyDictionary[nn.Module, Head | Literal["rows", "whole"]] = WeakKeyDictionary()
+"""What the forward of each model does with its logits.  rows: something that is not known here, with each.  whole: its
+head is asked in another way than once, for hidden states (B, L, d)."""
 
 
 def asked_at(model: nn.Module, places: Places, call: Callable[[], Tensor]) -> tuple[Tensor, Head]:
     """(x (N, ..), head): head(x) are the logits (N, vocabulary) at `places`, rows and columns (N,), of those (B, L,
     vocabulary) that `call` makes with the model's forward.  A head that is edited is asked by the forward alone."""
     head = _head_of(model)
-    if head is None or isinstance(head, Edited):
+    if head is None or isinstance(head, Edited | nn.Embedding):
         return call()[places], _as_they_are
-    known = model in _afterwards
-    if known and _afterwards[model] is None:
-        return _called(call, head, places, _as_they_are)[1], _as_they_are
-    taken, returned = _called(call, head, places, _nothing if known else lambda x: _made_up(head, x))
-    if taken is None:
-        return returned[places], _as_they_are
-    after = _afterwards[model] if known else _afterwards.setdefault(model, _after(model, head, returned, taken))
-    if after is None:
-        return asked_at(model, places, call)
-    return taken, head if after is _as_they_are else lambda x: after(head(x))
+    if model not in _known:
+        draws = _draws()
+        taken, returned = _called(call, head, places, lambda x: _made_up(head, x))
+        known = _known[model] = _told(model, head, taken, returned)
+        if taken is not None and callable(known):
+            return taken, _then(head, known)
+        del taken, returned  # a graph of its own, and dropout that the pass below draws again
+        _draw_again(draws)
+    known = _known[model]
+    if known == "whole":
+        return call()[places], _as_they_are
+    if known == "rows":
+        return _called(call, head, places, _as_they_are)[1][0], _as_they_are
+    taken, _ = _called(call, head, places, _nothing)
+    assert taken is not None
+    return taken, _then(head, known)
 
 
 def _head_of(model: Any) -> Any:
-    found = getattr(model, "get_output_embeddings", None)
-    return None if found is None else found()
+    """BLIP's is its decoder's."""
+    asked = (getattr(each, "get_output_embeddings", None) for each in (model, getattr(model, "text_decoder", None)))
+    return next((found for ask in asked if ask is not None and (found := ask()) is not None), None)
+
+
+def _then(head: nn.Module, after: Head) -> Head:
+    return head if after is _as_they_are else lambda x: after(head(x))
 
 
 def _called(
     call: Callable[[], Tensor], head: nn.Module, places: Places, shown: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor | None, Tensor]:
-    """What the head would have read at the places, None where the forward does not ask it, and what `call` returns
-    when it reads `shown` of these rows instead."""
-    taken: list[Tensor] = []
+    """What the head would have read at the places, None where it was not asked once for (B, L, d), and what `call`
+    returns when it reads `shown` of these rows instead."""
+    taken: list[Tensor | None] = []
 
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
-        taken.append(args[0][places])
-        return (shown(taken[-1])[None],)
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor] | None:
+        if len(args) != 1 or not isinstance(args[0], Tensor) or args[0].dim() != 3:
+            taken.append(None)
+            return None
+        read = args[0][places]
+        taken.append(read)
+        return (shown(read)[None],)
 
     handle = head.register_forward_pre_hook(hook)
     try:
         returned = call()
     finally:
         handle.remove()
-    return (taken[-1], returned[0]) if taken else (None, returned)
+    return (taken[0] if len(taken) == 1 else None), returned
 
 
 @torch.no_grad()
+def _told(model: nn.Module, head: nn.Module, taken: Tensor | None, returned: Tensor) -> Head | Literal["rows", "whole"]:
+    if taken is None or returned.shape[:-1] != (1, 1):
+        return "whole"
+    return _after(model, head, returned[0], taken) or "rows"
+
+
+def _draws() -> tuple[Tensor, Tensor | None]:
+    """The states of torch's generators, from which other people's dropout draws."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+
+
+def _draw_again(states: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(states[0])
+    if states[1] is not None:
+        torch.cuda.set_rng_state(states[1])
+
+
 def _after(model: nn.Module, head: nn.Module, returned: Tensor, like: Tensor) -> Head | None:
     """What makes of the head's logits of the made-up row just what the forward returned."""
     said = head(_made_up(head, like))

@@ -220,7 +220,8 @@ def _step_of(folder: Path) -> int:
 
 
 def _unequal(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    names = sorted(saved.keys() | current.keys())
+    free = {name for name in saved.keys() - current.keys() if name.startswith("train.")}  # compared no longer
+    names = sorted((saved.keys() | current.keys()) - free)
     return [
         f"{name}: saved with {saved.get(name)!r}, now {current.get(name)!r}"
         for name in names

@@ -148,7 +148,7 @@ class Trainer:
     def _recomputed(self) -> int | None:
         """Blocks, None for all; said where it was not asked for."""
         attached, longest = self.attached, int(max(self.data.lengths))
-        machine = machine_of(attached)
+        machine = machine_of(attached.model)
         blocks = workload(self.config, attached.plan, attached.model, longest, machine).recomputed
         if self.config.gradient_checkpointing == "auto" and blocks != 0:
             told = "all blocks are" if blocks is None else f"{blocks} blocks are"

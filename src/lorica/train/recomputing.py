@@ -5,30 +5,27 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from lorica.adapter import Plan
-from lorica.budget import Machine, Workload, fewest_recomputed
-from lorica.budget.free import free_memory
-from lorica.budget.memory import Shapes
+from lorica.budget import Machine, Workload, fewest_recomputed, machine
+from lorica.budget.memory import CONTEXT, Shapes
 from lorica.models import recomputable
 from lorica.models.causal_lm import CausalLM
 from lorica.train.config import TrainConfig
-from lorica.train.memory import used_bytes
 
 if TYPE_CHECKING:
     from lorica.adapter import Attached
 
 
-def workload(config: TrainConfig, plan: Plan, model: nn.Module, longest: int, machine: Machine) -> Workload:
+def workload(config: TrainConfig, plan: Plan, model: nn.Module, longest: int, place: Machine) -> Workload:
     """What is computed at a time, of rows of `longest` tokens at most."""
     step = config.rows_per_step * longest if config.rows_per_step else config.tokens_per_step or longest
     work = Workload(tokens=max(longest, min(step, config.micro_batch_tokens)), length=longest)
-    return replace(work, recomputed=_blocks(config, plan, model, work, machine))
+    return replace(work, recomputed=_blocks(config, plan, model, work, place))
 
 
-def _blocks(config: TrainConfig, plan: Plan, model: nn.Module, work: Workload, machine: Machine) -> int | None:
+def _blocks(config: TrainConfig, plan: Plan, model: nn.Module, work: Workload, place: Machine) -> int | None:
     asked = config.gradient_checkpointing
     if asked != "auto":
         return None if asked is True else int(asked)
@@ -36,15 +33,15 @@ def _blocks(config: TrainConfig, plan: Plan, model: nn.Module, work: Workload, m
     some = range(1, blocks) if blocks == Shapes.of(plan.base).layers else ()  # two stacks are counted in one row
     counts = [0, *some, None] if blocks else [0]
     decoder = isinstance(model, CausalLM)
-    return fewest_recomputed(plan, work, machine, counts, decoder=decoder, moments=config.optimizer.elements)
+    return fewest_recomputed(plan, work, place, counts, decoder=decoder, moments=config.optimizer.elements)
 
 
-def machine_of(attached: "Attached") -> Machine:
-    """The device of a model that is loaded: what is free, and what this process holds, which a forecast counts too."""
-    device = next(attached.model.parameters()).device
-    held = torch.cuda.memory_allocated(device) if device.type == "cuda" else used_bytes(device)
-    free, total = free_memory(device)
-    return Machine(device.type, device.type, free + held if total else 0)
+def machine_of(model: nn.Module) -> Machine:
+    """The device of a model that is loaded: what is free, and what of the forecast it holds already."""
+    device = next(model.parameters()).device
+    here = machine(str(device))
+    held = sum(tensor.nbytes for tensor in {*model.parameters(), *model.buffers()} if tensor.device == device)
+    return replace(here, available=here.available + held + CONTEXT[here.kind]) if here.available else here
 
 
 @contextmanager
