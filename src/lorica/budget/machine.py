@@ -19,9 +19,8 @@ class Machine:
 
     def __str__(self) -> str:
         size = self.available / 1e9
-        return (
-            f"{self.name}, {size:.{0 if size >= 100 else 1 if size >= 1 else 2}f} GB available" if size else self.name
-        )
+        told = f"{size:,.0f}" if size >= 1000 else f"{size:.3g}"
+        return f"{self.name}, {told} GB available" if size else self.name
 
 
 def machine(device: str | None = None, memory: float | None = None) -> Machine:
