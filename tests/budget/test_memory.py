@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import lorica
 from lorica import adapter, budget
 from lorica.budget import Machine
 from lorica.budget.memory import Shapes, Workload, memory_of, two_moments
@@ -244,6 +245,13 @@ def test_no_more_blocks_are_computed_again_than_memory_demands() -> None:
         assert peak(count) <= 0.95 * memory < peak(count - 1)
     assert chosen(8) is None
     assert budget.fewest_recomputed(plan, work, Machine("?", "cuda", 0), counts, decoder=True, moments=two_moments) == 0
+
+
+def test_shapes_alone_are_planned_for_this_machine() -> None:
+    """They lie on no device, and hold none of its memory."""
+    shown = lorica.plan(shapes_of(SMALL), LoRA(r=4))
+    assert shown.fits is True
+    assert shown.machine.kind == budget.machine().kind
 
 
 def test_this_machine_tells_its_memory_and_no_memory_is_refused() -> None:

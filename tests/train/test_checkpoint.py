@@ -78,6 +78,13 @@ def test_only_safetensors_and_json_are_written(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_setting_that_is_compared_no_longer_stops_no_resume(tmp_path):
+    checkpoint.save(tmp_path, 1, tensors_at(1), {}, keep=1, identity={"train.old": 1, "data": "a"})
+    found, _ = checkpoint.newest(tmp_path)
+    assert found.mismatches({"data": "a"}) == []
+    assert found.mismatches({}) == ["data: saved with 'a', now None"]
+
+
 def test_another_identity_and_another_environment_are_told(tmp_path):
     found = checkpoint.load(save(tmp_path, 1))
     assert found.mismatches({"config": "c0ffee"}) == []

@@ -37,8 +37,11 @@ def _blocks(config: TrainConfig, plan: Plan, model: nn.Module, work: Workload, p
 
 
 def machine_of(model: nn.Module) -> Machine:
-    """The device of a model that is loaded: what is free, and what of the forecast it holds already."""
+    """The device of a model, which is this machine's for shapes alone: what is free, and what of the forecast the model
+    holds already."""
     device = next(model.parameters()).device
+    if device.type == "meta":
+        return machine()
     here = machine(str(device))
     held = sum(tensor.nbytes for tensor in {*model.parameters(), *model.buffers()} if tensor.device == device)
     return replace(here, available=here.available + held + CONTEXT[here.kind]) if here.available else here
