@@ -15,8 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from campaign.tiny_run import base, dataset, lora, noisy
 from lorica.adapter import attach
 from lorica.budget import Machine, Workload, free
+from lorica.budget.machine import ROOM
 from lorica.budget.memory import memory_of
-from lorica.budget.recomputing import ROOM
 from lorica.errors import CheckpointError, DivergedError, RequestError, RunError
 from lorica.methods import LoRA
 from lorica.methods.contract import Life

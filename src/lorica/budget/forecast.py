@@ -11,7 +11,6 @@ from lorica.adapter import Plan
 from lorica.budget.cautions import Caution, Training, cautions
 from lorica.budget.machine import Machine
 from lorica.budget.memory import Memory, Moments, Shapes, Workload, gigabytes, memory_of, two_moments
-from lorica.budget.recomputing import ROOM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +31,7 @@ class Forecast:
 
     @property
     def fits(self) -> bool | None:
-        return self.memory.peak <= ROOM * self.machine.available if self.machine.available else None
+        return self.machine.holds(self.memory.peak)
 
     def to_dict(self) -> dict[str, Any]:
         return {

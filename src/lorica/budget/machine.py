@@ -8,6 +8,9 @@ import torch
 from lorica.budget.free import free_memory
 from lorica.errors import RequestError
 
+ROOM = 0.95
+"""The share of the free memory that a run may plan for: allocators lose some of it to gaps."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -16,6 +19,10 @@ class Machine:
     name: str
     kind: str
     available: int
+
+    def holds(self, peak: int) -> bool | None:
+        """Whether a run of so many bytes may be planned; None where the memory is not known."""
+        return peak <= ROOM * self.available if self.available else None
 
     def __str__(self) -> str:
         size = self.available / 1e9

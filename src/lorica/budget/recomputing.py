@@ -8,9 +8,6 @@ from lorica.adapter import Plan
 from lorica.budget.machine import Machine
 from lorica.budget.memory import Moments, Workload, memory_of
 
-ROOM = 0.95
-"""The share of the free memory that a run may plan for: allocators lose some of it to gaps."""
-
 
 def fewest_recomputed(
     plan: Plan, work: Workload, machine: Machine, counts: Sequence[int | None], *, decoder: bool, moments: Moments
@@ -19,8 +16,8 @@ def fewest_recomputed(
     0, None for all.  Also the first where the machine does not tell its memory."""
 
     def fits(count: int | None) -> bool:
-        peak = memory_of(plan, replace(work, recomputed=count), machine.kind, decoder, moments).peak
-        return peak <= ROOM * machine.available
+        memory = memory_of(plan, replace(work, recomputed=count), machine.kind, decoder, moments)
+        return bool(machine.holds(memory.peak))
 
     if not machine.available or len(counts) == 1 or fits(counts[0]):
         return counts[0]

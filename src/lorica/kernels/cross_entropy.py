@@ -28,10 +28,14 @@ def head_cross_entropy(hidden: Tensor, head: Callable[[Tensor], Tensor], labels:
     if isinstance(head, nn.Linear) and type(head) is nn.Linear and not _trained(head):
         return _FrozenHead.apply(hidden, head.weight, head.bias, labels)  # type: ignore[return-value]
     total = hidden[:0].sum().to(_loss_dtype(hidden))
-    for rows in range(0, hidden.shape[0], CHUNK_ROWS):
-        part = slice(rows, rows + CHUNK_ROWS)
+    for part in chunks(0, len(hidden)):
         total = total + checkpoint(_chunk_loss, hidden[part], head, labels[part], use_reentrant=False)  # type: ignore
     return total
+
+
+def chunks(start: int, end: int) -> list[slice]:
+    """The rows from `start` to `end`, as many at a time as may have logits."""
+    return [slice(at, min(at + CHUNK_ROWS, end)) for at in range(start, end, CHUNK_ROWS)]
 
 
 def _trained(head: nn.Linear) -> bool:
@@ -56,8 +60,7 @@ class _FrozenHead(torch.autograd.Function):
         hidden, labels = with_rows(hidden, wanted), with_rows(labels, wanted)
         losses = hidden.new_zeros(wanted, dtype=_loss_dtype(hidden))
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for start in range(0, wanted, CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
+        for rows in chunks(0, wanted):
             logits = nn.functional.linear(hidden[rows], weight, bias)
             losses[rows] = _to_gradient(logits, labels[rows])
             if gradient is not None:

@@ -38,18 +38,12 @@ class Attention(Protocol):
 def choose(layout: Layout, prefix: bool) -> Attention:
     if layout.cache is not None or prefix or not layout.documents:
         return Padded(layout)
-    return Grouped.of(layout)
+    return Grouped(rectangles_of(layout))
 
 
 @dataclass(frozen=True, eq=False)
 class Grouped:
     groups: tuple["Rectangle", ...]
-
-    @classmethod
-    def of(cls, layout: Layout) -> "Grouped":
-        """Few groups where documents come sorted by length, as a task's batches do."""
-        documents, device = iter(layout.documents), layout.positions.device
-        return cls(tuple(Rectangle.of(tuple(islice(documents, n)), device) for n in groups_of(layout.documents)))
 
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, prefix: Prefix | None
@@ -62,6 +56,12 @@ class Grouped:
             for group, q, k, v in parts
         ]
         return done[0] if len(done) == 1 else torch.cat(done)
+
+
+def rectangles_of(layout: Layout) -> tuple["Rectangle", ...]:
+    """Few where documents come sorted by length, as a task's batches do."""
+    documents, device = iter(layout.documents), layout.positions.device
+    return tuple(Rectangle.of(tuple(islice(documents, n)), device) for n in groups_of(layout.documents))
 
 
 def groups_of(documents: Sequence[int]) -> list[int]:

@@ -18,10 +18,9 @@ from lorica.models.entry import Reentering
 
 def checkpoint(model: nn.Module, layers: int | None = None) -> Undo:
     """Recomputes the first `layers` blocks, or all.  ModelError where the base has no blocks that are known."""
-    decoders = [module for module in model.modules() if isinstance(module, Decoder)]
+    decoders, blocks = _decoders(model), _blocks(model)
     if decoders:
         return together([_in_decoder(decoder, layers) for decoder in decoders])
-    blocks = [module for module in model.modules() if _can_recompute(module)]
     if not blocks:
         raise ModelError(
             f"gradient_checkpointing: {type(model).__name__} has no blocks that can be recomputed; "
@@ -33,18 +32,22 @@ def checkpoint(model: nn.Module, layers: int | None = None) -> Undo:
 
 def recomputable(model: nn.Module) -> int:
     """How many blocks can be recomputed."""
-    decoders = [module for module in model.modules() if isinstance(module, Decoder)]
-    return sum(len(decoder.layers) for decoder in decoders) or sum(map(_can_recompute, model.modules()))
+    return sum(len(decoder.layers) for decoder in _decoders(model)) or len(_blocks(model))
+
+
+def _decoders(model: nn.Module) -> list[Decoder]:
+    return [module for module in model.modules() if isinstance(module, Decoder)]
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """Those of transformers that know recomputation."""
+    return [m for m in model.modules() if any(k.__name__ == "GradientCheckpointingLayer" for k in type(m).__mro__)]
 
 
 def _in_decoder(decoder: Decoder, layers: int | None) -> Undo:
     before = decoder.recomputed_layers
     decoder.recomputed_layers = len(decoder.layers) if layers is None else min(layers, len(decoder.layers))
     return lambda: setattr(decoder, "recomputed_layers", before)
-
-
-def _can_recompute(module: nn.Module) -> bool:
-    return any(kind.__name__ == "GradientCheckpointingLayer" for kind in type(module).__mro__)
 
 
 def _no_cache(value: Any) -> Any:

@@ -5,14 +5,13 @@ goes to the function that transformers would have called.
 """
 
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lorica.kernels import masked_attention
-from lorica.models.attention import Rectangle, groups_of
+from lorica.models.attention import Rectangle, rectangles_of
 from lorica.models.layout import Layout
 from lorica.models.quiet import quiet
 
@@ -23,16 +22,16 @@ INSTEAD_OF = "sdpa"
 @dataclass(frozen=True, eq=False)
 class Documents:
     """What stands where a mask would: T tokens of documents one after another, none of which sees another's, and
-    `behind` more that see nothing.  masks (D, 1, 1, L): the tokens of each rectangle, None where all are."""
+    `behind` more that see nothing.  groups: rectangles, each with the mask (D, 1, 1, L) of its tokens, None where all
+    of its places are tokens."""
 
     groups: tuple[tuple[Rectangle, Tensor | None], ...]
     behind: int
 
     @classmethod
     def of(cls, layout: Layout, total: int) -> "Documents":
-        documents, device = iter(layout.documents), layout.positions.device
-        rectangles = [Rectangle.of(tuple(islice(documents, n)), device) for n in groups_of(layout.documents)]
-        return cls(tuple((each, _real(each, device)) for each in rectangles), total - layout.total)
+        device = layout.positions.device
+        return cls(tuple((each, _real(each, device)) for each in rectangles_of(layout)), total - layout.total)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """(T, H, E) each, and out."""

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from lorica.models import generators
 from lorica.models.edited import Edited
 
 Head = Callable[[Tensor], Tensor]
@@ -32,13 +33,13 @@ def asked_at(model: nn.Module, places: Places, call: Callable[[], Tensor]) -> tu
     if head is None or isinstance(head, Edited | nn.Embedding):
         return call()[places], _as_they_are
     if model not in _known:
-        draws = _draws()
+        draws = generators.states()
         taken, returned = _called(call, head, places, lambda x: _made_up(head, x))
         known = _known[model] = _told(model, head, taken, returned)
         if taken is not None and callable(known):
             return taken, _then(head, known)
         del taken, returned  # a graph of its own, and dropout that the pass below draws again
-        _draw_again(draws)
+        generators.restore(draws)
     known = _known[model]
     if known == "whole":
         return call()[places], _as_they_are
@@ -87,17 +88,6 @@ def _told(model: nn.Module, head: nn.Module, taken: Tensor | None, returned: Ten
     if taken is None or returned.shape[:-1] != (1, 1):
         return "whole"
     return _after(model, head, returned[0], taken) or "rows"
-
-
-def _draws() -> tuple[Tensor, Tensor | None]:
-    """The states of torch's generators, from which other people's dropout draws."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-
-
-def _draw_again(states: tuple[Tensor, Tensor | None]) -> None:
-    torch.set_rng_state(states[0])
-    if states[1] is not None:
-        torch.cuda.set_rng_state(states[1])
 
 
 def _after(model: nn.Module, head: nn.Module, returned: Tensor, like: Tensor) -> Head | None:

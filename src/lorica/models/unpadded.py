@@ -26,8 +26,8 @@ STACKS = frozenset({"BertEncoder", "RobertaEncoder", "XLMRobertaEncoder", "Camem
 def unpadded(model: nn.Module, mask: Tensor | None) -> Iterator[None]:
     """Inside, the model is called with rows whose padding is behind, as `mask` (B, L) says.  Where there is none, or
     the model's family or an edit that is in place wants rows, nothing is changed."""
-    stack = None if mask is None or bool(mask.all()) else stack_of(model)
-    if stack is None or mask is None:
+    stack = None if mask is None else stack_of(model)
+    if stack is None or mask is None or bool(mask.all()):
         yield
         return
     packing = _Packing(mask)
@@ -76,7 +76,4 @@ class _Packing:
 
     def _noise(self, noise: Noise | None, total: int) -> Noise | None:
         """Of each token, what it has where rows are padded."""
-        if noise is None:
-            return None
-        rows = with_rows(noise.rows[self.layout.document_of], total)
-        return Noise(noise.seed, noise.step, rows, with_rows(self.layout.offsets, total))
+        return noise and self.layout.with_noise(noise.seed, noise.step, noise.rows).filled(total).noise

@@ -22,7 +22,7 @@ from lorica.data import DataConfig, Dataset, Example, Teacher
 from lorica.data.lessons import Lessons
 from lorica.errors import ModelError
 from lorica.kernels import Noise, head_cross_entropy
-from lorica.kernels.cross_entropy import CHUNK_ROWS
+from lorica.kernels.cross_entropy import chunks
 from lorica.models.ambient import Pass, entered
 from lorica.models.causal_lm import CausalLM
 from lorica.models.edited import Edited
@@ -68,7 +68,7 @@ class CausalLanguageModelling(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         hidden, head_of = _before_head(model, batch)
-        parts = _parts(0, len(hidden)) if isinstance(getattr(model, "head", None), Edited) else [slice(None)]
+        parts = chunks(0, len(hidden)) if isinstance(getattr(model, "head", None), Edited) else [slice(None)]
         return torch.stack([_part_loss(batch, hidden, head_of, part) for part in parts]).sum()
 
     @torch.no_grad()
@@ -117,14 +117,10 @@ def document_losses(model: nn.Module, batch: Batch) -> Tensor:
     ends = torch.bincount(documents, minlength=counts).cumsum(0).tolist()
     return torch.stack(
         [
-            torch.stack([_part_loss(batch, hidden, head_of, part) for part in _parts(start, end)]).sum()
+            torch.stack([_part_loss(batch, hidden, head_of, part) for part in chunks(start, end)]).sum()
             for start, end in zip([0, *ends], ends, strict=False)
         ]
     )
-
-
-def _parts(start: int, end: int) -> list[slice]:
-    return [slice(at, min(at + CHUNK_ROWS, end)) for at in range(start, end, CHUNK_ROWS)]
 
 
 def _part_loss(batch: Batch, hidden: Tensor, head_of: Callable[[slice], Head], part: slice) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lorica.data import Answered, Dataset, Example, micro_batches
 from lorica.kernels import Noise, head_cross_entropy
-from lorica.kernels.cross_entropy import CHUNK_ROWS
+from lorica.kernels.cross_entropy import chunks
 from lorica.models.ambient import Pass, entered
 from lorica.models.foreign_head import asked_at
 from lorica.models.unpadded import unpadded
@@ -85,8 +85,7 @@ def learned_answers(model: nn.Module, target: Tensor, call: Callable[[], Tensor]
     hidden, head = asked_at(model, (rows, columns), call)
     wanted, right = target[rows, columns], target == NO_TARGET
     losses = []
-    for start in range(0, len(wanted), CHUNK_ROWS):
-        part = slice(start, start + CHUNK_ROWS)
+    for part in chunks(0, len(wanted)):
         logits = wide(head(hidden[part]))
         losses.append(nn.functional.cross_entropy(logits, wanted[part], reduction="none"))
         right[rows[part], columns[part]] = logits.argmax(-1) == wanted[part]

@@ -18,6 +18,7 @@ from lorica.data import Dataset, Schedule, micro_batches, rectangles
 from lorica.data import steps as schedule_of
 from lorica.data.order import OVERHEAD
 from lorica.errors import DivergedError, RunError
+from lorica.models import generators
 from lorica.models.causal_lm import CausalLM
 from lorica.models.unpadded import stack_of
 from lorica.tasks import Task
@@ -275,7 +276,7 @@ class Trainer:
             "optimizer": {name: tensor.cpu() for name, tensor in self.learner.optimizer.state().items()},
             "best": self.progress.best,
             "life": {} if life is None else {name: tensor.cpu() for name, tensor in life.state_dict().items()},
-            "generators": _generators(),
+            "generators": generators.states(),
         }
         state = {"progress": self.progress.state(), "loss_scale": vars(self.learner.scale)}
         place.save(self.progress.step, tensors, state)
@@ -296,7 +297,7 @@ class Trainer:
             self.learner.life.load_state_dict(start.tensors.get("life", {}))
         vars(self.learner.scale).update(start.state["loss_scale"])
         self.progress = Progress.of(start.state["progress"], start.tensors.get("best", {}))
-        _restore_generators(start.tensors["generators"])
+        generators.restore(start.tensors["generators"])
 
     def _add_tensorboard(self, stack: ExitStack, place: RunFolder) -> None:
         if self.config.tensorboard:
@@ -385,17 +386,3 @@ def _learning_mode(attached: "Attached", base_dropout: bool) -> None:
     """Adapter modules learn; the base's own dropout, which follows no law of ours, is off unless asked for."""
     attached.model.train(base_dropout)
     attached.train(base=False)
-
-
-def _generators() -> dict[str, Tensor]:
-    """torch's global generators, from which other people's dropout draws."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    return {"cpu": torch.get_rng_state(), **{f"cuda.{index}": torch.cuda.get_rng_state(index) for index in devices}}
-
-
-def _restore_generators(states: Mapping[str, Tensor]) -> None:
-    for name, state in states.items():
-        if name == "cpu":
-            torch.set_rng_state(state)
-        else:
-            torch.cuda.set_rng_state(state, int(name.removeprefix("cuda.")))
