@@ -10,7 +10,8 @@ from campaign.living_run import Wandering
 from lorica import durable
 from lorica.adapter import Attached
 from lorica.cli import entry
-from lorica.train import checkpoint, loop
+from lorica.models import generators
+from lorica.train import checkpoint
 from lorica.train.optimizers.contract import ByName
 from lorica.train.progress import Progress
 
@@ -128,7 +129,7 @@ WRITE_ERRORS_SWALLOWED = instead(durable, "_write_all", _write_some)
 
 FORGOTTEN = {
     "the optimiser's state": instead(ByName, "load_state", nothing),
-    "the generators": instead(loop, "_restore_generators", nothing),
+    "the generators": instead(generators, "restore", nothing),
     "the adapter": instead(Attached, "load_state", nothing),
     "the state of the method's life": instead(Wandering, "load_state_dict", nothing),
     "the progress": instead(Progress, "of", classmethod(_from_the_start)),

@@ -19,6 +19,7 @@ def test_a_sample_of_the_campaign_holds_and_its_controls_are_red(parts: str) -> 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-m", "campaign.runs", "--sample", parts]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
     found = json.loads(done.stdout)
     assert found
     for name, part in found.items():
