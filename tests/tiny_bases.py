@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lorica.models.causal_lm import CausalLM
 from lorica.models.decoder import RMSNorm
+from lorica.models.quantised import Quantisation, QuantisedLinear, plain_linear, quantise
 
 VOCABULARY = 61
 BATCH, LENGTH = 3, 9
@@ -31,6 +32,10 @@ class Base:
 
     def build(self, dtype: torch.dtype = torch.float64) -> nn.Module:
         return filled(self.make()).to(dtype).eval().requires_grad_(False)
+
+    def plain(self) -> nn.Module:
+        """The same with every weight dense."""
+        return self.build()
 
     def output(self, model: nn.Module, rows: slice = slice(None)) -> Tensor:
         """(B, ...) logits of the real tokens, zero at padding."""
@@ -221,6 +226,26 @@ def _logits(output: Any) -> Tensor:
     return output.logits
 
 
+@dataclass(frozen=True, repr=False)
+class QuantisedBase(Base):
+    """Its linears are stored as `form` says."""
+
+    form: Quantisation
+
+    def build(self, dtype: torch.dtype = torch.float64) -> nn.Module:
+        model = super().build(dtype)
+        quantise(model, self.form)
+        return model
+
+    def plain(self) -> nn.Module:
+        model = self.build()
+        for name in [name for name, module in model.named_modules() if isinstance(module, QuantisedLinear)]:
+            module = model.get_submodule(name)
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, plain_linear(module, module.weight))  # type: ignore[arg-type]
+        return model
+
+
 LLAMA = Base("llama", llama, _text, _logits)
 GPT2 = Base("gpt2", gpt2, _text, _logits)
 OPT = Base("opt", opt, _text, _logits)
@@ -228,4 +253,6 @@ BART = Base("bart", bart, _text, _logits)
 BERT = Base("bert", bert, _text, _logits)
 T5 = Base("t5", t5, _translation, _logits)
 VIT = Base("vit", vit, _images, _logits)
+NF4 = QuantisedBase("llama-nf4", llama, _text, _logits, Quantisation(form="nf4", double=True))
+INT8 = QuantisedBase("bert-int8", bert, _text, _logits, Quantisation(form="int8"))
 BASES = (LLAMA, GPT2, BERT, T5, VIT)

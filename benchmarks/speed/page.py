@@ -21,6 +21,7 @@ TOLD = {
     "mixed": "Documents of mixed length",
     "full": "Beside full fine-tuning",
     "dora": "DoRA",
+    "qlora": "QLoRA",
     "minilm": "A real encoder",
     "linear": "Growth",
     "memory": "Memory of each side alone",

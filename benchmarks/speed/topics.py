@@ -68,6 +68,21 @@ def dora(setting: Setting, told: Told) -> Found:
     return {**found, "agreement": agreement.of_losses(of_dora, places=_places(setting))}
 
 
+def qlora(setting: Setting, told: Told) -> Found:
+    """LoRA on a base in NF4, doubly quantised, beside the same in bfloat16, and PEFT's with bitsandbytes' layers."""
+    same = _dense_lessons(setting)
+    four: dict[str, Any] = {"four_bit": True}
+    orders = {
+        "lorica": setting.order("lorica", same),
+        "lorica, nf4": setting.order("lorica", same, **four),
+        "peft, nf4": setting.order("peft", same, **four),
+        "peft, nf4, adapters in bfloat16": setting.order("peft", same, **four, **BASE),
+    }
+    found = _with_floor(setting, orders, told, r=COMMON["r"], name="qlora")
+    of_four = {name: side for name, side in found["sides"].items() if "nf4" in name}
+    return {**found, "agreement": agreement.of_losses(of_four, places=_places(setting))}
+
+
 def _places(setting: Setting) -> int:
     return ROWS * (setting.dense_length - 1)
 
@@ -236,6 +251,7 @@ TOPICS: Mapping[str, Callable[[Setting, Told], Found]] = {
     "mixed": mixed,
     "full": full,
     "dora": dora,
+    "qlora": qlora,
     "minilm": minilm,
     "linear": linear,
     "memory": memory,

@@ -119,7 +119,11 @@ def trainer(kind: str) -> Callable[[str], bool]:
     return lambda name: name.startswith(f"peft, HF Trainer, {kind}")
 
 
-FULL, THEIR_FULL, DORA = "lorica, full", "transformers, full", "lorica, dora"
+def theirs4(name: str) -> bool:
+    return name.startswith("peft, nf4")
+
+
+FULL, THEIR_FULL, DORA, NF4 = "lorica, full", "transformers, full", "lorica, dora", "lorica, nf4"
 FIGURES = [
     Figure("dense, step time: PEFT by default / Lorica", 2.5, "least", slower("dense", named("peft"), step)),
     Figure(
@@ -143,6 +147,19 @@ FIGURES = [
     ),
     Figure("step time: DoRA / LoRA", 1.15, "most", of_ours("dora", DORA, OURS, step)),
     Figure("peak memory: DoRA / LoRA", 1.15, "most", of_ours("dora", DORA, OURS, peak)),
+    Figure("step time: QLoRA / LoRA", 1.3, "most", of_ours("qlora", NF4, OURS, step)),
+    Figure(
+        "QLoRA, step time: PEFT with bitsandbytes, the quicker / Lorica",
+        2.0,
+        "least",
+        slower("qlora", theirs4, step, NF4),
+    ),
+    Figure(
+        "QLoRA, peak memory: PEFT with bitsandbytes, the leaner / Lorica",
+        1.0,
+        "least",
+        slower("qlora", theirs4, peak, NF4),
+    ),
     Figure("MiniLM, samples/s: Lorica / HF Trainer", 2.5, "least", faster("minilm", lambda n: "Trainer" in n, samples)),
     Figure("4k documents, seconds an operation: over those of the shortest", 1.3, "most", long_documents),
 ]

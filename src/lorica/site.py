@@ -51,6 +51,11 @@ class Site:
     tower: str = ""
     """Of a base of images and text, the part it lies in: vision, connector, cross-attention, language."""
     dtype: str = "float32"
+    """The type that is computed in; weights are held in it too unless `stored` says otherwise."""
+    stored: str = ""
+    """How a quantised weight is held: nf4, fp4, int8."""
+    held_bytes: int = 0
+    """Bytes of a quantised weight with its scales."""
     alone: bool = False
     """Of a parameter that is tied, only the place that `name` names is meant; the others keep what they hold."""
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorica.kernels import FrozenWeight, LowRank, Noise, low_rank_linear, reference
+from lorica.kernels import DenseWeight, FrozenWeight, LowRank, Noise, low_rank_linear, reference
 
 kernel = import_module("lorica.kernels.low_rank_linear")
 SHAPES = [((1,), 1, 1, 1), ((5,), 7, 3, 2), ((2, 3), 8, 16, 4), ((1, 1), 33, 5, 5), ((64,), 96, 40, 8), ((0,), 4, 4, 1)]
@@ -44,12 +44,12 @@ def made(shape: Shape, dropout: float = 0.0, gains: str = "", transposed: bool =
     count = x[..., 0].numel()
     flat = Noise(1, 2, torch.arange(count), torch.arange(count))
     rows = Noise(1, 2, torch.arange(lead[0])) if len(lead) == 2 else flat
-    return x, FrozenWeight(stored, transposed), draw(d_out), low_rank, rows if dropout else None
+    return x, DenseWeight(stored, transposed), draw(d_out), low_rank, rows if dropout else None
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, FrozenWeight):
-        return FrozenWeight(value.stored.to(dtype), value.transposed)
+        return DenseWeight(value.stored.to(dtype), value.transposed)
     if isinstance(value, LowRank):
         fields = {name: part.to(dtype) if isinstance(part, Tensor) else part for name, part in vars(value).items()}
         return LowRank(**fields)
@@ -61,7 +61,7 @@ def magnitude(x: Tensor, weight: FrozenWeight, bias: Tensor | None, low_rank: Lo
     sizes = {name: part.abs() for name, part in vars(low_rank).items() if isinstance(part, Tensor)}
     size = None if bias is None else bias.abs()
     return reference(
-        x.abs(), FrozenWeight(weight.stored.abs(), weight.transposed), size, with_fields(low_rank, **sizes), noise
+        x.abs(), DenseWeight(weight.stored.abs(), weight.transposed), size, with_fields(low_rank, **sizes), noise
     )
 
 

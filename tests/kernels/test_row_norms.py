@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorica.kernels import FrozenWeight, row_norms, row_squares
+from lorica.kernels import DenseWeight, FrozenWeight, row_norms, row_squares
 from lorica.kernels import row_norms as kernel
 from lorica.kernels.row_norms import reference
 
@@ -30,13 +30,13 @@ def made(shape: tuple[int, int, int], dtype: torch.dtype, transposed: bool) -> t
     W, A, B = (torch.randn(*size, generator=generator) for size in ((d_out, d_in), (r, d_in), (d_out, r)))
     wide = torch.promote_types(dtype, torch.float32)
     stored = W.to(dtype).T.contiguous() if transposed else W.to(dtype)
-    return FrozenWeight(stored, transposed), A.to(wide), B.to(wide)
+    return DenseWeight(stored, transposed), A.to(wide), B.to(wide)
 
 
 def worst(norms: Callable[..., Tensor], weight: FrozenWeight, A: Tensor, B: Tensor) -> float:
     """The largest error of a squared norm in units of its bound."""
     found = norms(weight, row_squares(weight, A.dtype), A, B, SCALE).double()
-    wide = FrozenWeight(weight.dense().double())
+    wide = DenseWeight(weight.dense().double())
     expected = reference(wide, A.double(), B.double(), SCALE)
     size = wide.dense().abs() + abs(SCALE) * B.double().abs() @ A.double().abs()
     limit = (2 * A.shape[1] + 2 * A.shape[0] + 8) * torch.finfo(A.dtype).eps * size.square().sum(1)
@@ -72,7 +72,7 @@ def test_a_row_that_the_update_cancels_is_as_long_as_nothing():
     """Rounding would leave the root of a negative number in about half of the rows."""
     A, B = torch.randn(2, 50, generator=torch.Generator().manual_seed(0)), torch.ones(64, 2)
     B[:, 1] = torch.linspace(-1, 1, 64)
-    weight = FrozenWeight(-SCALE * B @ A)
+    weight = DenseWeight(-SCALE * B @ A)
     norms = row_norms(weight, row_squares(weight), A, B, SCALE)
     assert norms.isfinite().all()
     assert (norms <= 1e-2 * weight.dense().norm(dim=1)).all()
@@ -93,7 +93,7 @@ WRONG = {
         kernel(w, q, A, B, s).square() / 2 + kernel(w, q, A, B, -s).square() / 2
     ).sqrt(),
     "rounded B": lambda w, q, A, B, s: kernel(w, q, A, B.to(torch.float16), s),
-    "of the columns": lambda w, q, A, B, s: reference(FrozenWeight(w.dense().double()), A.double(), B.double(), s).flip(
+    "of the columns": lambda w, q, A, B, s: reference(DenseWeight(w.dense().double()), A.double(), B.double(), s).flip(
         0
     ),
 }

@@ -12,7 +12,7 @@ import torch
 from test_low_rank import TYPES, cast, with_fields
 from torch import Tensor
 
-from lorica.kernels import Branch, FrozenWeight, LowRank, Noise, gated_mlp, siblings
+from lorica.kernels import Branch, DenseWeight, LowRank, Noise, gated_mlp, siblings
 from lorica.kernels.gated_mlp import reference as gated_reference
 from lorica.kernels.low_rank import reference
 
@@ -27,7 +27,7 @@ def draw(*size: int, seed: int) -> Tensor:
 
 def branch(d_in: int, d_out: int, r: int, kind: str, seed: int, dropout: float = 0.0) -> Branch:
     bias = draw(d_out, seed=seed + 3) if kind == "gain and bias" else None
-    weight = FrozenWeight(draw(d_out, d_in, seed=seed))
+    weight = DenseWeight(draw(d_out, d_in, seed=seed))
     if kind == "one without" and seed == 20:
         return Branch(weight, bias)
     gain = 1 + 0.3 * draw(d_out, seed=seed + 4) if kind.startswith("gain") else None
@@ -55,7 +55,7 @@ def sized(given: Branch) -> Branch:
         A, B = (part.detach().abs().requires_grad_(True) for part in (low_rank.A, low_rank.B))
         low_rank = with_fields(low_rank, A=A, B=B, base=gain, output=gain)
     bias = None if given.bias is None else 3 * given.bias.abs()
-    return Branch(FrozenWeight(given.weight.stored.abs()), bias, low_rank)
+    return Branch(DenseWeight(given.weight.stored.abs()), bias, low_rank)
 
 
 def leaves(x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:
@@ -169,7 +169,7 @@ def mlp_of(kind: str) -> tuple[Tensor, list[Branch]]:
 
 
 def scaled(branches: Sequence[Branch], factor: float) -> list[Branch]:
-    return [Branch(FrozenWeight(b.weight.stored * factor), b.bias, b.low_rank) for b in branches]
+    return [Branch(DenseWeight(b.weight.stored * factor), b.bias, b.low_rank) for b in branches]
 
 
 def fused(x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:

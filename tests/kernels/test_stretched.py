@@ -10,7 +10,7 @@ import torch
 from test_low_rank import SHAPES, TYPES, Shape, bound, cast, made, with_fields, x_rows
 from torch import Tensor
 
-from lorica.kernels import FrozenWeight, LowRank, low_rank_linear, reference
+from lorica.kernels import DenseWeight, LowRank, low_rank_linear, reference
 
 
 def gained(shape: Shape, transposed: bool, with_bias: bool) -> tuple[Any, ...]:
@@ -33,7 +33,7 @@ def size(x: Tensor, weight: Any, bias: Any, low_rank: LowRank) -> Tensor:
     sizes = {name: part.abs() for name, part in vars(low_rank).items() if isinstance(part, Tensor)}
     sizes |= {"base": sizes["base"] + 3, "output": sizes["base"] + 3}
     added = None if bias is None else 3 * bias.abs()
-    plain = FrozenWeight(weight.stored.abs(), weight.transposed)
+    plain = DenseWeight(weight.stored.abs(), weight.transposed)
     return reference(x.abs(), plain, added, with_fields(low_rank, **sizes))
 
 

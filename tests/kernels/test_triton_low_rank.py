@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from triton_against_float64 import DEVICE, DTYPES, bound, broken, drawn, error_of
 
-from lorica.kernels import FrozenWeight, LowRank, Noise, reference
+from lorica.kernels import DenseWeight, LowRank, Noise, reference
 from lorica.kernels.triton import low_rank
 from lorica.kernels.triton.dropout import Mask
 from lorica.kernels.triton.tiles import Tile
@@ -47,11 +47,11 @@ def error(
 
     def definition(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         made = LowRank(A=A, B=B, scale=1.7, dropout=dropout, site=0xDEADBEEF)
-        return reference(x, FrozenWeight(W.double()), None if b is None else b.double(), made, noise)
+        return reference(x, DenseWeight(W.double()), None if b is None else b.double(), made, noise)
 
     def op(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         made = LowRank(A=A, B=B, scale=1.7, dropout=dropout, site=0xDEADBEEF)
-        return module.low_rank_linear(x, FrozenWeight(W), b, made, noise)
+        return module.low_rank_linear(x, DenseWeight(W), b, made, noise)
 
     return error_of(op, definition, [x, A, B], drawn(*batch, d_out, seed=5, dtype=dtype))
 
@@ -82,8 +82,8 @@ def test_masks_are_those_of_noise_to_the_bit(width: int) -> None:
 def test_a_weight_stored_transposed_is_read_where_it_lies() -> None:
     W, x = drawn(20, 18, seed=0, dtype=torch.float32), drawn(3, 18, seed=1, dtype=torch.float32)
     given = LowRank(A=drawn(3, 18, seed=2).float(), B=drawn(20, 3, seed=3).float(), scale=0.5)
-    found = low_rank.low_rank_linear(x, FrozenWeight(W.T.contiguous(), transposed=True), None, given)
-    assert torch.equal(found, low_rank.low_rank_linear(x, FrozenWeight(W), None, given))
+    found = low_rank.low_rank_linear(x, DenseWeight(W.T.contiguous(), transposed=True), None, given)
+    assert torch.equal(found, low_rank.low_rank_linear(x, DenseWeight(W), None, given))
 
 
 def test_neither_the_mask_nor_the_dropped_input_is_kept() -> None:
@@ -92,7 +92,7 @@ def test_neither_the_mask_nor_the_dropped_input_is_kept() -> None:
     made = LowRank(A=A.requires_grad_(True), B=B.requires_grad_(True), scale=1.0, dropout=0.5)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        low_rank.low_rank_linear(x, FrozenWeight(drawn(18, 36, seed=3).float()), None, made, noise_of((33,)))
+        low_rank.low_rank_linear(x, DenseWeight(drawn(18, 36, seed=3).float()), None, made, noise_of((33,)))
     assert sorted(kept) == sorted([x.numel(), 33 * 3, A.numel(), B.numel()])
 
 

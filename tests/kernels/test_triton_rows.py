@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from triton_against_float64 import DEVICE, DTYPES, bound, broken, drawn, error_of, largest_error, with_gradients
 
-from lorica.kernels import FrozenWeight
+from lorica.kernels import DenseWeight
 from lorica.kernels import row_norms as plain_row_norms
 from lorica.kernels.rms_norm import reference as rms_norm_reference
 from lorica.kernels.rotary import reference as rotary_reference
@@ -155,7 +155,7 @@ def test_a_head_with_a_bias_or_a_trained_weight_takes_the_path_of_torch() -> Non
 def row_norms_error(module: ModuleType, shape: tuple[int, int], rank: int, dtype: torch.dtype) -> float:
     W, A, B = drawn(*shape, seed=0, dtype=dtype), drawn(rank, shape[1], seed=1), drawn(shape[0], rank, seed=2)
     squares = W.double().square().sum(1)
-    found = module.row_norms(FrozenWeight(W), squares.float(), A.float(), B.float(), 0.7)
+    found = module.row_norms(DenseWeight(W), squares.float(), A.float(), B.float(), 0.7)
     wanted = (W.double() + 0.7 * B.float().double() @ A.float().double()).norm(dim=1)
     return largest_error([found.double()], [wanted])
 
@@ -170,7 +170,7 @@ def test_lengths_of_rows_are_those_of_the_dense_sum(shape: tuple[int, int], rank
 def test_lengths_of_rows_with_a_zero_B_are_those_of_the_base_to_the_bit() -> None:
     W, A = drawn(7, 66, seed=0, dtype=torch.float32), drawn(3, 66, seed=1, dtype=torch.float32)
     squares = W.square().sum(1)
-    given = (FrozenWeight(W), squares, A, torch.zeros(7, 3, device=DEVICE), 0.7)
+    given = (DenseWeight(W), squares, A, torch.zeros(7, 3, device=DEVICE), 0.7)
     assert torch.equal(row_norms.row_norms(*given), plain_row_norms(*given))
 
 

@@ -56,7 +56,7 @@ def the_start_is_the_base(base: Base, method: Methods) -> None:
 def forward_is_the_merged_weight(base: Base, method: Methods) -> None:
     """forward(x) == linear(x, merged(W)), with noise in every tensor, so that the output moves by a tenth or more."""
     attached = stirred(base, method)
-    plain = base.build()
+    plain = base.plain()
     with torch.no_grad():
         unadapted = base.output(plain)
         for planned in attached.plan.edits:
@@ -118,7 +118,9 @@ def merging_leaves_a_plain_model_of_the_same_outputs(base: Base, method: Methods
     attached = stirred(base, method)
     model, tensors = attached.model, list(attached.model.named_parameters())
     kept = [(name, parameter, parameter.detach().clone()) for name, parameter in tensors]
-    kinds = {name: type(module) for name, module in base.build().named_modules()}
+    merged_at = {p.site.name for p in attached.plan.edits if p.edit.place == "around"}
+    dense, kinds = dict(base.plain().named_modules()), dict(base.build().named_modules())
+    kinds = {name: type(dense[name] if name in merged_at else module) for name, module in kinds.items()}
     with torch.no_grad():
         adapted = base.output(model)
         merge(attached)

@@ -30,7 +30,7 @@ from lorica.methods import (
 from lorica.methods.targets import select
 from lorica.site import Site
 from ten_line_methods import Scales
-from tiny_bases import BASES, BERT, GPT2, LLAMA, T5, VIT, VOCABULARY, Base
+from tiny_bases import BASES, BERT, GPT2, INT8, LLAMA, NF4, T5, VIT, VOCABULARY, Base
 from tiny_layers import ATTENTION, CONVNET, GPT_OSS, MOE, UNET
 from tiny_seeing import BLIP, LLAVA
 
@@ -372,11 +372,24 @@ ROWS = (
         stored=True,
     ),
 )
-CASES = [(base, row) for row in ROWS for base in row.bases]
+OUT_OF_REACH = ("full", "lora-patterns", "head", "scales")
+"""Rows that train weights which a quantised base does not hold, or that are about heads alone."""
+
+
+def _bases(row: Row) -> tuple[Base, ...]:
+    """A Llama in NF4 for whatever is adapted on a Llama, a BERT in eight bits for what reads weights most."""
+    if row.name in OUT_OF_REACH or LLAMA not in row.bases:
+        return row.bases
+    eight = (INT8,) if row.name in ("lora", "dora", "hira", "ia3") else ()
+    return (*row.bases, NF4, *eight)
+
+
+CASES = [(base, row) for row in ROWS for base in _bases(row)]
 
 
 def in_turn(base: Base, row: Row, turn: int) -> bool:
     """Whether the test command takes this case for law number `turn`."""
     if not row.sampled or base is row.bases[0]:
         return True
-    return base is row.bases[1 + (turn + ROWS.index(row)) % (len(row.bases) - 1)]
+    bases = _bases(row)
+    return base is bases[1 + (turn + ROWS.index(row)) % (len(bases) - 1)]

@@ -9,7 +9,7 @@ from lora import scale
 from philox import kept
 from torch import Tensor, nn
 
-from lorica.kernels import FrozenWeight, Noise, site_id
+from lorica.kernels import DenseWeight, Noise, site_id
 from lorica.methods.contract import Start
 from lorica.methods.dora import DoRA, DoRAEmbedding, DoRALinear
 from lorica.models.ambient import Pass
@@ -29,7 +29,7 @@ def noisy(module: nn.Module, seed: int) -> nn.Module:
 
 def made(config: DoRA) -> tuple[DoRALinear, nn.Linear]:
     base: Any = noisy(nn.Linear(6, 5).double(), 3).requires_grad_(False)
-    start = Start(torch.Generator(), torch.device("cpu"), torch.float64, FrozenWeight(base.weight))
+    start = Start(torch.Generator(), torch.device("cpu"), torch.float64, DenseWeight(base.weight))
     return noisy(DoRALinear(config, SITE, start), 1), base  # type: ignore[return-value]
 
 
@@ -69,7 +69,7 @@ def test_the_gradients_are_equation_11s_and_not_those_through_the_norm():
 
 def test_the_embedding_is_equation_5_on_the_transposed_matrix():
     base: Any = noisy(nn.Embedding(9, 4).double(), 3).requires_grad_(False)
-    start = Start(torch.Generator(), torch.device("cpu"), torch.float64, FrozenWeight(base.weight))
+    start = Start(torch.Generator(), torch.device("cpu"), torch.float64, DenseWeight(base.weight))
     module: Any = noisy(DoRAEmbedding(DoRA(r=3, alpha=8), TABLE, start), 1)
     got = module(torch.tensor([2, 8]), base, Pass())
     W, A, B, m = lists(base.weight.T, module.A, module.B, module.magnitude.m)

@@ -5,7 +5,7 @@ import starts as oracle
 import torch
 from torch import Tensor, nn
 
-from lorica.kernels import FrozenWeight
+from lorica.kernels import DenseWeight
 from lorica.methods.contract import Start
 from lorica.methods.lora import LoRA, MovedLinear
 from lorica.methods.starts import EVA, LoRAGA, PiSSA
@@ -26,7 +26,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def start(W: Tensor, given: dict[str, Tensor] | None = None) -> Start:
     return Start(
-        torch.Generator().manual_seed(0), torch.device("cpu"), torch.float64, FrozenWeight(W), None, given or {}
+        torch.Generator().manual_seed(0), torch.device("cpu"), torch.float64, DenseWeight(W), None, given or {}
     )
 
 

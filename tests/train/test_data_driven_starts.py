@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import lorica
 from campaign.tiny_run import base, dataset, noisy
 from lorica.errors import TargetError
-from lorica.kernels import FrozenWeight
+from lorica.kernels import DenseWeight, FrozenWeight
 from lorica.methods import LoRA
 from lorica.methods.starts import STARTS
 from lorica.tasks import TASKS
@@ -62,7 +62,7 @@ def test_lora_ga_takes_the_gradient_of_the_training_loss(model):
     model.requires_grad_(True)
     TASK.loss(model, TASK.batch(list(ROWS), device=torch.device("cpu"))).backward()
     for name, module in layers(model).items():
-        gradient = FrozenWeight(module.weight.grad, FrozenWeight.of(module).transposed).dense()
+        gradient = DenseWeight(module.weight.grad, FrozenWeight.of(module).transposed).dense()
         U, _, Vt = torch.linalg.svd(gradient, full_matrices=False)
         k = gradient.shape[0] ** 0.25 / 4
         A, B = found[f"{name}.A"] / k, found[f"{name}.B"] / k

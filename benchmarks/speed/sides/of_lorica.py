@@ -20,7 +20,9 @@ METHODS = {"lora": lorica.LoRA, "dora": lorica.DoRA}
 
 def run(order: Mapping[str, Any], gate: Gate) -> None:
     lessons = Lessons.read(order["lessons"])
-    model = lorica.load_base(order["folder"], dtype=order.get("dtype", "bfloat16"), device=order.get("device"))
+    stored: dict[str, Any] = {"quantize": "nf4", "double_quant": True} if order.get("four_bit") else {}
+    kind = order.get("dtype", "bfloat16")
+    model = lorica.load_base(order["folder"], dtype=kind, device=order.get("device"), **stored)
     method = (
         lorica.Full() if order["method"] == "full" else METHODS[order["method"]](r=order["r"], alpha=order["alpha"])
     )

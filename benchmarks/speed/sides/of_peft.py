@@ -24,8 +24,10 @@ def adapted(order: Mapping[str, Any]) -> Any:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    attention = order.get("attention", "sdpa")
-    base = AutoModelForCausalLM.from_pretrained(order["folder"], dtype=torch.bfloat16, attn_implementation=attention)
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "attn_implementation": order.get("attention", "sdpa")}
+    if order.get("four_bit"):
+        options["quantization_config"] = four_bit()
+    base = AutoModelForCausalLM.from_pretrained(order["folder"], **options)
     config = LoraConfig(
         r=order["r"],
         lora_alpha=order["alpha"],
@@ -33,8 +35,21 @@ def adapted(order: Mapping[str, Any]) -> Any:
         use_dora=order["method"] == "dora",
         task_type="CAUSAL_LM",
     )
-    base.to(order.get("device", "cpu"))
+    if not order.get("four_bit"):
+        base.to(order.get("device", "cpu"))
     return get_peft_model(base, config, autocast_adapter_dtype=order.get("adapter_dtype") != "base")
+
+
+def four_bit() -> Any:
+    """As QLoRA's authors have it: NF4, doubly quantised, computed in bfloat16."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
 
 
 def with_liger(model: Any) -> None:

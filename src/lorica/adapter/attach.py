@@ -13,6 +13,7 @@ from lorica.adapter.installed import Installed, Modules, Undo, undone
 from lorica.adapter.plan import READING, Methods, Plan, PlannedEdit
 from lorica.adapter.plan import plan as plan_of
 from lorica.errors import AdapterError, TargetError
+from lorica.kernels import FrozenWeight
 from lorica.methods.contract import Start
 from lorica.models import enter, parameter_of, weight_of
 from lorica.models.ambient import Clock
@@ -87,12 +88,12 @@ def _built(
     edit = planned.edit
     weight = weight_of(model, edit.site) if edit.place in READING else None
     parameter = parameter_of(model, edit.site) if edit.place == "instead" else None
-    near = weight.stored if weight is not None else parameter
+    near = weight if weight is not None else parameter
     near = near if near is not None else next(model.parameters())
     return edit.build(Start(generator, near.device, _training_dtype(near), weight, parameter, given, shared))
 
 
-def _training_dtype(base: Tensor) -> torch.dtype:
+def _training_dtype(base: Tensor | FrozenWeight) -> torch.dtype:
     return torch.float64 if base.dtype == torch.float64 else torch.float32
 
 

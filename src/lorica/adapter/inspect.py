@@ -20,7 +20,7 @@ from lorica.adapter.proof import Proof, recorded
 from lorica.adapter.ranks import RankGrid
 from lorica.adapter.tensors import refusal
 from lorica.errors import AdapterError, LoricaError
-from lorica.kernels import FrozenWeight, LowRank
+from lorica.kernels import DenseWeight, LowRank
 from lorica.methods import Method, peft_parts
 from lorica.methods.contract import Edit, Start, neighbours, stored
 from lorica.site import Site
@@ -190,7 +190,7 @@ def _update(
 ) -> SiteUpdate:
     site = edit.site
     blank = torch.zeros(site.shape)
-    weight = FrozenWeight(blank) if edit.place == "around" else None
+    weight = DenseWeight(blank) if edit.place == "around" else None
     start = Start(torch.Generator(), torch.device("cpu"), torch.float32, weight, blank, shared=shared)
     module = edit.build(start)
     held = {name: tensors.get(method.file_name(edit, name, around)) for name in stored(module)}

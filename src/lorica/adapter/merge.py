@@ -1,5 +1,7 @@
 """Merging: the adapter becomes part of the weights, W' = merged(W), and the model is plain again.
 
+A quantised weight is made dense in the type it computes in, and stays so: never quantised anew.
+
 In place on a model, or shard by shard from one checkpoint folder to another, where no more than one tensor and the
 shard being written are in memory.  Either way the merged model answers the probe that the adapted one answered.
 """
@@ -17,6 +19,7 @@ from lorica.adapter.proof import Comparison, Proof, Record, compared
 from lorica.errors import AdapterError, ModelError
 from lorica.models import Probe, numerics, parameter_of, weight_of
 from lorica.models.numerics import rounding
+from lorica.models.quantised import plain_linear
 
 LEFT = 0.5
 """The least share of the adapter's effect that may be left once the weights are rounded to their type."""
@@ -60,6 +63,14 @@ class Swaps:
             self.pairs.append((before, after))
             self.undos.append(lambda: setattr(holder, name, before))
 
+    def put_linear(self, name: str, W: Tensor) -> None:
+        """A plain linear with this weight in the place of a quantised one."""
+        owner, _, leaf = name.rpartition(".")
+        holder, before = self.model.get_submodule(owner), self.model.get_submodule(name)
+        setattr(holder, leaf, plain_linear(before, W))  # type: ignore[arg-type]
+        if self.kept:
+            self.undos.append(lambda: setattr(holder, leaf, before))
+
     def take_back(self) -> None:
         undone(self.undos)
 
@@ -92,18 +103,10 @@ def unproven(edits: Installed) -> Swaps:
 
 
 def checked(merged: nn.Module, proof: Record) -> Comparison | None:
-    """The merged model's answers beside the adapted one's; AdapterError where rounding does not explain the distance.
-
-    None where there is nothing to compare with.
-    """
-    if not isinstance(proof, Proof):
+    """As `apart`; AdapterError where rounding does not explain the distance."""
+    found, now = apart(merged, proof), numerics(merged)
+    if found is None:
         return None
-    now = numerics(merged)
-    try:
-        answers = Probe.of(merged).read(merged)
-    except ModelError as error:
-        raise AdapterError(f"merge: {error}") from error
-    found = compared(proof, proof.bare, answers, now, rounding(merged, proof.numerics, now))
     if not found.within_rounding:
         raise AdapterError(
             f"merge: the outputs move by {found.deviation:.1e} of the largest, and rounding to {now['dtype']} explains "
@@ -117,12 +120,24 @@ def checked(merged: nn.Module, proof: Record) -> Comparison | None:
     return found
 
 
+def apart(merged: nn.Module, proof: Record) -> Comparison | None:
+    """The merged model's answers beside the adapted one's; None where there is nothing to compare with."""
+    if not isinstance(proof, Proof):
+        return None
+    now = numerics(merged)
+    try:
+        answers = Probe.of(merged).read(merged)
+    except ModelError as error:
+        raise AdapterError(f"merge: {error}") from error
+    return compared(proof, proof.bare, answers, now, rounding(merged, proof.numerics, now))
+
+
 def forget_origin(model: Any) -> None:
     for name in ("base_fingerprint", "base_digest"):
         if hasattr(model, name):
             delattr(model, name)
     if hasattr(model, "source"):
-        model.source = None
+        model.source = model.quantised_here = None
     for holder in (model, getattr(model, "config", None)):
         for name in ("name_or_path", "_name_or_path"):
             if getattr(holder, name, None):
@@ -157,10 +172,13 @@ def merged_bias(module: nn.Module, bias: Tensor) -> Tensor:
 def _put_merged(swaps: Swaps, planned: PlannedEdit, module: nn.Module) -> None:
     model = swaps.model
     stored = weight_of(model, planned.site)
+    if planned.site.stored:
+        swaps.put_linear(planned.site.name, merged_weight(module, stored.dense()))
+        return
     owner, _, leaf = planned.site.weight.rpartition(".")
     holder = model.get_submodule(owner)
     before = holder.get_parameter(leaf)
-    value = merged_weight(module, before.detach(), stored.transposed)
+    value = merged_weight(module, before.detach(), planned.site.transposed)
     swaps.put(holder, leaf, before, nn.Parameter(value, requires_grad=before.requires_grad))
     if any(parameter is before for parameter in model.parameters()):
         _untie(swaps)

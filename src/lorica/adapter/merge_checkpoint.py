@@ -6,10 +6,10 @@ the type they are stored in, and it is written under its own name.  In memory at
 
 import gc
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +21,25 @@ from lorica.adapter.file import AdapterFile, read
 from lorica.adapter.lineage import Parent
 from lorica.adapter.load import load, plan_on, require_base
 from lorica.adapter.manifest import FORMAT, NAME, versions
-from lorica.adapter.merge import checked, merged_bias, merged_weight, require_in_weights, require_mergeable
+from lorica.adapter.merge import apart, checked, merged_bias, merged_weight, require_in_weights, require_mergeable
+from lorica.adapter.origin import loading_of
 from lorica.adapter.plan import Plan, PlannedEdit
-from lorica.adapter.proof import Comparison, Proof, Record, Unprobed
+from lorica.adapter.proof import Comparison, Proof, Record, Unprobed, recorded
 from lorica.adapter.resized import settled
 from lorica.errors import AdapterError
-from lorica.kernels import FrozenWeight
+from lorica.kernels import DenseWeight
 from lorica.methods.contract import Start
-from lorica.models import load_base, load_tokenizer, shapes_only
+from lorica.models import Quantisation, load_base, load_tokenizer, shapes_only
 from lorica.models.fingerprint import fingerprint_of_folder
 from lorica.models.folder import folder_of
 from lorica.models.loading import parse_dtype
+from lorica.models.numerics import dtype_of
+from lorica.models.quantised import quantisable
 from lorica.models.stored import INDEX, Stored
 from lorica.models.vocabulary import missing_tokens
 from lorica.site import Site
 
+Onto = Literal["dequantised", "original"]
 DESCRIPTIONS = ("*.json", "*.model", "*.txt", "*.jinja")
 """The files beside the weights that a checkpoint needs: config and tokenizer."""
 
@@ -76,6 +80,7 @@ def merge_checkpoint(
     out: str | Path,
     *,
     dtype: str | torch.dtype | None = None,
+    onto: Onto = "dequantised",
     untrained: bool = False,
     other_base: bool = False,
     unprobed: str | None = None,
@@ -83,6 +88,9 @@ def merge_checkpoint(
     """Writes the checkpoint of `base` with `adapter` in its weights to the new folder `out`.
 
     dtype                   the type that every weight is written in; None: each as the base stores it
+    onto                    of an adapter that was trained on a quantised base: `dequantised`, the numbers that it was
+                            trained beside, or `original`, the base's own, beside which the outputs move by what
+                            quantising took away; how far is in `outputs`
     untrained, other_base   as in `load`
     unprobed                why the outputs are not to be compared, which takes one whole model in memory at a time
 
@@ -98,16 +106,17 @@ def merge_checkpoint(
         require_base(file, shapes)
     _require_rows(file, shapes, source)
     file = settled(shapes, file)
-    merge = _Merge(shapes, file, Stored(source), kind)
+    merge = _Merge(shapes, file, Stored(source), kind, _Quantising.of(file, shapes, onto))
     if not untrained and (reason := unfinished(merge.plan, file.tensors)):
         raise AdapterError(not_finished(file.where, reason))
     with durable.new_folder(out) as folder:
         before = Unprobed(unprobed) if unprobed else _adapted(source, file, merge.kind, other_base)
+        compare = apart if merge.quantising.leaves else checked
         merge.write_shards(folder)
         if not merge.effective and not untrained:
             raise AdapterError(without_effect(file.where))
         _copy_descriptions(source, folder, untied=bool(merge.untied), kind=kind)
-        outputs = _outputs(folder.path, merge.kind, before)
+        outputs = _outputs(folder.path, merge.kind, before, compare)
         folder.write_json(NAME, _record(base, shapes.base_fingerprint, file, outputs))
         size = sum(record["bytes"] for record in folder.records().values())
     name, change = max(merge.changes.items(), key=lambda item: item[1])
@@ -126,15 +135,17 @@ def merge_checkpoint(
 
 def _adapted(source: Path, file: AdapterFile, kind: torch.dtype, other_base: bool) -> Record:
     """What base and adapter answer together, in the type that the merged weights get."""
-    model = load_base(source, dtype=kind, device="cpu")
+    model = load_base(source, dtype=kind, device="cpu", **loading_of(file.manifest))
     return load(model, file, trainable=False, untrained=True, other_base=other_base).proof()
 
 
-def _outputs(merged: Path, kind: torch.dtype, before: Record) -> Comparison | None:
+def _outputs(
+    merged: Path, kind: torch.dtype, before: Record, compare: Callable[[nn.Module, Record], Comparison | None]
+) -> Comparison | None:
     if not isinstance(before, Proof):
         return None
     gc.collect()  # the base is gone before the merged model is loaded: never two of them in memory
-    return checked(load_base(merged, dtype=kind, device="cpu"), before)
+    return compare(load_base(merged, dtype=kind, device="cpu"), before)
 
 
 def _record(base: str | Path, fingerprint: str, file: AdapterFile, outputs: Comparison | None) -> dict[str, Any]:
@@ -159,6 +170,34 @@ def _require_rows(file: AdapterFile, shapes: Any, source: Path) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Quantising:
+    """What became of the weights that the adapter was trained beside: the names of those that were quantised.
+
+    leaves: they are merged as the base has them, and the difference is told.
+    """
+
+    form: Quantisation | None
+    dtype: torch.dtype
+    names: frozenset[str]
+    leaves: bool
+
+    @classmethod
+    def of(cls, file: AdapterFile, shapes: nn.Module, onto: Onto) -> "_Quantising":
+        facts = loading_of(file.manifest)
+        form = Quantisation.of(**facts) if facts else None
+        proof = recorded(file.manifest)
+        dtype = parse_dtype(dtype_of(proof.numerics)) if isinstance(proof, Proof) else None
+        names = frozenset(f"{name}.weight" for name in quantisable(shapes)) if form else frozenset[str]()
+        return cls(form, dtype or next(shapes.parameters()).dtype, names, form is not None and onto == "original")
+
+    def read(self, names: set[str], tensor: Tensor) -> Tensor:
+        """A tensor of the base as it was under the adapter, in the type it is stored in."""
+        if self.form is None or self.leaves or not names & self.names:
+            return tensor
+        return self.form.store(tensor.to(self.dtype)).dense().to(tensor.dtype)
+
+
 @dataclass(eq=False)
 class _Merge:
     """The work: which stored tensor each edit changes, and what changed so far."""
@@ -166,7 +205,8 @@ class _Merge:
     model: nn.Module
     file: AdapterFile
     stored: Stored
-    asked: torch.dtype | None = None
+    asked: torch.dtype | None
+    quantising: "_Quantising"
     changes: dict[str, float] = field(default_factory=dict)
     effective: bool = False
     """Whether some edit that was merged changes what the base computes."""
@@ -226,14 +266,16 @@ class _Merge:
         weight_map: dict[str, str] = {}
         total = 0
         for path, shard in zip(self.stored.files, self.stored.shards(), strict=True):
-            tensors = dict(self._merged({name: self._wide(shard.tensor(name)) for name in shard.names()}))
+            tensors = dict(self._merged({name: self._read(name, shard.tensor(name)) for name in shard.names()}))
             folder.write_tensors(path.name, tensors, metadata={"format": "pt"}, finite=True)
             weight_map |= dict.fromkeys(tensors, path.name)
             total += sum(tensor.nbytes for tensor in tensors.values())
         if (self.stored.folder / INDEX).is_file():
             folder.write_json(INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
-    def _wide(self, tensor: Tensor) -> Tensor:
+    def _read(self, name: str, tensor: Tensor) -> Tensor:
+        prefix = getattr(self.model, "base_model_prefix", "") + "."
+        tensor = self.quantising.read({name, name.removeprefix(prefix), prefix + name}, tensor)
         return tensor.to(self.asked) if self.asked is not None and tensor.is_floating_point() else tensor
 
     def _merged(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -271,7 +313,7 @@ class _Merge:
 
     def _module(self, planned: PlannedEdit, tensor: Tensor) -> nn.Module:
         around = planned.edit.place == "around"
-        weight = FrozenWeight(tensor, planned.site.transposed) if around else None
+        weight = DenseWeight(tensor, planned.site.transposed) if around else None
         start = Start(torch.Generator(), torch.device("cpu"), torch.float32, weight, None if around else tensor)
         module = planned.edit.build(start)
         for key, held in planned.tensors.items():

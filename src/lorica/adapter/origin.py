@@ -15,7 +15,7 @@ from torch import nn
 from lorica.adapter.peft_format import base_name
 from lorica.adapter.proof import Proof, recorded
 from lorica.errors import AdapterError, ModelError
-from lorica.models import Probe, Reading, fingerprint, numerics
+from lorica.models import Probe, Quantisation, Reading, fingerprint, numerics
 from lorica.models.fingerprint import fingerprint_in_memory
 from lorica.models.numerics import changed, rounding
 
@@ -31,15 +31,30 @@ class Verdict:
 
 
 def base_facts(model: nn.Module) -> dict[str, Any]:
-    """Where a base came from, and its fingerprint; `hashed` says of what, `digest` is of every byte where known."""
+    """Where a base came from, and its fingerprint; `hashed` says of what, `digest` is of every byte where known, and
+    `load` how it was quantised as it was loaded."""
     stored = isinstance(getattr(model, "base_fingerprint", None), str)
     facts = {
         "source": base_name(model),
         "fingerprint": fingerprint(model),
         "hashed": CHECKPOINT if stored else _in_memory(model),
     }
-    digest = getattr(model, "base_digest", None) if stored else None
-    return facts if digest is None else {**facts, "digest": digest}
+    digest, form = getattr(model, "base_digest", None) if stored else None, getattr(model, "quantised_here", None)
+    facts = facts if digest is None else {**facts, "digest": digest}
+    return facts if form is None else {**facts, "load": form.to_dict()}
+
+
+def loading_of(manifest: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options of `load_base` with which the base of an adapter is loaded as it was.  AdapterError if damaged."""
+    facts = (manifest or {}).get("base")
+    recorded = facts.get("load") if isinstance(facts, Mapping) else None
+    if recorded is None:
+        return {}
+    try:
+        form = Quantisation.of(recorded["quantize"], bool(recorded["double_quant"]))
+    except (ModelError, KeyError, TypeError) as error:
+        raise AdapterError(f"lorica.json: base.load is no way to load a base ({error})") from error
+    return {} if form is None else form.to_dict()
 
 
 def judged(manifest: Mapping[str, Any] | None, model: nn.Module) -> Verdict:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.errors import TargetError
-from lorica.kernels import FrozenWeight
+from lorica.kernels import DenseWeight
 from lorica.methods import Method, method_of_peft
 from lorica.methods.contract import Edit, Role, Start, neighbours, stored
 from lorica.models import sites as sites_of
@@ -241,6 +241,7 @@ def plan(
     methods = tuple(each.given(sites, statistics) for each in methods)
     pairs = [(edit, each) for each in methods for edit in each.edits(sites, statistics)]
     _refuse_overlaps(pairs)
+    _refuse_quantised(pairs)
     wasteful = [problem for each in methods for problem in each.wasteful(edit for edit, of in pairs if of is each)]
     if wasteful and not trained:
         raise TargetError.of(wasteful)
@@ -284,7 +285,7 @@ def _method(given: Any, sites: tuple[Site, ...]) -> Method:
 
 def _on_meta(edit: Edit, shared: dict[str, nn.Module]) -> nn.Module:
     shape = edit.site.shape
-    weight = FrozenWeight(torch.empty(shape, device=META)) if edit.place in READING else None
+    weight = DenseWeight(torch.empty(shape, device=META)) if edit.place in READING else None
     parameter = torch.empty(shape, device=META) if edit.place == "instead" else None
     return edit.build(Start(torch.Generator(), META, torch.float32, weight, parameter, shared=shared))
 
@@ -310,6 +311,21 @@ def _refuse_overlaps(pairs: Sequence[tuple[Edit, Method]]) -> None:
         problems.append(f"{_names(copied)}: trained whole and adapted beside it as well; choose one of the two")
     if problems:
         raise TargetError.of(problems)
+
+
+def _refuse_quantised(pairs: Sequence[tuple[Edit, Method]]) -> None:
+    """A quantised weight has no gradient, and a copy of it would be another weight."""
+    held = [(edit.site.name, method.kind, edit.site.stored) for edit, method in pairs if _is_copy_of_codes(edit)]
+    if held:
+        (_, kind, stored), names = held[0], [name for name, _, _ in held]
+        raise TargetError(
+            f"{_names(names)}: stored as {stored}, which {kind} cannot train itself; load the base without quantize, "
+            "or adapt it with LoRA or one of its relatives"
+        )
+
+
+def _is_copy_of_codes(edit: Edit) -> bool:
+    return edit.place == "instead" and bool(edit.site.stored)
 
 
 def _names(names: Sequence[str]) -> str:

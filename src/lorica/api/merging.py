@@ -5,9 +5,11 @@ from typing import Any
 
 from lorica import budget, durable
 from lorica.adapter import AdapterFile, Merged, load, merge_checkpoint, read
+from lorica.adapter.merge_checkpoint import Onto
+from lorica.adapter.origin import loading_of
 from lorica.api.recorded import base_of
 from lorica.api.tasked import recorded_head
-from lorica.models import Head, load_base
+from lorica.models import load_base
 from lorica.models.folder import folder_of
 from lorica.models.loading import parse_dtype
 from lorica.models.quiet import quiet
@@ -20,6 +22,7 @@ def merge(
     *,
     model: str | None = None,
     dtype: str | None = None,
+    onto: Onto = "dequantised",
     untrained: bool = False,
     other_base: bool = False,
 ) -> Merged:
@@ -27,6 +30,8 @@ def merge(
 
     model                   the base, where the one that the adapter records is not to be used
     dtype                   the type that weights are written in; None: as the base is stored
+    onto                    of an adapter trained on a quantised base: `dequantised`, the numbers it was trained beside,
+                            in 16 bit; or `original`, the base's own.  `outputs` says how far the answers move
     untrained, other_base   as in `load`: an adapter without effect or not finished, or for another base, is accepted
 
     The merged model answers a probe, and must answer as base and adapter do.  That takes the whole model in memory, and
@@ -37,19 +42,21 @@ def merge(
     base = model or base_of(adapter, file)
     head = recorded_head(file.manifest)
     if head is not None:
-        return _with_head(base, head, file, out, dtype=dtype, untrained=untrained, other_base=other_base)
+        form = {} if onto == "original" else loading_of(file.manifest)
+        whole = load_base(base, dtype=dtype, device="cpu", head=head, **form)
+        return _with_head(base, whole, file, out, untrained=untrained, other_base=other_base)
     short = _without_room(folder_of(base), dtype)
-    return merge_checkpoint(base, file, out, dtype=dtype, untrained=untrained, other_base=other_base, unprobed=short)
+    accepted = {"untrained": untrained, "other_base": other_base}
+    return merge_checkpoint(base, file, out, dtype=dtype, onto=onto, unprobed=short, **accepted)
 
 
 def _with_head(
-    base: str, head: Head, file: AdapterFile, out: str | Path, *, dtype: str | None, untrained: bool, other_base: bool
+    base: str, whole: Any, file: AdapterFile, out: str | Path, *, untrained: bool, other_base: bool
 ) -> Merged:
-    whole: Any = load_base(base, dtype=dtype, device="cpu", head=head)
-    before = {name: parameter.detach().clone() for name, parameter in whole.named_parameters()}
+    before = {name: tensor.detach().clone() for name, tensor in whole.state_dict().items()}
     attached = load(whole, file, untrained=untrained, other_base=other_base)
     attached.merge(untrained=untrained)
-    moved = {name: float((p - before[name]).float().abs().max()) for name, p in whole.named_parameters()}
+    moved = {name: float((t - before[name]).float().abs().max()) for name, t in whole.state_dict().items()}
     changes = {name: change for name, change in moved.items() if change}
     with durable.new_folder(out) as folder, quiet():
         whole.save_pretrained(folder.path)

@@ -47,7 +47,10 @@ def plan(
 
 def _of_recipe(recipe: Recipe, memory: float | None) -> Forecast:
     task = settled(recipe.task, recipe.data, recipe.model.source)
-    shapes: Any = shapes_only(recipe.model.source, recipe.model.dtype, head=task.head())
+    base = recipe.model
+    shapes: Any = shapes_only(
+        base.source, base.dtype, head=task.head(), quantize=base.quantize, double_quant=base.double_quant
+    )
     if recipe.model.add_tokens:
         shapes.tokenizer = load_tokenizer(recipe.model.source)
     methods = with_tokens(shapes, recipe.model.add_tokens, recipe.method)

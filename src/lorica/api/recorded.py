@@ -10,6 +10,7 @@ from torch import nn
 from lorica.adapter import AdapterFile, Attached, load, read
 from lorica.adapter.fetch import folder_of as adapter_folder
 from lorica.adapter.manifest import NAME
+from lorica.adapter.origin import loading_of
 from lorica.api.tasked import recorded_head
 from lorica.data import DataConfig
 from lorica.errors import AdapterError, LoricaError, RequestError, by_field
@@ -68,7 +69,7 @@ def loaded_with(
     """The same with the handle on the adapter; None where `base`."""
     file = read(adapter)
     source = model if model is not None else base_of(adapter, file)
-    held = load_base(source, dtype=dtype, head=recorded_head(file.manifest)) if isinstance(source, str) else source
+    held = source if isinstance(source, nn.Module) else base_for(file, source, dtype)
     lacking = missing_tokens(held, (file.manifest or {}).get("added_tokens") or ())
     if lacking and isinstance(source, str):
         add_tokens(held, lacking)
@@ -76,6 +77,11 @@ def loaded_with(
     if not base:
         attached = load(held, file, trainable=False, untrained=untrained, other_base=other_base)
     return held.eval(), file.manifest or {}, attached
+
+
+def base_for(file: AdapterFile, source: str, dtype: str | None = None) -> nn.Module:
+    """The base as the adapter had it: with its head, and quantised as it was."""
+    return load_base(source, dtype=dtype, head=recorded_head(file.manifest), **loading_of(file.manifest))
 
 
 def unverified(adapter: Place) -> bool:

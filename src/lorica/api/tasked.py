@@ -28,6 +28,7 @@ def load_base(
     quantize: str | None = None,
     device: str | torch.device | None = None,
     *,
+    double_quant: bool = False,
     task: TaskLike | None = None,
     seed: int = 0,
 ) -> nn.Module:
@@ -41,7 +42,9 @@ def load_base(
     if asked is not None and asked.needs_rows:
         raise RequestError(f"task: {asked.name} needs its labels here: {{'name': '{asked.name}', 'labels': [...]}}")
     head = None if asked is None else asked.head(seed)
-    model: Any = models.load_base(source, dtype=dtype, quantize=quantize, device=device, head=head)
+    model: Any = models.load_base(
+        source, dtype=dtype, quantize=quantize, device=device, head=head, double_quant=double_quant
+    )
     if asked is not None:
         model.task = asked
     return model

@@ -17,7 +17,7 @@ from lorica.api.vocabulary import with_tokens
 from lorica.budget import cautions
 from lorica.data import DataConfig, Dataset
 from lorica.errors import RecipeError, by_field, did_you_mean
-from lorica.models import fingerprint
+from lorica.models import fingerprint, quantisation_of
 from lorica.recipe import Recipe
 from lorica.train import Run, TrainConfig
 from lorica.train import fit as learn
@@ -41,6 +41,7 @@ def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None
         base.source,
         dtype=base.dtype,
         quantize=base.quantize,
+        double_quant=base.double_quant,
         device=base.device,
         task=recipe.task,
         seed=recipe.train.seed,
@@ -139,8 +140,9 @@ def _identity(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     """What makes a resume wrong when it changes, beside the settings of training and the data."""
     tree = recipe.to_dict()
     dtype = str(next(model.parameters()).dtype)
+    stored = {"model.quantize": str(quantisation)} if (quantisation := quantisation_of(model)) else {}
     added = {"model.add_tokens": list(recipe.model.add_tokens)} if recipe.model.add_tokens else {}
-    return {"base": fingerprint(model), "model.dtype": dtype, "method": tree["method"], **added}
+    return {"base": fingerprint(model), "model.dtype": dtype, "method": tree["method"], **stored, **added}
 
 
 def _before(recipe: Recipe, model: nn.Module, held: Dataset | None, reporter: Reporter) -> dict[str, float] | None:

@@ -7,10 +7,8 @@ from torch import nn
 from lorica import adapter as rooms
 from lorica.adapter import AdapterFile, Verification
 from lorica.adapter.proof import Proof, recorded
-from lorica.api.recorded import base_of
-from lorica.api.tasked import recorded_head
+from lorica.api.recorded import base_for, base_of
 from lorica.errors import RequestError
-from lorica.models import load_base
 from lorica.models.fingerprint import whole_digest
 from lorica.models.folder import folder_of
 from lorica.models.numerics import dtype_of
@@ -37,8 +35,7 @@ def verify(
     def base(file: AdapterFile) -> nn.Module:
         if isinstance(model, nn.Module):
             return model
-        head = recorded_head(file.manifest)
-        return load_base(model or base_of(adapter, file), dtype=dtype or _recorded_dtype(file), head=head)
+        return base_for(file, model or base_of(adapter, file), dtype or _recorded_dtype(file))
 
     def whole(file: AdapterFile) -> str | None:
         if isinstance(model, nn.Module):

@@ -1,13 +1,14 @@
 """Bytes of a training run, part by part, from shapes alone.
 
-    weights      every parameter of the base in the type it is held in
+    weights      every parameter of the base in the type it is held in, quantised ones with their scales
     adapter + gradients     4 + 4 bytes a trained parameter: float32; 4 for a frozen factor
     optimizer    4 bytes for each number it keeps of a trained tensor: AdamW two of each element, Lion one, SGD one or
                  none, Adafactor one of each row and column
     activations  what the backward pass needs, for the T tokens of a micro-batch
     logits       the chunk of logits that exists at a time, and the gradient of the last hidden states
-    buffers      gradients in flight through one block; embeddings of which some rows are trained, and their gradients;
-                 merged weights where a module reads its weights itself (experts, nn.MultiheadAttention)
+    buffers      gradients in flight through one block; the largest quantised weight made dense; embeddings of which
+                 some rows are trained, and their gradients; merged weights where a module reads its weights itself
+                 (experts, nn.MultiheadAttention)
     context      what the process, or the CUDA context, holds before anything is loaded
 
     peak = weights + adapter + gradients + optimizer + context + buffers + activations + logits
@@ -107,15 +108,27 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
     recomputed = shapes.layers - first - kept
     activations = work.tokens * (kept * block + recomputed * shapes.d * width + (block if recomputed else 0))
     return Memory(
-        weights=sum(prod(site.shape) * BYTES[site.dtype] for site in plan.base if site.kind == "parameter"),
+        weights=sum(held_bytes(site) for site in plan.base if site.kind == "parameter"),
         adapter=TRAINED * (plan.trainable_parameters + plan.frozen_parameters),
         gradients=TRAINED * plan.trainable_parameters,
         optimizer=TRAINED * sum(moments(tensor.shape, tensor.role) for tensor in plan.learned.values()),
         activations=activations,
         logits=_logits(shapes, work, decoder or not any("head" in planned.site.roles for planned in plan.edits)),
-        buffers=work.tokens * width * (2 * shapes.d + shapes.f) + _shown(plan) + _merged(plan, work.recomputed),
+        buffers=work.tokens * width * (2 * shapes.d + shapes.f)
+        + _shown(plan)
+        + _merged(plan, work.recomputed)
+        + _dense_again(plan),
         context=CONTEXT.get(kind, CONTEXT["cuda"]),
     )
+
+
+def held_bytes(site: Site) -> int:
+    return site.held_bytes or prod(site.shape) * BYTES[site.dtype]
+
+
+def _dense_again(plan: Plan) -> int:
+    """The largest quantised weight, made dense for one product at a time."""
+    return max((prod(site.shape) * BYTES[site.dtype] for site in plan.base if site.stored), default=0)
 
 
 def _first_block(plan: Plan, blocks: int) -> int:

@@ -1,6 +1,7 @@
 """The commands that use an adapter: eval, generate, chat, inspect, verify, merge."""
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,11 @@ import typer
 
 from lorica.cli.output import say, show
 from lorica.cli.words import AdapterPath, AsJson, Dtype, ModelSource, OtherBase, Untrained
+
+
+class Onto(StrEnum):
+    dequantised = "dequantised"
+    original = "original"
 
 
 def evaluate(
@@ -137,12 +143,19 @@ def merge(
         str | None,
         typer.Option("--dtype", metavar="TYPE", help="Write the weights in this type. Default: as the base is stored."),
     ] = None,
+    onto: Annotated[
+        Onto,
+        typer.Option(
+            "--onto", help="Of an adapter trained on a quantised base: the numbers it saw, or the base's own."
+        ),
+    ] = Onto.dequantised,
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint with the adapter folded in. transformers loads it as any other."""
     from lorica import api
 
-    merged = api.merge(adapter, out, model=model, dtype=dtype, untrained=untrained, other_base=other_base)
+    accepted = {"untrained": untrained, "other_base": other_base}
+    merged = api.merge(adapter, out, model=model, dtype=dtype, onto=onto.value, **accepted)
     show(merged, as_json)
     note_unverified(adapter)
     if not as_json:

@@ -4,7 +4,7 @@ from lorica.kernels.attention import causal_attention, masked_attention
 from lorica.kernels.cross_entropy import head_cross_entropy
 from lorica.kernels.few_shapes import rounded, with_rows
 from lorica.kernels.frozen_conv import FrozenConv
-from lorica.kernels.frozen_weight import FrozenWeight
+from lorica.kernels.frozen_weight import DenseWeight, FrozenWeight
 from lorica.kernels.gated_mlp import gated_mlp
 from lorica.kernels.low_rank import LowRank, reference
 from lorica.kernels.low_rank_linear import low_rank_linear, siblings
@@ -17,6 +17,7 @@ from lorica.kernels.siblings import Branch
 
 __all__ = [
     "Branch",
+    "DenseWeight",
     "FrozenConv",
     "FrozenWeight",
     "LowRank",

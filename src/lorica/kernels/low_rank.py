@@ -75,13 +75,13 @@ def reference(
     dropped = low_rank.drop(x, noise)
     y = _gained_product(x, weight, bias, low_rank.base) + low_rank.delta(dropped)
     if low_rank.dropped_base is not None:
-        y = y + _gain(weight.product(dropped), low_rank.dropped_base)
+        y = y + _gain(weight.linear(dropped), low_rank.dropped_base)
     return y
 
 
 def _gained_product(x: Tensor, weight: FrozenWeight, bias: Tensor | None, gain: Tensor | None) -> Tensor:
     """gain * (W x) + bias, written so that a gain of one leaves the base's own result to the bit."""
-    y = weight.product(x, bias)
+    y = weight.linear(x, bias)
     if gain is None:
         return y
     return y + (y if bias is None else y - bias) * (gain - 1).to(x.dtype)

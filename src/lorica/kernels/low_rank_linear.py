@@ -36,7 +36,7 @@ def low_rank_linear(
 def alone(x: Tensor, branch: Branch, noise: Noise | None = None) -> Tensor:
     """x (..., d_in) -> (..., d_out)"""
     if branch.low_rank is None:
-        return branch.weight.product(x, branch.bias)
+        return branch.weight.linear(x, branch.bias)
     return low_rank_linear(x, branch.weight, branch.bias, branch.low_rank, noise)
 
 

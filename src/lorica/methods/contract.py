@@ -166,6 +166,15 @@ class Copy(nn.Module):
         return self.value
 
 
+def product_of(base: nn.Module, x: Tensor) -> Tensor:
+    """What a linear of the base computes of x (..., d_in), however its weight is stored.
+
+    The module's own forward is not called: bitsandbytes' may pack its weight anew in place.
+    """
+    bias: Any = base.bias
+    return FrozenWeight.of(base).linear(x, bias)
+
+
 class AroundLinear(nn.Module):
     """What Around modules on linears share: the fast path follows from `low_rank`, and `merged` defines the method.
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lorica.kernels import FrozenWeight, LowRank, Noise, row_norms, row_squares
+from lorica.kernels import DenseWeight, FrozenWeight, LowRank, Noise, row_norms, row_squares
 from lorica.methods.contract import Build, Edit, Flow, Keeps, Start
 from lorica.methods.lora import LoRA, LoRAEmbedding, LoRALinear
 from lorica.site import Kind, Site
@@ -92,7 +92,7 @@ class DoRALinear(LoRALinear):
         return LowRank(A=self.A, B=self.B, scale=self.scale) if still else None
 
     def merged(self, W: Tensor) -> Tensor:
-        weight = FrozenWeight(W)
+        weight = DenseWeight(W)
         gain = self.magnitude.gain(weight, row_squares(weight, W.dtype), self.A, self.B, self.scale)
         return gain.to(W.dtype)[:, None] * super().merged(W)
 
@@ -103,7 +103,7 @@ class DoRAEmbedding(LoRAEmbedding):
     def __init__(self, config: LoRA, site: Site, start: Start) -> None:
         super().__init__(config, site, start)
         assert start.weight is not None
-        self.magnitude = Magnitude(_columns(start.weight.stored), start)
+        self.magnitude = Magnitude(_columns(start.weight.dense()), start)
 
     def factors(self) -> LowRank | None:  # type: ignore[override]
         return super().factors() if self.magnitude.started() and not self.A.any() else None
@@ -114,7 +114,7 @@ class DoRAEmbedding(LoRAEmbedding):
         return super().merged(W) * gain.to(W.dtype)
 
     def forward(self, ids: Tensor, base: nn.Module, flow: Flow) -> Tensor:
-        weight = _columns(FrozenWeight.of(base).stored)
+        weight = _columns(FrozenWeight.of(base).dense())
         gain = self.magnitude.gain(weight, self.magnitude.squares, self.A, self.B, self.scale)
         y = super().forward(ids, base, flow)
         return y * gain.to(y.dtype)
@@ -122,4 +122,4 @@ class DoRAEmbedding(LoRAEmbedding):
 
 def _columns(W: Tensor) -> FrozenWeight:
     """An embedding (rows, d) as (d, rows)."""
-    return FrozenWeight(W, transposed=True)
+    return DenseWeight(W, transposed=True)

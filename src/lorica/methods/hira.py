@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lorica.errors import AdapterError
 from lorica.kernels import FrozenWeight, site_id
-from lorica.methods.contract import AroundLinear, Build, Edit, Flow, Start
+from lorica.methods.contract import AroundLinear, Build, Edit, Flow, Start, product_of
 from lorica.methods.on_layers import OnLayers
 from lorica.methods.ranked import LARGEST_RANK
 from lorica.site import Site
@@ -90,7 +90,8 @@ class HiRALinear(AroundLinear):
 
     def forward(self, x: Tensor, base: nn.Module, flow: Flow) -> Tensor:
         weight = FrozenWeight.of(base)
-        return base(x) + _Modulated.apply(self.dropped(x, flow), self.A.to(x.dtype), self.B.to(x.dtype), weight)
+        A, B = self.A.to(x.dtype), self.B.to(x.dtype)
+        return product_of(base, x) + _Modulated.apply(self.dropped(x, flow), A, B, weight)
 
 
 class _Modulated(torch.autograd.Function):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lorica.errors import did_you_mean
 from lorica.methods import peft_config
-from lorica.methods.contract import AroundLinear, Build, Edit, Flow, Keeps, Role, Start
+from lorica.methods.contract import AroundLinear, Build, Edit, Flow, Keeps, Role, Start, product_of
 from lorica.methods.on_layers import OnLayers, peft_targets
 from lorica.methods.targets import ends, matches
 from lorica.site import Site
@@ -157,7 +157,7 @@ class OutputGain(Gain):
         return bias * self.l[:, 0].to(bias.dtype)
 
     def forward(self, x: Tensor, base: nn.Module, flow: Flow) -> Tensor:
-        return _stretched(base(x), self.l[:, 0])
+        return _stretched(product_of(base, x), self.l[:, 0])
 
 
 class InputGain(Gain):
@@ -165,7 +165,7 @@ class InputGain(Gain):
         super().__init__(start, 1, site.d_in)
 
     def forward(self, x: Tensor, base: nn.Module, flow: Flow) -> Tensor:
-        return base(_stretched(x, self.l[0]))
+        return product_of(base, _stretched(x, self.l[0]))
 
 
 def _stretched(x: Tensor, gain: Tensor) -> Tensor:

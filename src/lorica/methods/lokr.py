@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lorica.errors import AdapterError
 from lorica.kernels import site_id
-from lorica.methods.contract import AroundLinear, Build, Edit, Flow, Keeps, Role, Start
+from lorica.methods.contract import AroundLinear, Build, Edit, Flow, Keeps, Role, Start, product_of
 from lorica.methods.lycoris import Lycoris
 from lorica.site import Site
 
@@ -185,4 +185,4 @@ class LoKrLinear(AroundLinear):
     def forward(self, x: Tensor, base: nn.Module, flow: Flow) -> Tensor:
         X = self.dropped(x, flow).unflatten(-1, self.inner)
         Y = self.C(self.D(X).transpose(-1, -2)).transpose(-1, -2)
-        return base(x) + self.scale * Y.flatten(-2)
+        return product_of(base, x) + self.scale * Y.flatten(-2)

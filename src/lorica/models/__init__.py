@@ -10,6 +10,7 @@ from lorica.models.heads import Head
 from lorica.models.loading import load_base, load_tokenizer, shapes_only
 from lorica.models.numerics import Numerics, numerics
 from lorica.models.probe import Probe, Reading
+from lorica.models.quantised import Quantisation, quantisation_of
 from lorica.models.vocabulary import add_tokens
 from lorica.models.walking import context_limit, sites
 
@@ -17,6 +18,7 @@ __all__ = [
     "Head",
     "Numerics",
     "Probe",
+    "Quantisation",
     "Reading",
     "Undo",
     "add_tokens",
@@ -30,6 +32,7 @@ __all__ = [
     "load_tokenizer",
     "numerics",
     "parameter_of",
+    "quantisation_of",
     "recomputable",
     "renderer",
     "shapes_only",

@@ -5,11 +5,13 @@ is trained itself, watched, or edited in another way, each is called by itself.
 """
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from torch import Tensor, nn
 
 from lorica.kernels import Branch, FrozenWeight, Noise, gated_mlp, siblings
 from lorica.models.edited import AroundModule, Flow, apply
+from lorica.models.quantised import QuantisedLinear
 
 
 def project(modules: Sequence[nn.Module], x: Tensor, flow: Flow) -> Sequence[Tensor]:
@@ -38,13 +40,17 @@ def _branches(modules: Sequence[nn.Module], flow: Flow) -> list[Branch] | None:
 def _branch(module: nn.Module, flow: Flow) -> Branch | None:
     adapter = module.adapter if type(module) is AroundModule else None
     base = module.base if type(module) is AroundModule else module
-    if type(base) is not nn.Linear or base.weight.requires_grad or _is_watched(base) or _is_watched(module):
+    if not _is_frozen_linear(base) or _is_watched(base) or _is_watched(module):
         return None
     weight = FrozenWeight.of(base)
     if adapter is None:
         return Branch(weight, base.bias)
     low_rank = adapter.fusible(weight, _noise((module,), flow)) if hasattr(adapter, "fusible") else None  # type: ignore[operator]
     return None if low_rank is None else Branch(weight, base.bias, low_rank)
+
+
+def _is_frozen_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    return type(module) is QuantisedLinear or (type(module) is nn.Linear and not module.weight.requires_grad)
 
 
 def _noise(modules: Sequence[nn.Module], flow: Flow) -> Noise | None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from lorica.errors import ModelError, did_you_mean
 from lorica.models.heads import Head, draw, head_class, head_modules, may_be_drawn, with_answers
+from lorica.models.quantised import Quantisation
 from lorica.models.quiet import first_line, quiet
 
 TOKENIZER_FILES = (
@@ -35,8 +36,7 @@ def read_config(folder: Path) -> Any:
     kind = raw.get("model_type")
     if kind not in library.CONFIG_MAPPING:
         raise ModelError(_unknown_kind(folder, raw, kind, library.CONFIG_MAPPING.keys()))
-    if raw.get("quantization_config"):
-        raise ModelError(f"{folder}: the weights are stored quantised; give the folder of the full-precision base")
+    _refuse_other_quantisation(folder, raw.get("quantization_config"))
     try:
         with quiet():
             return library.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -53,6 +53,27 @@ def _raw_config(folder: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ModelError(f"{file}: not a JSON object")
     return raw
+
+
+def _refuse_other_quantisation(folder: Path, stated: Any) -> None:
+    method = stated.get("quant_method", "bitsandbytes") if isinstance(stated, dict) else stated
+    if method and method != "bitsandbytes":
+        raise ModelError(
+            f"{folder}: the weights are stored quantised by {method!r}, and here bitsandbytes' forms are read; "
+            "give the folder of the full-precision base, with quantize: nf4"
+        )
+
+
+def stated_quantisation(config: Any) -> Quantisation | None:
+    """How bitsandbytes quantised the checkpoint of this config; None where it did not."""
+    stated = getattr(config, "quantization_config", None)
+    if stated is None:
+        return None
+    given = stated if isinstance(stated, dict) else stated.to_dict()
+    if given.get("load_in_8bit"):
+        return Quantisation(form="int8")
+    form = given.get("bnb_4bit_quant_type", "fp4")
+    return Quantisation(form=form, double=bool(given.get("bnb_4bit_use_double_quant")))
 
 
 def _unknown_kind(folder: Path, raw: dict[str, Any], kind: Any, known: Any) -> str:

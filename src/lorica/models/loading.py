@@ -4,11 +4,12 @@ source -> folder -> config -> CausalLM   the decoder family, tensors assigned st
                            -> transformers' own class for every other architecture
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lorica.errors import ModelError, did_you_mean
 from lorica.models import foreign_attention
@@ -16,8 +17,17 @@ from lorica.models.causal_lm import CausalLM
 from lorica.models.config import FAMILIES
 from lorica.models.fingerprint import fingerprint_of_folder, whole_digest
 from lorica.models.folder import folder_of
-from lorica.models.foreign import load_foreign, model_class, read_config, read_generation_config, read_tokenizer
+from lorica.models.foreign import (
+    load_foreign,
+    model_class,
+    read_config,
+    read_generation_config,
+    read_tokenizer,
+    stated_quantisation,
+)
 from lorica.models.heads import Head, head_class, head_modules, with_answers
+from lorica.models.prequantised import Packed, packed_weights
+from lorica.models.quantised import Quantisation, adopt, put, quantisable, quantise
 from lorica.models.quiet import quiet
 from lorica.models.stored import DTYPES, Stored
 
@@ -42,39 +52,58 @@ def load_base(
     quantize: str | None = None,
     device: str | torch.device | None = None,
     head: Head | None = None,
+    double_quant: bool = False,
 ) -> nn.Module:
     """A frozen base in evaluation mode, with `.tokenizer` (None without one), `.source` and `.base_fingerprint`.
 
     `.base_digest` is of every byte of its tensors; None for a large base where nobody asked for it yet.
+    `.quantised_here` is how its linears were stored anew as they were read; None where they are as in the checkpoint.
 
-    source   "embedded", a folder, a hub id, or "package:NAME", an installed Python package that carries a checkpoint
-    dtype    "bfloat16", torch.float32 ...; None: the one the checkpoint states
-    device   None: the first CUDA device where there is one, else the CPU
-    head     of a task, on transformers' model of the base; the model then has `.head` and `.head_modules`
+    source         "embedded", a folder, a hub id, or "package:NAME", an installed package that carries a checkpoint
+    dtype          "bfloat16", torch.float32 ...; None: the one the checkpoint states
+    quantize       "nf4", "fp4" or "int8": how the linears are stored; a checkpoint that is quantised is loaded as it is
+    device         None: the first CUDA device where there is one, else the CPU
+    head           of a task, on transformers' model of the base; the model then has `.head` and `.head_modules`
+    double_quant   the scales of nf4 are quantised too
 
     ModelError, one line a problem, when the base is missing, incomplete, damaged, or needs code of its own.
     """
-    if quantize is not None:
-        raise ModelError(f"quantize: {quantize!r} is not available yet; leave it out to load the base as it is stored")
-    asked, place = parse_dtype(dtype), parse_device(device)
+    asked, place, form = parse_dtype(dtype), parse_device(device), Quantisation.of(quantize, double_quant)
     folder = folder_of(source)
     config = read_config(folder)
     stored = Stored(folder)
     kind = asked or _stated_dtype(config) or stored.dtype
     refuse_stored_types(stored)
+    if form is not None:
+        _refuse_requantising(folder, config)
     ours = head is None and is_decoder(config)
-    model = _decoder(config, stored, kind, place) if ours else load_foreign(folder, config, kind, head)
+    if ours:
+        model: nn.Module = _decoder(config, stored, kind, place, form)
+    else:
+        model = load_foreign(folder, config, kind, head)
+        adopt(model)
+        if form is not None:
+            quantise(model, form)
     model = model.to(place)
     if not ours:
         foreign_attention.use(model)
-    return _finished(model, source, folder)
+    return _finished(model, source, folder, form)
 
 
-def shapes_only(source: str | Path, dtype: str | torch.dtype | None = None, head: Head | None = None) -> nn.Module:
+def shapes_only(
+    source: str | Path,
+    dtype: str | torch.dtype | None = None,
+    head: Head | None = None,
+    quantize: str | None = None,
+    double_quant: bool = False,
+) -> nn.Module:
     """The same model on the meta device: any size at once, and nothing but config.json is read or fetched."""
-    asked = parse_dtype(dtype)
+    asked, form = parse_dtype(dtype), Quantisation.of(quantize, double_quant)
     folder = folder_of(source, weights=False, words=False)
     config = read_config(folder)
+    if form is not None:
+        _refuse_requantising(folder, config)
+    form = form or stated_quantisation(config)
     kind: Any = CausalLM if is_decoder(config) else model_class(folder, config)
     if head is not None:
         kind, config = head_class(folder, config, head), with_answers(config, head)
@@ -84,6 +113,8 @@ def shapes_only(source: str | Path, dtype: str | torch.dtype | None = None, head
     model.tokenizer, model.source = None, str(source)
     if head is not None:
         model.head, model.head_modules = head, head_modules(model)
+    if form is not None:
+        quantise(model, form)
     return model
 
 
@@ -138,29 +169,43 @@ def _stated_dtype(config: Any) -> torch.dtype | None:
     return NAMES_OF_DTYPES.get(str(stated).removeprefix("torch."))
 
 
-def _decoder(config: Any, stored: Stored, dtype: torch.dtype, device: torch.device) -> CausalLM:
+def _refuse_requantising(folder: Path, config: Any) -> None:
+    found = stated_quantisation(config)
+    if found is not None:
+        raise ModelError(f"quantize: {folder} is stored as {found} already; leave quantize out to load it as it is")
+
+
+def _decoder(
+    config: Any, stored: Stored, dtype: torch.dtype, device: torch.device, form: Quantisation | None
+) -> CausalLM:
+    """Tensor by tensor, so that beside what the model keeps there is one at a time."""
     with torch.device("meta"):
         model = CausalLM(config)
-    source_of = _matched(model, stored)
-    for shard in stored.shards():
-        names = [name for name in shard.names() if name in source_of]
-        tensors = {source_of[name]: _copied(shard.tensor(name), dtype, device) for name in names}
-        model.load_state_dict(tensors, strict=False, assign=True)
+    packed = packed_weights(stored)
+    source_of = _matched(model, stored, packed)
+    small = set() if form is None else {f"{name}.weight" for name in quantisable(model)}
+    for name, target in source_of.items():
+        owner = target.removesuffix(".weight")
+        if name in packed:
+            parts = {part: stored.entries[part].tensor().to(device) for part in packed[name].parts}
+            put(model, owner, packed[name].weight(parts, dtype))
+        elif target in small and form is not None:
+            put(model, owner, form.store(stored.entries[name].tensor().to(device, dtype)))
+        else:
+            read = stored.entries[name].tensor().to(device, dtype)
+            model.load_state_dict({target: read}, strict=False, assign=True)
     if model.shape.tied:
         model.lm_head.weight = model.model.embed_tokens.weight
     model.generation_config = read_generation_config(stored.folder)
     return model
 
 
-def _copied(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Off the memory map: a checkpoint that is rewritten later must not change a model in use."""
-    return tensor.to(device, dtype, copy=True)
-
-
-def _matched(model: CausalLM, stored: Stored) -> dict[str, str]:
+def _matched(model: CausalLM, stored: Stored, packed: Mapping[str, Packed]) -> dict[str, str]:
     """Stored name -> name in the model, for the tensors to read.  ModelError with every name and shape that differs."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: entry.shape for name, entry in stored.entries.items() if not _recomputed(name)}
+    parts = {part for weight in packed.values() for part in weight.parts}
+    found = {name: e.shape for name, e in stored.entries.items() if not _recomputed(name) and name not in parts}
+    found |= {name: weight.shape for name, weight in packed.items()}
     source_of = {name: name for name in found}
     if model.shape.tied:
         wanted.pop(HEAD)
@@ -196,10 +241,10 @@ def _recomputed(name: str) -> bool:
     return name.endswith(".rotary_emb.inv_freq")
 
 
-def _finished(model: Any, source: str | Path, folder: Path) -> nn.Module:
+def _finished(model: Any, source: str | Path, folder: Path, form: Quantisation | None) -> nn.Module:
     model.eval().requires_grad_(False)
     model.tokenizer = read_tokenizer(folder)
-    model.source = str(source)
+    model.source, model.quantised_here = str(source), form
     model.base_fingerprint = fingerprint_of_folder(folder)
     model.base_digest = whole_digest(folder, at_most=WHOLE_AT_MOST)
     return model

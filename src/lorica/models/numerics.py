@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from lorica.models.edited import Edited
+from lorica.models.quantised import quantisation_of
 from lorica.models.walking import base_tensors, sites
 
 Numerics = Mapping[str, Any]
@@ -36,6 +37,7 @@ def numerics(model: nn.Module) -> dict[str, Any]:
         "forward": _forward_of(model),
         "attention": getattr(getattr(model, "config", None), "_attn_implementation", None),
         "dtype": " ".join(sorted({_name(t.dtype) for t in base_tensors(model).values() if t.is_floating_point()})),
+        "stored": _stored(model),
         "device": _device(place),
         "threads": torch.get_num_threads(),
         "products": torch.get_float32_matmul_precision(),
@@ -82,6 +84,11 @@ def _unit(recorded: Numerics) -> float:
     if str(recorded.get("device")) != "cpu" and recorded.get("products") != "highest":
         units.append(TENSOR_FLOAT_32)
     return max(units) if units else torch.finfo(torch.float32).eps
+
+
+def _stored(model: nn.Module) -> str | None:
+    found = quantisation_of(model)
+    return None if found is None else str(found)
 
 
 def _forward_of(model: nn.Module) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorica import durable
+from lorica.models.quantised import QuantisedLinear
 from lorica.models.stored import INDEX, SINGLE
 
 SHARD = 5_000_000_000
@@ -31,8 +32,10 @@ def save_base(model: Any, folder: str | Path, shard: int = SHARD) -> Path:
 
 
 def _stored_once(model: nn.Module) -> dict[str, Tensor]:
-    """A tied weight is stored under its first name."""
-    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+    """A tied weight is stored under its first name, a quantised one dense."""
+    tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+    quantised = {name: module for name, module in model.named_modules() if isinstance(module, QuantisedLinear)}
+    return tensors | {f"{name}.weight": module.weight for name, module in quantised.items()}
 
 
 def _shards(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:

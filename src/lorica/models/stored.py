@@ -48,6 +48,20 @@ class Entry:
             stream.seek(self.start)
             return stream.read(self.stop - self.start)
 
+    def tensor(self) -> torch.Tensor:
+        """Read into memory of its own.  Pages of a memory map would count as the process's until the file is closed.
+
+        ModelError where the file has become shorter.
+        """
+        if self.start == self.stop:
+            return torch.empty(self.shape, dtype=DTYPES[self.dtype])
+        held = bytearray(self.stop - self.start)
+        with self.file.open("rb") as stream:
+            stream.seek(self.start)
+            if stream.readinto(held) != len(held):
+                raise ModelError(f"{self.file}: ends within {self.name}; fetch or copy the file again")
+        return torch.frombuffer(held, dtype=DTYPES[self.dtype]).view(self.shape)
+
 
 @dataclass(frozen=True)
 class Stored:

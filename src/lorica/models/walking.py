@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lorica.kernels import FrozenWeight
+from lorica.kernels.quantised import Quantised, bytes_of, held_by
 from lorica.models.decoder import SelfAttention
 from lorica.models.edited import Beside, Edited, original
 from lorica.models.families import (
@@ -185,12 +187,16 @@ class _Walk:
     def parameters(self) -> Iterator[Site]:
         seen: set[int] = set()
         for name, module in self.modules.items():
+            roles, held = self.roles(name, module), _quantised(module)
+            if held is not None:
+                yield _held(_site(f"{name}.weight", "parameter", roles, held.shape, held), held)
             for leaf, value in own_parameters(module).items():
-                if id(value) not in seen:
+                if id(value) not in seen and not (held is not None and leaf == "weight"):
                     seen.add(id(value))
                     path = f"{name}.{leaf}" if name else leaf
-                    roles = self.roles(name, module) + (("bias",) if leaf == "bias" else ())
-                    yield _site(path, "parameter", roles, tuple(value.shape), value)
+                    yield _site(
+                        path, "parameter", roles + (("bias",) if leaf == "bias" else ()), tuple(value.shape), value
+                    )
 
 
 def _shares_keys(config: Any) -> bool:
@@ -230,8 +236,18 @@ def is_lookup(module: nn.Embedding) -> bool:
 def _linear(name: str, module: Any, roles: tuple[str, ...]) -> Site:
     transposed = is_transposed(module)
     shape = (module.nf, module.nx) if transposed else (module.out_features, module.in_features)
-    own = own_parameters(module)
+    own, held = own_parameters(module), _quantised(module)
+    if held is not None:
+        return replace(_held(_site(name, "linear", roles, shape, held), held), bias="bias" in own)
     return replace(_site(name, "linear", roles, shape, own["weight"]), bias="bias" in own, transposed=transposed)
+
+
+def _quantised(module: nn.Module) -> Quantised | None:
+    return held_by(module) if isinstance(module, nn.Linear) else None
+
+
+def _held(site: Site, weight: Quantised) -> Site:
+    return replace(site, stored=weight.form, held_bytes=bytes_of(weight))
 
 
 def _conv(name: str, module: Any, roles: tuple[str, ...]) -> Site:
@@ -286,7 +302,7 @@ def _sublayer(site: Site) -> Iterator[Site]:
     yield replace(site, kind="sublayer", roles=(role,), shape=(site.d_out,), transposed=False)
 
 
-def _site(name: str, kind: Kind, roles: tuple[str, ...], shape: tuple[int, ...], tensor: Tensor) -> Site:
+def _site(name: str, kind: Kind, roles: tuple[str, ...], shape: tuple[int, ...], tensor: Tensor | FrozenWeight) -> Site:
     dtype = str(tensor.dtype).removeprefix("torch.")
     return Site(name=name, kind=kind, roles=roles, shape=shape, layer=_layer(name), dtype=dtype)
 

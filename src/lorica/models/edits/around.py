@@ -7,7 +7,7 @@ merged(W) takes the weight's place in each forward.
 from torch import nn
 
 from lorica.errors import TargetError
-from lorica.kernels import FrozenWeight
+from lorica.kernels import DenseWeight, FrozenWeight
 from lorica.models.edited import AroundModule, Edited, original, slot
 from lorica.models.edits.computed import Merged, compute, once_a_call
 from lorica.models.edits.fused import is_read_uncalled, keep_called
@@ -22,7 +22,7 @@ def weight_of(model: nn.Module, site: Site) -> FrozenWeight:
     holder, leaf = _holder(model, site)
     weight = original(holder, leaf)
     assert weight is not None
-    return FrozenWeight(weight.detach(), site.transposed)
+    return DenseWeight(weight.detach(), site.transposed)
 
 
 def install(model: nn.Module, site: Site, adapter: nn.Module) -> Undo:
