@@ -219,7 +219,7 @@ def test_a_faulty_folder_is_refused_in_one_line(fault: str, folder: Path) -> Non
 
 def test_what_is_asked_for_is_checked_before_anything_is_read(saved: Path, tmp_path: Path) -> None:
     assert "did you mean 'bfloat16'" in refusal(saved, dtype="bfloat61")
-    assert "quantize" in refusal(saved, quantize="nf4")
+    assert "did you mean 'nf4'" in refusal(saved, quantize="nf")
     assert "no such folder" in refusal(tmp_path / "none")
     assert "no such folder" in refusal("./none/of/these")
     assert "a file" in refusal(saved / "model.safetensors")

@@ -17,6 +17,7 @@ from lorica.kernels import FrozenWeight
 from lorica.methods.contract import Start
 from lorica.models import enter, parameter_of, weight_of
 from lorica.models.ambient import Clock
+from lorica.models.quantised import unpacked
 
 _OCCUPIED: WeakSet[nn.Module] = WeakSet()
 """Models that carry an adapter or a bank: a second one would silently see the edits of the first as its base."""
@@ -53,7 +54,7 @@ def installed(model: nn.Module, plan: Plan, modules: Modules, seed: int = 0) -> 
     _refuse_tied(model, plan)
     undos: list[Undo] = [occupy(model)]
     try:
-        undos.append(frozen(model))
+        undos += [frozen(model), unpacked(model)]
         edits = Installed(model, plan, modules)
         undos.append(edits.take)
         clock = Clock(seed)

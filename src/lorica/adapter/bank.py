@@ -25,6 +25,7 @@ from lorica.adapter.resized import settled
 from lorica.errors import AdapterError, did_you_mean
 from lorica.kernels import LowRank, Noise
 from lorica.models import ambient, enter, install
+from lorica.models.quantised import unpacked
 from lorica.site import Site
 
 BASE = -1
@@ -66,7 +67,7 @@ class Bank:
         self.mixes: list[Mix] = []
         self._sites: dict[str, BankSite] = {}
         self._undos: list[Undo] = [occupy(model)]
-        self._undos += [enter(model, ambient.Clock(seed)), frozen(model)]
+        self._undos += [enter(model, ambient.Clock(seed)), frozen(model), unpacked(model)]
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ LIBRARIES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "pe
 EXTRAS = {
     "hub": ("datasets",),
     "images": ("pillow",),
+    "quant": ("bitsandbytes", "accelerate"),
     "texts": ("rouge-score", "sacrebleu"),
     "track": ("tensorboard",),
 }

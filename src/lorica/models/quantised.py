@@ -6,7 +6,7 @@
 `weight` is the dense weight, made anew at every read, for whoever reads it without calling the module.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from lorica.errors import ModelError, did_you_mean
 from lorica.kernels.quantised import EightBit, Form, Quantised, blank, held_by, quantised, tensors_of, with_tensors
+
+PACKS = "support_avx512bf16_for_cpu"
+"""The attribute of bitsandbytes' Linear4bit that lets its forward pack the weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +107,23 @@ def quantise(model: nn.Module, form: Quantisation) -> None:
             W = linear.weight.detach()
             stored = form.blank(tuple(W.shape), W.dtype) if W.is_meta else form.store(W)
         put(model, name, stored)
+
+
+def unpacked(model: nn.Module) -> Callable[[], None]:
+    """From now on no linear of bitsandbytes packs its weight anew for a CPU; the undo lets them again.
+
+    Packing is in place, in the first evaluation, and rounds the scales: nothing that was trained would fit it.
+    """
+    asked: list[Any] = [module for module in model.modules() if hasattr(module, PACKS)]
+    before = [getattr(module, PACKS) for module in asked]
+    for module in asked:
+        setattr(module, PACKS, False)
+
+    def undo() -> None:
+        for module, value in zip(asked, before, strict=True):
+            setattr(module, PACKS, value)
+
+    return undo
 
 
 def adopt(model: nn.Module) -> None:
