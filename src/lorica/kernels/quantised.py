@@ -69,8 +69,8 @@ class FourBit(FrozenWeight):
             absmax = ops.dequantize_blockwise(absmax, self.scales, self.levels, self.scale_block, torch.float32)
             absmax += self.offset
         kind = self.kind if self.kind in NARROW else torch.float32
-        # as one row: with the real shape bitsandbytes' CPU kernel begins a block at each row, which is wrong where a row
-        # is no whole number of blocks
+        # as one row: with the real shape bitsandbytes' CPU kernel begins a block at each row, which is wrong where a
+        # row is no whole number of blocks
         flat = ops.dequantize_4bit(self.codes, absmax, self.block, self.form, (prod(self.size),), kind)
         return flat.view(self.size).to(self.kind)
 

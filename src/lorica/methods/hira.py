@@ -101,12 +101,12 @@ class _Modulated(torch.autograd.Function):
     def forward(ctx, x, A, B, weight):  # type: ignore[override]
         ctx.save_for_backward(x, A, B)
         ctx.weight = weight
-        return x @ (weight.dense() * (B @ A)).T
+        return x @ (weight.as_read(x.dtype) * (B @ A)).T
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
         x, A, B = ctx.saved_tensors
-        W = ctx.weight.dense()
+        W = ctx.weight.as_read(grad.dtype)
         grad_x = grad @ (W * (B @ A)) if ctx.needs_input_grad[0] else None
         of_product = W * (grad.flatten(0, -2).T @ x.flatten(0, -2))
         return grad_x, B.T @ of_product, of_product @ A.T, None

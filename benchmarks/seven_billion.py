@@ -1,0 +1,121 @@
+"""QLoRA on a base of Llama-2-7B's shape: three optimiser steps, and the most memory that the process held.
+
+    python -m benchmarks.seven_billion [--layers N] [--result FILE]
+
+The weights are noise: each is drawn, quantised to NF4 with double quantisation and let go of, so that the base is never
+whole in 16 bit.  LoRA r=8 on all linears, 512 tokens a step, every block computed again in the backward pass.
+"""
+
+import json
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import LlamaConfig
+
+import lorica
+from benchmarks.machine import machine
+from lorica.data import Dataset, Example
+from lorica.models.causal_lm import CausalLM
+from lorica.models.quantised import Quantisation, put, quantisable
+from lorica.train import TrainConfig
+from lorica.train.records import StepRecord
+from lorica.train.reporter import Quiet
+
+RESULT = Path(__file__).parent / "results" / "seven_billion.json"
+CLAIM = "three QLoRA steps on a base of Llama-2-7B's shape hold less than 8 GB"
+WANTED = 8_000_000_000
+TOKENS, STEPS, R = 512, 3, 8
+
+
+def held(word: str) -> int:
+    """VmRSS or VmHWM of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{word}:"))
+
+
+def base(layers: int) -> nn.Module:
+    """Weights N(0, 0.02^2), norms one, quantised one by one."""
+    config = LlamaConfig(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+    )
+    with torch.device("meta"):
+        model = CausalLM(config).to(torch.bfloat16)
+    form, small = Quantisation(form="nf4", double=True), set(quantisable(model))
+    generator, begun = torch.Generator().manual_seed(0), time.perf_counter()
+    for name, parameter in list(model.named_parameters()):
+        shape, owner = tuple(parameter.shape), name.removesuffix(".weight")
+        drawn = torch.ones(shape, dtype=torch.bfloat16)
+        if len(shape) > 1:
+            drawn.normal_(0, 0.02, generator=generator)
+        if owner in small:
+            put(model, owner, form.store(drawn))
+        else:
+            model.load_state_dict({name: drawn}, strict=False, assign=True)
+        if owner.endswith("down_proj"):
+            print(f"{name}, {time.perf_counter() - begun:.0f} s, {held('VmRSS') / 1e9:.2f} GB", flush=True)
+    return model.eval().requires_grad_(False)
+
+
+def rows() -> Dataset:
+    drawn = np.random.default_rng(0).integers(3, 32000, (STEPS, TOKENS), dtype=np.int32)
+    examples = tuple(Example(ids, np.arange(TOKENS) > 0, row, f"row {row}") for row, ids in enumerate(drawn))
+    return Dataset(examples, (), len(examples))
+
+
+class Told(Quiet):
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Any]] = []
+
+    def on_step(self, record: StepRecord) -> None:
+        self.steps.append({"loss": record.loss, "seconds": round(record.seconds, 2)})
+        print(f"{self.steps[-1]}, {held('VmHWM') / 1e9:.2f} GB at most", flush=True)
+
+
+def measured(layers: int) -> dict[str, Any]:
+    before = held("VmRSS")
+    model = base(layers)
+    loaded, loading = held("VmRSS"), held("VmHWM")
+    settings: dict[str, Any] = {"rows_per_step": 1, "steps": STEPS, "gradient_checkpointing": True, "warmup": 0}
+    method = lorica.LoRA(r=R)
+    forecast = lorica.plan(model, method, train=TrainConfig(**settings, micro_batch_tokens=TOKENS))
+    told = Told()
+    lorica.fit(lorica.attach(model, method), rows(), reporter=told, micro_batch_tokens=TOKENS, **settings)
+    peak = held("VmHWM")
+    return {
+        "claim": CLAIM,
+        "base": {"layers": layers, "parameters": forecast.plan.total_parameters, "stored": "nf4, doubly quantised"},
+        "adapter": {"method": "lora", "r": R, "parameters": forecast.plan.trainable_parameters},
+        "tokens": TOKENS,
+        "resident_bytes": {"before": before, "base": loaded, "most while loading": loading, "most": peak},
+        "forecast": forecast.memory.to_dict(),
+        "forecast_over_measured": round(forecast.memory.peak / peak, 3),
+        "wanted_bytes": WANTED,
+        "met": peak < WANTED,
+        "steps": told.steps,
+    }
+
+
+def main() -> None:
+    parser = ArgumentParser(prog="python -m benchmarks.seven_billion", description=__doc__)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--result", type=Path, default=RESULT)
+    options = parser.parse_args()
+    found = {**measured(options.layers), "machine": machine()}
+    options.result.write_text(json.dumps(found, indent=1) + "\n")
+    print(options.result.read_text())
+
+
+if __name__ == "__main__":
+    main()
