@@ -1,5 +1,6 @@
 """plan: what would be trained and what it costs, from shapes alone."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -26,26 +27,36 @@ def plan(
     *,
     train: TrainConfig | None = None,
     memory: float | None = None,
+    device: str | None = None,
 ) -> Forecast:
     """Coverage, parameters and memory of a method on a model, or of a whole recipe, whose weights are not read; and
     warnings of settings that are known to fail.
 
     train: how a method given beside a model will be trained; without it no warnings are about rates and steps.
     A recipe whose task does not name its labels has its rows read for them.
-    memory: bytes to plan for instead of this machine's.  Raises `TargetError` where the method does not fit.
+    memory: bytes to plan for instead of this machine's.  device: a card by name, "RTX 3060 Ti".
+
+    Raises `TargetError` where the method does not fit.
     """
     if isinstance(base, Recipe):
-        return _of_recipe(base, memory)
+        return _of_recipe(base, memory, device)
     if method is None:
         raise RequestError("plan: give a method beside the model, as in plan(model, lorica.LoRA(r=8))")
     config = train or TrainConfig()
     length = _length(base, config, None)
     training = None if train is None else training_of(train, length, None, TASKS["causal_lm"])
-    place = machine_of(base) if memory is None else budget.machine(memory=memory)
+    place = machine_of(base) if memory is None and device is None else _place(None, memory, device)
     return _forecast(base, method, config, length, training, place)
 
 
-def _of_recipe(recipe: Recipe, memory: float | None) -> Forecast:
+def _place(own: str | None, memory: float | None, device: str | None) -> budget.Machine:
+    if device is None:
+        return budget.machine(own, memory)
+    card = budget.machine_called(device)
+    return card if memory is None else replace(card, available=int(memory))
+
+
+def _of_recipe(recipe: Recipe, memory: float | None, device: str | None) -> Forecast:
     task = settled(recipe.task, recipe.data, recipe.model.source)
     base = recipe.model
     shapes: Any = shapes_only(
@@ -54,7 +65,7 @@ def _of_recipe(recipe: Recipe, memory: float | None) -> Forecast:
     if recipe.model.add_tokens:
         shapes.tokenizer = load_tokenizer(recipe.model.source)
     methods = with_tokens(shapes, recipe.model.add_tokens, recipe.method)
-    place = budget.machine(recipe.model.device, memory)
+    place = _place(recipe.model.device, memory, device)
     length = _length(shapes, recipe.train, recipe.data.max_length)
     training = training_of(recipe.train, length, rows_about(recipe.data), task)
     return _forecast(shapes, methods, recipe.train, length, training, place)

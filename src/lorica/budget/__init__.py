@@ -1,14 +1,17 @@
 """What a run costs before it starts: bytes by part, arithmetic a token, and whether it fits the machine."""
 
 from lorica.budget.cautions import Caution, Training, cautions
+from lorica.budget.devices import DEVICES, Device, memory_in_bytes
 from lorica.budget.forecast import Forecast, forecast
-from lorica.budget.machine import Machine, machine
+from lorica.budget.machine import Machine, machine, machine_called
 from lorica.budget.memory import Memory, Workload
 from lorica.budget.rate import product_gflops
 from lorica.budget.recomputing import fewest_recomputed
 
 __all__ = [
+    "DEVICES",
     "Caution",
+    "Device",
     "Forecast",
     "Machine",
     "Memory",
@@ -18,5 +21,7 @@ __all__ = [
     "fewest_recomputed",
     "forecast",
     "machine",
+    "machine_called",
+    "memory_in_bytes",
     "product_gflops",
 ]

@@ -33,6 +33,13 @@ class Forecast:
     def fits(self) -> bool | None:
         return self.machine.holds(self.memory.peak)
 
+    @property
+    def seconds(self) -> float | None:
+        """The least that a micro-batch can take, at the published rate of the device; None where there is none."""
+        if self.machine.tflops is None:
+            return None
+        return self.work.tokens * self.flops_per_token / (self.machine.tflops * 1e12)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             **self.plan.to_dict(),
@@ -41,19 +48,26 @@ class Forecast:
             "recomputed_blocks": "all" if self.work.recomputed is None else self.work.recomputed,
             "fits": self.fits,
             "device": str(self.machine),
+            "seconds_per_micro_batch": self.seconds,
             "warnings": [caution.to_dict() for caution in self.warnings],
         }
 
     def __str__(self) -> str:
         advice = list(filter(None, (method.advice() for method in self.plan.methods)))
         said = [*advice, *self.remarks, *map(str, self.warnings)]
-        return "\n".join([str(self.plan), *said, "", self._headline(), str(self.memory), self._verdict()])
+        lines = [str(self.plan), *said, "", self._headline(), str(self.memory), self._verdict(), *self._pace()]
+        return "\n".join(lines)
 
     def _headline(self) -> str:
         return (
             f"memory, estimated for micro-batches of {self.work.tokens:,} tokens "
             f"({self.flops_per_token / 1e9:,.3g} GFLOP a token{self._recomputing()}):"
         )
+
+    def _pace(self) -> list[str]:
+        if self.seconds is None:
+            return []
+        return [f"at the published {self.machine.tflops:g} TFLOP/s a micro-batch takes {self.seconds:.2g} s at least"]
 
     def _recomputing(self) -> str:
         again = self.work.recomputed

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lorica.budget.devices import device as device_called
 from lorica.budget.free import free_memory
 from lorica.errors import RequestError
 
@@ -19,6 +20,8 @@ class Machine:
     name: str
     kind: str
     available: int
+    tflops: float | None = None
+    """The published rate of 16-bit products, where it is a card of the table."""
 
     def holds(self, peak: int) -> bool | None:
         """Whether a run of so many bytes may be planned; None where the memory is not known."""
@@ -28,6 +31,12 @@ class Machine:
         size = self.available / 1e9
         told = f"{size:,.0f}" if size >= 1000 else f"{size:.3g}"
         return f"{self.name}, {told} GB available" if size else self.name
+
+
+def machine_called(name: str) -> Machine:
+    """A card that is not here, with nothing else on it; RequestError where none is known by this name."""
+    found = device_called(name)
+    return Machine(found.name, found.kind, found.available, found.tflops)
 
 
 def machine(device: str | None = None, memory: float | None = None) -> Machine:

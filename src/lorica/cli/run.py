@@ -31,16 +31,21 @@ def plan(
     recipe: RecipePath,
     settings: Settings = None,
     memory: Annotated[
-        float | None,
-        typer.Option("--memory", metavar="GB", help="Plan for this much memory instead of this machine's."),
+        str | None,
+        typer.Option("--memory", metavar="SIZE", help="Plan for this much memory instead of this machine's: 8GB."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="Plan for this card: 'RTX 3060 Ti'.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a recipe would train, and the memory it takes. Warns of settings known to fail; reads no weights."""
     from lorica import api
+    from lorica.budget import memory_in_bytes
 
+    size = None if memory is None else memory_in_bytes(memory)
     resolved = _recipe(recipe, settings)
-    planned = api.plan(resolved, memory=None if memory is None else memory * 1e9)
+    planned = api.plan(resolved, memory=size, device=device)
     if not as_json:
         print(resolved)
     show(planned, as_json)
