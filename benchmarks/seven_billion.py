@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import LlamaConfig
 
 import lorica
 from benchmarks.machine import machine
+from benchmarks.made_bases import llama, made
 from lorica.data import Dataset, Example
-from lorica.models.causal_lm import CausalLM
-from lorica.models.quantised import Quantisation, put, quantisable
+from lorica.models.quantised import Quantisation
 from lorica.train import TrainConfig
 from lorica.train.records import StepRecord
 from lorica.train.reporter import Quiet
@@ -39,33 +38,14 @@ def held(word: str) -> int:
 
 
 def base(layers: int) -> nn.Module:
-    """Weights N(0, 0.02^2), norms one, quantised one by one."""
-    config = LlamaConfig(
-        vocab_size=32000,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        max_position_embeddings=4096,
-        tie_word_embeddings=False,
-    )
-    with torch.device("meta"):
-        model = CausalLM(config).to(torch.bfloat16)
-    form, small = Quantisation(form="nf4", double=True), set(quantisable(model))
-    generator, begun = torch.Generator().manual_seed(0), time.perf_counter()
-    for name, parameter in list(model.named_parameters()):
-        shape, owner = tuple(parameter.shape), name.removesuffix(".weight")
-        drawn = torch.ones(shape, dtype=torch.bfloat16)
-        if len(shape) > 1:
-            drawn.normal_(0, 0.02, generator=generator)
-        if owner in small:
-            put(model, owner, form.store(drawn))
-        else:
-            model.load_state_dict({name: drawn}, strict=False, assign=True)
-        if owner.endswith("down_proj"):
+    begun = time.perf_counter()
+
+    def told(name: str) -> None:
+        if name.endswith("down_proj.weight"):
             print(f"{name}, {time.perf_counter() - begun:.0f} s, {held('VmRSS') / 1e9:.2f} GB", flush=True)
-    return model.eval().requires_grad_(False)
+
+    config = llama(layers=layers, width=4096, heads=32, keys=32, mlp=11008, vocabulary=32000)
+    return made(config, torch.bfloat16, Quantisation(form="nf4", double=True), told)
 
 
 def rows() -> Dataset:

@@ -1,0 +1,168 @@
+"""`lorica plan` beside what a run really holds: configurations drawn by a seed, each in a fresh process.
+
+    python -m benchmarks.memory_forecast [--seed N] [--count N] [--result FILE]
+
+Measured is the most that the process held above its start (after the imports), loading and two optimiser steps; the
+forecast is its peak without the context of the process.  None of the drawn is used to set a number of the forecast.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+RESULT = Path(__file__).parent / "results" / "memory_forecast.json"
+CLAIM = "the forecast of a run's peak memory is within 10 % of what the run holds, in the median within 4 %"
+LEAST, MOST = 50_000_000, 15_000_000_000
+OPERATIONS = 6e12
+"""A step of more is not drawn: a quarter of a minute on two cores."""
+FORMS: tuple[dict[str, Any] | None, ...] = (
+    None,
+    {"form": "nf4", "double": True},
+    {"form": "nf4", "double": False},
+    {"form": "int8"},
+)
+
+
+def drawn(chance: random.Random) -> dict[str, Any]:
+    width = chance.choice((256, 512, 768, 1024, 1536, 2048, 3072))
+    heads = width // chance.choice((64, 128))
+    length = chance.choice((128, 256, 512, 1024, 2048))
+    method = chance.choice(("lora", "lora", "dora", "lora-fa", "vera", "ia3", "hira", "full"))
+    form = None if method == "full" else chance.choice(FORMS)
+    layers = chance.randint(2, 32)
+    return {
+        "shape": {
+            "layers": layers,
+            "width": width,
+            "heads": heads,
+            "keys": heads // chance.choice((1, 2)) if heads > 1 else 1,
+            "mlp": 64 * round(width * chance.choice((2.0, 2.75, 3.5, 4.0)) / 64),
+            "vocabulary": chance.choice((4096, 16384, 32000, 49152, 128256)),
+            "tie_word_embeddings": chance.random() < 0.5,
+        },
+        "dtype": "bfloat16" if form or chance.random() < 0.7 else "float32",
+        "form": form,
+        "method": method,
+        "r": chance.choice((4, 8, 16, 64)),
+        "length": length,
+        "rows": chance.choice((1, 2, 4, 8)),
+        "checkpointing": chance.choice((False, True, layers // 2)),
+    }
+
+
+def one(case: dict[str, Any], measure: bool) -> dict[str, Any]:
+    """The forecast of a case, and what a run of it holds."""
+    import numpy as np
+    import torch
+
+    import lorica
+    from benchmarks.made_bases import llama, made
+    from lorica.data import Dataset, Example
+    from lorica.methods import METHODS
+    from lorica.models.causal_lm import CausalLM
+    from lorica.models.quantised import Quantisation, quantise
+    from lorica.train import TrainConfig
+
+    dtype = getattr(torch, case["dtype"])
+    form = None if case["form"] is None else Quantisation(**case["form"])
+    config = llama(**case["shape"])
+    options = {} if case["method"] in ("ia3", "full") else {"r": case["r"]}
+    method = METHODS[case["method"]](**options)
+    tokens = case["rows"] * case["length"]
+    settings: dict[str, Any] = {
+        "rows_per_step": case["rows"],
+        "steps": 2,
+        "warmup": 0,
+        "gradient_checkpointing": case["checkpointing"],
+        "micro_batch_tokens": tokens,
+    }
+    with torch.device("meta"):
+        shapes = CausalLM(config).to(dtype)
+    if form is not None:
+        quantise(shapes, form)
+    plan = lorica.plan(shapes, method, train=TrainConfig(**settings), memory=64e9)
+    forecast = budgeted(plan, case)
+    found = {**case, "forecast": forecast.to_dict(), "operations": tokens * plan.flops_per_token}
+    if not measure:
+        return found
+    drawn_ids = np.random.default_rng(0).integers(3, 4000, (2 * case["rows"], case["length"]), dtype=np.int32)
+    rows = [Example(ids, np.arange(len(ids)) > 0, row, f"row {row}") for row, ids in enumerate(drawn_ids)]
+    if form is not None:
+        form.store(torch.ones(2, 64, dtype=dtype))  # bitsandbytes is imported
+    start = held("VmRSS")
+    attached = lorica.attach(made(config, dtype, form), method)
+    lorica.fit(attached, Dataset(tuple(rows), (), len(rows)), **settings)
+    return {**found, "measured": held("VmHWM") - start}
+
+
+def budgeted(plan: Any, case: dict[str, Any]) -> Any:
+    """The plan's memory for rows of the case's own length."""
+    from dataclasses import replace
+
+    from lorica.budget import Workload, forecast
+
+    recomputed = {True: None, False: 0}.get(case["checkpointing"], case["checkpointing"])
+    work = Workload(tokens=case["rows"] * case["length"], length=case["length"], recomputed=recomputed)
+    return replace(forecast(plan.plan, work, plan.machine, decoder=True).memory, context=0)
+
+
+def held(word: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{word}:"))
+
+
+def chosen(seed: int, count: int) -> list[dict[str, Any]]:
+    """The first `count` drawn that are of the sizes and of the arithmetic wanted."""
+    chance, found = random.Random(f"memory {seed}"), []
+    while len(found) < count:
+        case = one(drawn(chance), measure=False)
+        if LEAST <= case["forecast"]["peak"] <= MOST and case["operations"] <= OPERATIONS:
+            found.append({key: value for key, value in case.items() if key not in ("forecast", "operations")})
+    return found
+
+
+def measured(case: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory_forecast", "--one", json.dumps(case)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ})
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = ArgumentParser(prog="python -m benchmarks.memory_forecast", description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=24)
+    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--one", help="a case as JSON, measured in this process")
+    options = parser.parse_args()
+    if options.one:
+        return print(json.dumps(one(json.loads(options.one), measure=True)))
+    cases = []
+    for number, case in enumerate(chosen(options.seed, options.count)):
+        found = measured(case)
+        found["over"] = round(found["forecast"]["peak"] / found["measured"], 4)
+        cases.append(found)
+        print(
+            f"{number + 1} of {options.count}: {found['measured'] / 1e9:.3f} GB, forecast x {found['over']}", flush=True
+        )
+        write(options, cases)
+    return None
+
+
+def write(options: Any, cases: list[dict[str, Any]]) -> None:
+    from benchmarks.machine import machine
+
+    apart = [abs(case["over"] - 1) for case in cases]
+    summary = {"cases": len(cases), "median": round(median(apart), 4), "most": round(max(apart), 4)}
+    summary["within 10 %"] = sum(each <= 0.1 for each in apart)
+    found = {"claim": CLAIM, "seed": options.seed, "summary": summary, "runs": cases, "machine": machine()}
+    options.result.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
