@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig
 
 from lorica.models.causal_lm import CausalLM
+from lorica.models.freed import give_back
 from lorica.models.quantised import Quantisation, put, quantisable
 
 Told = Callable[[str], None]
@@ -31,6 +32,8 @@ def made(
             put(model, owner, form.store(drawn))
         else:
             model.load_state_dict({name: drawn}, strict=False, assign=True)
+        del drawn
+        give_back()
         told(name)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight

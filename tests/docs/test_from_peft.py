@@ -36,6 +36,9 @@ STEPS = (
     "moved",
     "generate",
     "Merge",
+    "QLoRA",
+    "loaded yourself",
+    "base in four bits",
     "as it is",
     "New tokens",
 )
@@ -363,3 +366,28 @@ def test_new_tokens_train_their_rows_alone(both) -> None:
     assert list(ours.names["tokens"]) == theirs.names["tokens"]
     assert ours.names["attached"].trainable_parameters == trained(theirs.names["model"])
     assert ours.names["model"].config.vocab_size == theirs.names["model"].config.vocab_size == 259
+
+
+@pytest.mark.parametrize("word", ["QLoRA", "loaded yourself"])
+def test_four_bits_hold_the_same_weights_and_train_the_same(both, word: str) -> None:
+    from lorica.kernels.quantised import held_by
+
+    theirs, ours = both(word)
+    attached, model = ours.names["attached"], theirs.names["model"]
+    assert attached.trainable_parameters == trained(model)
+    for name in ("model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"):
+        mine = held_by(attached.model.get_submodule(name).base)
+        other = held_by(model.get_base_model().get_submodule(name).base_layer)
+        assert mine is not None
+        assert other is not None
+        assert torch.equal(mine.codes, other.codes)
+        assert (mine.scales is None) == (other.scales is None)  # type: ignore[union-attr]
+
+
+def test_merging_without_four_bits_is_one_call(both) -> None:
+    theirs, ours = both("base in four bits")
+    merged = [lorica.load_base(ran.place / "merged", dtype="float32") for ran in (theirs, ours)]
+    ids = torch.tensor([[5, 6, 7, 8]])
+    found, expected = (model(ids).logits for model in merged[::-1])
+    # theirs is merged and stored in bfloat16, ours as the base is stored: 15 linears' roundings, see models/numerics
+    assert (found - expected).abs().max() <= 4 * 15**0.5 * 2**-8 * expected.abs().max()

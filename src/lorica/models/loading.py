@@ -25,6 +25,7 @@ from lorica.models.foreign import (
     read_tokenizer,
     stated_quantisation,
 )
+from lorica.models.freed import give_back
 from lorica.models.heads import Head, head_class, head_modules, with_answers
 from lorica.models.prequantised import Packed, packed_weights
 from lorica.models.quantised import Quantisation, adopt, put, quantisable, quantise
@@ -191,6 +192,7 @@ def _decoder(
             put(model, owner, packed[name].weight(parts, dtype))
         elif target in small and form is not None:
             put(model, owner, form.store(stored.entries[name].tensor().to(device, dtype)))
+            give_back()
         else:
             read = stored.entries[name].tensor().to(device, dtype)
             model.load_state_dict({target: read}, strict=False, assign=True)
@@ -242,6 +244,7 @@ def _recomputed(name: str) -> bool:
 
 
 def _finished(model: Any, source: str | Path, folder: Path, form: Quantisation | None) -> nn.Module:
+    give_back()
     model.eval().requires_grad_(False)
     model.tokenizer = read_tokenizer(folder)
     model.source, model.quantised_here = str(source), form

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lorica.errors import ModelError, did_you_mean
 from lorica.kernels.quantised import EightBit, Form, Quantised, blank, held_by, quantised, tensors_of, with_tensors
+from lorica.models.freed import give_back
 
 PACKS = "support_avx512bf16_for_cpu"
 """The attribute of bitsandbytes' Linear4bit that lets its forward pack the weight."""
@@ -107,6 +108,7 @@ def quantise(model: nn.Module, form: Quantisation) -> None:
             W = linear.weight.detach()
             stored = form.blank(tuple(W.shape), W.dtype) if W.is_meta else form.store(W)
         put(model, name, stored)
+        give_back()
 
 
 def unpacked(model: nn.Module) -> Callable[[], None]:
