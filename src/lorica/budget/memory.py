@@ -8,7 +8,7 @@
     logits       the chunk of logits that exists at a time, and the gradient of the last hidden states
     buffers      gradients in flight through one block; the largest quantised weight made dense; embeddings of which
                  some rows are trained, and their gradients; merged weights where a module reads its weights itself
-                 (experts, nn.MultiheadAttention)
+                 (experts, nn.MultiheadAttention); on a CPU what its allocator keeps back of what was freed
     context      what the process, or the CUDA context, holds before anything is loaded
 
     peak = weights + adapter + gradients + optimizer + context + buffers + activations + logits
@@ -27,12 +27,12 @@ one block at a time has the rest.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from lorica.adapter import Plan
-from lorica.kernels.cross_entropy import CHUNK_ROWS
+from lorica.kernels.cross_entropy import CACHED, CHUNK_ROWS
 from lorica.methods.contract import Keeps, Role
 from lorica.site import Site
 
@@ -48,8 +48,11 @@ READ_TOGETHER = {"attention": {"q", "k", "v"}, "mlp": {"gate", "up"}}
 LONG = 384
 """Tokens from which documents go through the flash kernel one by one, which keeps no scores."""
 GATED = frozenset({"gate", "up", "down"})
-CONTEXT = {"cpu": 450_000_000, "cuda": 500_000_000}
-"""A process that has imported torch and transformers; a CUDA context with its kernels."""
+CONTEXT = {"cpu": 480_000_000, "cuda": 500_000_000}
+"""A process that has imported torch and transformers and taken a step; a CUDA context with its kernels."""
+KEPT_BACK = 0.9
+"""Of what comes and goes in a step, what the allocator of a CPU holds beside it, in the median of some runs: glibc
+keeps what was freed.  Giving it back block by block takes a third more time a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,17 +110,18 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
     kept = 0 if work.recomputed is None else max(shapes.layers - max(work.recomputed, first), 0)
     recomputed = shapes.layers - first - kept
     activations = work.tokens * (kept * block + recomputed * shapes.d * width + (block if recomputed else 0))
+    logits = _logits(shapes, work, _head(plan, shapes, decoder), kind)
+    buffers = work.tokens * width * (2 * shapes.d + shapes.f) + _shown(plan) + _merged(plan, work.recomputed)
+    buffers += _dense_again(plan)
+    kept_back = int(KEPT_BACK * (activations + logits + buffers)) if kind == "cpu" else 0
     return Memory(
         weights=sum(held_bytes(site) for site in plan.base if site.kind == "parameter"),
         adapter=TRAINED * (plan.trainable_parameters + plan.frozen_parameters),
         gradients=TRAINED * plan.trainable_parameters,
         optimizer=TRAINED * sum(moments(tensor.shape, tensor.role) for tensor in plan.learned.values()),
         activations=activations,
-        logits=_logits(shapes, work, decoder or not any("head" in planned.site.roles for planned in plan.edits)),
-        buffers=work.tokens * width * (2 * shapes.d + shapes.f)
-        + _shown(plan)
-        + _merged(plan, work.recomputed)
-        + _dense_again(plan),
+        logits=logits,
+        buffers=buffers + kept_back,
         context=CONTEXT.get(kind, CONTEXT["cuda"]),
     )
 
@@ -251,10 +255,25 @@ def _plain_block(sites: Sequence[Site], s: Shapes) -> int:
     return 2 * s.width * through // max(s.layers, 1)
 
 
-def _logits(s: Shapes, work: Workload, chunked: bool) -> int:
-    """Chunked: the chunk in float32 beside its computing type.  Whole, where the head of a transformers model is
-    edited: logits, their float32 copy and its gradient."""
-    narrow = 0 if s.width >= 4 else 2 * s.width
-    if chunked:
-        return min(CHUNK_ROWS, work.tokens) * s.vocabulary * (4 + narrow) + work.tokens * s.d * s.width
-    return work.tokens * s.vocabulary * (s.width + 8)
+Head = Literal["frozen", "trained", "whole"]
+
+
+def _head(plan: Plan, s: Shapes, decoder: bool) -> Head:
+    """How the logits are made: in chunks where the head is frozen or on our decoder, and all at once where that of a
+    transformers model is edited.  A head that is tied is trained with its embedding."""
+    matrix = (s.vocabulary, s.d)
+    edited = any("head" in p.site.roles or (p.whole and p.site.shape == matrix) for p in plan.edits)
+    return "frozen" if not edited else "trained" if decoder else "whole"
+
+
+def _logits(s: Shapes, work: Workload, head: Head, kind: str) -> int:
+    """Of a frozen head: a chunk in its computing type, in whose place its gradient comes, and its softmax in float32,
+    on a CPU in pieces that fit the cache.  Of a trained one: a chunk's softmax and two gradients in float32.  Whole:
+    logits, their float32 copy and its gradient."""
+    chunk, hidden = min(CHUNK_ROWS, work.tokens) * s.vocabulary, work.tokens * s.d * s.width
+    if head == "whole":
+        return work.tokens * s.vocabulary * (s.width + 8)
+    if head == "trained":
+        return chunk * (12 + (s.width if s.width < 4 else 0)) + hidden
+    softmax = 8 * CACHED if kind == "cpu" else 4 * chunk
+    return chunk * s.width + softmax + hidden
