@@ -9,6 +9,7 @@ LoricaError (ValueError)
 ├── AdapterError        a damaged adapter, or one for another base  exit 1
 └── RunError            the work itself failed                      exit 1
     ├── DivergedError   a loss or gradient is not finite
+    ├── NoRoomError     memory ran out, and nothing smaller can be tried
     └── CheckpointError a checkpoint cannot be written or read
 """
 
@@ -69,8 +70,18 @@ class DivergedError(RunError):
     pass
 
 
+class NoRoomError(RunError):
+    pass
+
+
 class CheckpointError(RunError):
     pass
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: Python's, torch's on a CPU, or that of a device."""
+    allocator = "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return allocator or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _plain(line: str) -> str:

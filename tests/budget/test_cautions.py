@@ -1,6 +1,7 @@
 """Each warning fires on the setting that is known to fail, and on no sane one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,17 @@ def test_recipes_and_the_quickstart_give_no_warning(tmp_path, monkeypatch):
         seen += 1
         assert found == (), f"{name}: {'; '.join(caution.text for caution in found)}"
     assert seen >= 3
+
+
+def test_a_quantised_base_is_warned_of_what_it_does_not_bear():
+    def told(dtype: str, stored: str, targets: str) -> list[str]:
+        sites = tuple(replace(site, stored=stored, dtype=dtype) if site.layer == 0 else site for site in llama())
+        plan = adapter.plan(sites, LoRA(r=8, target_modules=targets))
+        return [caution.text for caution in cautions(plan, Training(learning_rate=2e-4))]
+
+    assert told("bfloat16", "nf4", "all-linear") == []
+    assert told("float16", "", "attention") == []
+    (wide,) = told("float16", "nf4", "all-linear")
+    assert "set model.dtype: bfloat16" in wide
+    (few,) = told("bfloat16", "nf4", "attention")
+    assert few.startswith("3 quantised linears are not adapted")

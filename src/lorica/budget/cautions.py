@@ -215,6 +215,26 @@ def large_steps(case: Case) -> Iterator[Caution]:
         )
 
 
+def float16_on_a_quantised_base(case: Case) -> Iterator[Caution]:
+    if any(site.stored and site.dtype == "float16" for site in case.plan.base):
+        yield Caution(
+            "a quantised base that computes in float16; set model.dtype: bfloat16 where the device has it, or float32",
+            "activations overflow: about one in five runs of a 7B base did not finish",
+            "the notes on QLoRA's code, artidoro/qlora",
+        )
+
+
+def few_linears_on_a_quantised_base(case: Case) -> Iterator[Caution]:
+    linears = {edit.site.name for edit in case.plan.edits if edit.edit.place == "around"}
+    left = [site for site in case.plan.base if site.kind == "linear" and site.stored and site.name not in linears]
+    if left and case.low_rank:
+        yield Caution(
+            f"{len(left)} quantised linears are not adapted; take target_modules: all-linear",
+            "with adapters on all linears four bits learn as 16 do, with some of them alone they do not",
+            "Dettmers et al. 2023, arXiv:2305.14314, section 4",
+        )
+
+
 CHECKS: tuple[Callable[[Case], Iterator[Caution]], ...] = (
     full_rate_with_lora,
     lora_rate_with_full,
@@ -223,4 +243,6 @@ CHECKS: tuple[Callable[[Case], Iterator[Caution]], ...] = (
     lion_at_adamws_rate,
     attention_alone_on_much_data,
     large_steps,
+    float16_on_a_quantised_base,
+    few_linears_on_a_quantised_base,
 )

@@ -14,7 +14,7 @@ import typer
 from lorica.cli.app import app
 from lorica.cli.output import complain, say
 from lorica.durable import complaint
-from lorica.errors import LoricaError, did_you_mean
+from lorica.errors import LoricaError, did_you_mean, is_out_of_memory
 
 INTERRUPTED = 130
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
@@ -78,17 +78,12 @@ def _refused(error: OSError) -> int:
 def _unexpected(error: Exception) -> int:
     if os.environ.get("LORICA_TRACEBACK"):
         raise error
-    if _out_of_memory(error):
+    if is_out_of_memory(error):
         complain("out of memory; lower train.micro_batch_tokens, or set train.gradient_checkpointing to true")
         return 1
     reason = " ".join(str(error).split())[:300]
     complain(f"{type(error).__name__}: {reason} (unexpected; LORICA_TRACEBACK=1 shows where)")
     return 1
-
-
-def _out_of_memory(error: Exception) -> bool:
-    allocator = "DefaultCPUAllocator: can't allocate memory" in str(error)
-    return allocator or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _flushed(status: int) -> int:

@@ -6,7 +6,7 @@ that is killed at any instant and resumed ends with the same bits.
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lorica.data import Dataset, Schedule, micro_batches, rectangles
+from lorica.data import Dataset, Example, Schedule, micro_batches, rectangles
 from lorica.data import steps as schedule_of
 from lorica.data.order import OVERHEAD
-from lorica.errors import DivergedError, RunError
+from lorica.errors import DivergedError, NoRoomError, RunError
 from lorica.models import generators
 from lorica.models.causal_lm import CausalLM
 from lorica.models.unpadded import stack_of
@@ -34,7 +34,7 @@ from lorica.train.records import EvalRecord, Run, Status, StepRecord
 from lorica.train.reporter import Quiet, Reporter, Several
 from lorica.train.run_folder import RunFolder
 from lorica.train.schedule import learning_rate
-from lorica.train.step import Learner, optimiser_step
+from lorica.train.step import Learner, Taken, optimiser_step
 
 if TYPE_CHECKING:
     from lorica.adapter import Attached
@@ -130,6 +130,8 @@ class Trainer:
             life=attached.life,
             scale=LossScale.of(attached.model),
         )
+        self.most = config.micro_batch_tokens
+        """Tokens of a micro-batch; less than was asked for once memory has run out."""
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         self._warned = False
@@ -200,7 +202,7 @@ class Trainer:
 
     def _parts(self, step: int) -> tuple[tuple[int, ...], ...]:
         """The micro-batches of a step; as few as may be, where padding costs nothing."""
-        model, most = self.attached.model, self.config.micro_batch_tokens
+        model, most = self.attached.model, self.most
         if isinstance(model, CausalLM):
             return micro_batches(self.schedule[step - 1], self.data.lengths, most)
         overhead = OVERHEAD if stack_of(model) is None else most
@@ -209,8 +211,7 @@ class Trainer:
     def _learn(self) -> None:
         step, started = self.progress.step + 1, time.perf_counter()
         rate = learning_rate(self.config, step, self.total)
-        rows = [[self.data[index] for index in part] for part in self._parts(step)]
-        taken = optimiser_step(self.learner, rows, step=step, total=self.total, learning_rate=rate)
+        taken = self._taken(step, rate)
         seconds = time.perf_counter() - started
         record = StepRecord(
             step=step,
@@ -229,6 +230,31 @@ class Trainer:
         self._write(record.to_dict())
         self.reporter.on_step(record)
         self._notice(taken.grad_norm)
+
+    def _taken(self, step: int, rate: float) -> Taken:
+        """The step, in smaller micro-batches from here on where memory runs out: the same step but for rounding."""
+        while True:
+            rows = [[self.data[index] for index in part] for part in self._parts(step)]
+            try:
+                return optimiser_step(self.learner, rows, step=step, total=self.total, learning_rate=rate)
+            except NoRoomError as error:
+                self.most = self._smaller(rows, error)
+                memory.give_back(self.learner.device)
+
+    def _smaller(self, rows: Sequence[Sequence[Example]], error: NoRoomError) -> int:
+        """Half of the largest micro-batch.  NoRoomError where each holds one row."""
+        largest = max(sum(map(len, part)) for part in rows)
+        if all(len(part) == 1 for part in rows):
+            kept = "" if self.place is None else f"; what was saved stands, {self.place.how_to_resume()} goes on"
+            raise NoRoomError(
+                f"{error} with a single row of {largest:,} tokens; set train.gradient_checkpointing: true or "
+                f"model.quantize: nf4, or lower data.max_length{kept}"
+            ) from None
+        most = max(largest // 2, 1)
+        self.reporter.on_note(
+            f"{error} with {largest:,} tokens at a time; going on with {most:,}, which changes rounding alone"
+        )
+        return most
 
     def _rates(self, rate: float) -> dict[str, float] | None:
         """Of each group, where there are several."""

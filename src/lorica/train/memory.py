@@ -1,5 +1,6 @@
 """Memory that a run uses, and a warning before it runs out."""
 
+import gc
 import os
 import resource
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import torch
 
 from lorica.budget.free import free_memory
+from lorica.models import freed
 
 LOW_SHARE = 0.08
 """Below this share of free memory Linux begins to reclaim pages that the run still needs."""
@@ -30,6 +32,14 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def give_back(device: torch.device) -> None:
+    """What was freed goes back to the system, or to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    freed.give_back()
 
 
 def shortage(device: torch.device) -> str | None:

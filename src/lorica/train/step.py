@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lorica.data import Example
-from lorica.errors import DivergedError, RunError
+from lorica.errors import DivergedError, NoRoomError, RunError, is_out_of_memory
 from lorica.methods.contract import Life
+from lorica.models import generators
 from lorica.tasks import Draw, Task
 from lorica.train.loss_scale import LossScale
 from lorica.train.optimizers import Optimizer
@@ -76,7 +77,21 @@ def gradients(learner: Learner, micro_batches: Sequence[Sequence[Example]], step
     """Leaves the gradient of the step's loss, times the loss scale, in `.grad`; whatever was there is cleared first.
 
     Returns each micro-batch's share of the loss (scalars, the extra loss last where there is one) and the units.
+    NoRoomError, with no gradient left, where memory runs out.
     """
+    before = generators.states()
+    try:
+        return _gradients(learner, micro_batches, step)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    # outside of the handler: the error's frames hold the activations that there was no room for
+    clear(learner.optimizer)
+    generators.restore(before)
+    raise NoRoomError(f"step {step}: out of memory")
+
+
+def _gradients(learner: Learner, micro_batches: Sequence[Sequence[Example]], step: int) -> tuple[list[Tensor], int]:
     clear(learner.optimizer)
     draw = Draw(learner.seed, step)
     batches = [learner.task.batch(rows, device=learner.device, draw=draw) for rows in micro_batches]
