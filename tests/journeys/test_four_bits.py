@@ -26,6 +26,7 @@ def trained(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_adapter_on_four_bits_comes_back_on_four_bits(trained: Path) -> None:
     facts = json.loads((trained / "lorica.json").read_text())["base"]["load"]
     assert facts == {"quantize": "nf4", "double_quant": True}
+    assert "load_base(\"embedded\", quantize='nf4', double_quant=True)" in (trained / "README.md").read_text()
     proof = lorica.verify(trained)
     assert proof.ok, proof
     assert "equal to the bit" in str(proof)

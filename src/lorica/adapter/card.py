@@ -9,10 +9,17 @@ import yaml
 from lorica.adapter.plan import Plan
 
 
-def card(plan: Plan, base: str | None, facts: Mapping[str, Any], peft: bool) -> str:
-    """`base` is named where others can have it too: a hub id or `embedded`, no path of this machine."""
+def card(plan: Plan, base: str | None, facts: Mapping[str, Any], peft: bool, load: Mapping[str, Any]) -> str:
+    """`base` is named where others can have it too: a hub id or `embedded`, no path of this machine.  `load`: how it was
+    quantised as it was loaded."""
     base = base if base and not Path(base).is_absolute() else None
-    parts = [_front_matter(plan, base, peft), _what(plan, base), *_unfinished(facts), *_facts(facts), _use(base, peft)]
+    parts = [
+        _front_matter(plan, base, peft),
+        _what(plan, base),
+        *_unfinished(facts),
+        *_facts(facts),
+        _use(base, peft, load),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -46,9 +53,10 @@ def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _use(base: str | None, peft: bool) -> str:
+def _use(base: str | None, peft: bool, load: Mapping[str, Any]) -> str:
     source = base or "path-of-the-base"
-    ours = f'model = lorica.load_base("{source}")\nattached = lorica.load(model, "this-folder")'
+    asked = "".join(f", {name}={value!r}" for name, value in load.items() if value)
+    ours = f'model = lorica.load_base("{source}"{asked})\nattached = lorica.load(model, "this-folder")'
     blocks = [f"```python\nimport lorica\n\n{ours}\n```"]
     if peft:
         theirs = 'from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(model, "this-folder")'

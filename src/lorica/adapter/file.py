@@ -103,7 +103,7 @@ def write(
         told = facts(digest)
         manifest = lorica_json.manifest(model, adapter.methods, records, proof(digest), told)
         draft.write_json(lorica_json.NAME, manifest)
-        draft.write_text(CARD, card(adapter.plan, adapter.base, told, adapter.peft))
+        draft.write_text(CARD, card(adapter.plan, adapter.base, told, adapter.peft, manifest["base"].get("load", {})))
     return target
 
 

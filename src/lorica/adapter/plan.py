@@ -193,7 +193,9 @@ class Plan:
 
     def _headline(self) -> str:
         names = " + ".join(method.kind for method in self.methods)
-        on = f" on {self.source}" if self.source else ""
+        stored = sorted({site.stored for site in self.base if site.stored})
+        form = f" in {' and '.join(stored)}" if stored else ""
+        on = f" on {self.source}{form}" if self.source else ""
         return (
             f"{names}{on}: {len(self.edits)} sites, {self.trainable_parameters:,} of "
             f"{self.total_parameters:,} parameters trained ({self.trainable_percent:.4f} %)"
