@@ -10,8 +10,8 @@ from lorica.adapter.plan import Plan
 
 
 def card(plan: Plan, base: str | None, facts: Mapping[str, Any], peft: bool, load: Mapping[str, Any]) -> str:
-    """`base` is named where others can have it too: a hub id or `embedded`, no path of this machine.  `load`: how it was
-    quantised as it was loaded."""
+    """`base` is named where others can have it too: a hub id or `embedded`, no path of this machine.  `load`: how it
+    was quantised as it was loaded."""
     base = base if base and not Path(base).is_absolute() else None
     parts = [
         _front_matter(plan, base, peft),
