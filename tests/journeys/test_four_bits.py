@@ -41,6 +41,9 @@ def test_a_merge_is_into_what_the_adapter_saw_unless_asked_otherwise(trained: Pa
     assert original.outputs is not None
     assert usual.outputs.within_rounding
     assert usual.outputs.deviation < original.outputs.deviation, "the original weights are not what it was trained on"
+    wide = lorica.merge(trained, tmp_path / "wide", dtype="float32")
+    assert wide.outputs is not None
+    assert wide.outputs.within_rounding
     merged = lorica.load_base(tmp_path / "usual")
     assert quantisation_of(merged) is None
     stored = lorica.load_base("embedded")

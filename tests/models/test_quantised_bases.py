@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 import lorica
 from lorica.errors import AdapterError, ModelError, TargetError
@@ -228,6 +228,60 @@ def test_what_cannot_be_is_said(folder: Path):
     (other / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     with pytest.raises(ModelError, match="quantised by 'gptq'"):
         load_base(other)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_quantised_checkpoint_is_adapted_merged_and_saved_as_any_other(folder: Path, tmp_path: Path, kind: str):
+    config = four_bit() if kind == "nf4" else BitsAndBytesConfig(load_in_8bit=True)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.bfloat16)
+    theirs.save_pretrained(tmp_path / "base")
+    model = load_base(tmp_path / "base")
+    assert {site.dtype for site in lorica.models.sites(model)} == {"bfloat16"}
+    attached = lorica.attach(model, lorica.LoRA(r=2))
+    stir(attached.named_parameters(), 0.02)
+    attached.save(tmp_path / "adapter")
+    with pytest.raises(AdapterError, match="a merge writes 16 bits"):
+        lorica.merge(tmp_path / "adapter", tmp_path / "none", model=str(tmp_path / "base"))
+    merged: Any = attached.merge()
+    merged.save_pretrained(tmp_path / "dense")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.bfloat16)
+    assert not hasattr(again.config, "quantization_config")
+    found, expected = again(IDS).logits, merged(IDS).logits
+    assert (found - expected).abs().max() <= 4 * 15**0.5 * torch.finfo(torch.bfloat16).eps * expected.abs().max()
+
+
+def test_a_model_of_transformers_that_was_quantised_is_trained_by_its_trainer(tmp_path: Path):
+    from transformers import BertConfig, BertForMaskedLM, Trainer, TrainingArguments
+
+    shape = {"hidden_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 192}
+    BertForMaskedLM(BertConfig(vocab_size=64, **shape)).save_pretrained(tmp_path / "bert")
+    theirs = AutoModelForMaskedLM.from_pretrained(tmp_path / "bert", quantization_config=four_bit())
+    theirs.save_pretrained(tmp_path / "four")
+    model: Any = load_base(tmp_path / "four")
+    attached = lorica.attach(model, lorica.LoRA(r=2))
+    Trainer(model=model, args=TrainingArguments(output_dir=str(tmp_path / "out"), report_to=[], use_cpu=True))
+    stir(attached.named_parameters(), 0.02)
+    attached.merge()
+    model.save_pretrained(tmp_path / "dense")
+    assert quantisation_of(load_base(tmp_path / "dense")) is None
+
+
+def test_a_base_without_linears_of_its_own_is_refused(tmp_path: Path):
+    from tiny_bases import gpt2
+
+    gpt2().save_pretrained(tmp_path / "gpt2")  # type: ignore[operator]
+    with pytest.raises(ModelError, match="no linear that can be stored as nf4"):
+        load_base(tmp_path / "gpt2", quantize="nf4")
+
+
+def test_a_cast_changes_what_is_computed_in_and_a_state_is_taken_back(folder: Path):
+    model = load_base(folder, dtype="float32", **NF4).to(torch.bfloat16)
+    assert {site.dtype for site in lorica.models.sites(model)} == {"bfloat16"}
+    state = model.state_dict()
+    assert model.load_state_dict(state) == model.load_state_dict(state)
+    name = "model.layers.0.mlp.up_proj.weight"
+    with pytest.raises(RuntimeError, match="stored quantised, and another weight was given"):
+        model.load_state_dict({**state, name: state[name] + 1})
 
 
 def test_what_is_recorded_of_loading_is_checked(folder: Path):

@@ -91,6 +91,12 @@ def test_a_row_that_does_not_fit_ends_the_run_and_leaves_what_was_saved(tmp_path
     assert not (tmp_path / "run" / "adapter").exists()
 
 
+def test_a_long_row_beside_short_ones_is_no_endless_loop() -> None:
+    """The longest is alone from the beginning; the others are cut until each is alone too."""
+    with pytest.raises(NoRoomError, match="single row"):
+        run(cramped(1, MemoryError, []), micro_batch_tokens=8)
+
+
 def test_another_error_is_no_lack_of_memory() -> None:
     with pytest.raises(RuntimeError, match="something else"):
         run(cramped(1, lambda: RuntimeError("something else"), []))

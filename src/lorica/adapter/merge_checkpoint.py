@@ -32,6 +32,7 @@ from lorica.methods.contract import Start
 from lorica.models import Quantisation, load_base, load_tokenizer, shapes_only
 from lorica.models.fingerprint import fingerprint_of_folder
 from lorica.models.folder import folder_of
+from lorica.models.foreign import stated_quantisation
 from lorica.models.loading import parse_dtype
 from lorica.models.numerics import dtype_of
 from lorica.models.quantised import quantisable
@@ -105,6 +106,12 @@ def merge_checkpoint(
     if not other_base:
         require_base(file, shapes)
     _require_rows(file, shapes, source)
+    stored_as = stated_quantisation(shapes.config)
+    if stored_as is not None:
+        raise AdapterError(
+            f"{base} is stored as {stored_as}, and a merge writes 16 bits: give the full-precision base with --model, "
+            "or merge in memory: lorica.load(model, ...).merge().save_pretrained(...)"
+        )
     file = settled(shapes, file)
     merge = _Merge(shapes, file, Stored(source), kind, _Quantising.of(file, shapes, onto))
     if not untrained and (reason := unfinished(merge.plan, file.tensors)):
@@ -135,7 +142,9 @@ def merge_checkpoint(
 
 def _adapted(source: Path, file: AdapterFile, kind: torch.dtype, other_base: bool) -> Record:
     """What base and adapter answer together, in the type that the merged weights get."""
-    model = load_base(source, dtype=kind, device="cpu", **loading_of(file.manifest))
+    form, proof = loading_of(file.manifest), recorded(file.manifest)
+    then = dtype_of(proof.numerics) if form and isinstance(proof, Proof) else None
+    model = load_base(source, dtype=then or kind, device="cpu", **form)
     return load(model, file, trainable=False, untrained=True, other_base=other_base).proof()
 
 

@@ -111,7 +111,7 @@ def fit(
         folder=None if output is None else Path(output),
         reporter=reporter,
         resume=resume,
-        identity={"base": fingerprint(attached.model), "method": _methods(attached)},
+        identity={"base": fingerprint(attached.model), **_stored(attached.model), "method": _methods(attached)},
         facts={"task": chosen.to_entry(), "data": learned.to_dict()},
     )
 
@@ -140,9 +140,13 @@ def _identity(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     """What makes a resume wrong when it changes, beside the settings of training and the data."""
     tree = recipe.to_dict()
     dtype = str(next(model.parameters()).dtype)
-    stored = {"model.quantize": str(quantisation)} if (quantisation := quantisation_of(model)) else {}
     added = {"model.add_tokens": list(recipe.model.add_tokens)} if recipe.model.add_tokens else {}
-    return {"base": fingerprint(model), "model.dtype": dtype, "method": tree["method"], **stored, **added}
+    return {"base": fingerprint(model), "model.dtype": dtype, "method": tree["method"], **_stored(model), **added}
+
+
+def _stored(model: nn.Module) -> dict[str, str]:
+    found = quantisation_of(model)
+    return {} if found is None else {"model.quantize": str(found)}
 
 
 def _before(recipe: Recipe, model: nn.Module, held: Dataset | None, reporter: Reporter) -> dict[str, float] | None:

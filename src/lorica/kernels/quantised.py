@@ -8,6 +8,7 @@ int8       w = code * c / 127, c = absmax of a row of W
 Dettmers et al. 2023, arXiv:2305.14314, section 3; Dettmers et al. 2022, arXiv:2208.07339, section 2.
 """
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from math import ceil, prod
@@ -24,8 +25,29 @@ Form = Literal["nf4", "fp4", "int8"]
 BLOCK, SCALE_BLOCK = 64, 256
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
 """The types that bitsandbytes reads and writes."""
-PIECE = 1 << 22
-"""Numbers that are quantised, or widened, at a time: 16 MB in float32, a whole number of blocks."""
+PIECE = 1 << 19
+"""Numbers that are quantised, or made dense, at a time: 2 MB in float32, a whole number of blocks."""
+
+
+class _Workspaces(threading.local):
+    def __init__(self) -> None:
+        self.held: dict[torch.dtype, Tensor] = {}
+
+
+_workspaces = _Workspaces()
+
+
+def workspace(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory of this thread for one weight of this shape on the CPU: what it held before is gone.
+
+    A new tensor for each product leaves holes that glibc cannot fill: 3.5 GB for a run that holds 1.5.
+    """
+    count = prod(shape)
+    held = _workspaces.held.get(dtype)
+    if held is None or held.numel() < count:
+        _workspaces.held.pop(dtype, None)
+        held = _workspaces.held[dtype] = torch.empty(count, dtype=dtype)
+    return held[:count].view(shape)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -63,16 +85,34 @@ class FourBit(FrozenWeight):
         return self.scales is not None
 
     def dense(self) -> Tensor:
+        return self._read(torch.empty(self.size, dtype=self.kind, device=self.device))
+
+    def as_read(self, dtype: torch.dtype) -> Tensor:
+        if self.device.type != "cpu":
+            return self.dense().to(dtype)
+        return self._read(workspace(self.size, self.kind)).to(dtype)
+
+    def _read(self, W: Tensor) -> Tensor:
+        """The numbers of this weight into W, piece by piece."""
         library()
-        absmax, ops = self.absmax, torch.ops.bitsandbytes
-        if self.scales is not None:
-            absmax = ops.dequantize_blockwise(absmax, self.scales, self.levels, self.scale_block, torch.float32)
-            absmax += self.offset
+        flat, codes, absmax = W.view(-1), self.codes.view(-1), self._absmax()
+        pieces = max(1, PIECE // self.block)
         kind = self.kind if self.kind in NARROW else torch.float32
-        # as one row: with the real shape bitsandbytes' CPU kernel begins a block at each row, which is wrong where a
-        # row is no whole number of blocks
-        flat = ops.dequantize_4bit(self.codes, absmax, self.block, self.form, (prod(self.size),), kind)
-        return flat.view(self.size).to(self.kind)
+        for first in range(0, len(absmax), pieces):
+            at = slice(first * self.block, min((first + pieces) * self.block, len(flat)))
+            part, scales = codes[at.start // 2 : (at.stop + 1) // 2], absmax[first : first + pieces]
+            # as one row: with the real shape bitsandbytes' CPU kernel begins a block at each row, which is wrong where
+            # a row is no whole number of blocks
+            flat[at] = torch.ops.bitsandbytes.dequantize_4bit(
+                part, scales, self.block, self.form, (at.stop - at.start,), kind
+            )
+        return W
+
+    def _absmax(self) -> Tensor:
+        if self.scales is None:
+            return self.absmax
+        read = torch.ops.bitsandbytes.dequantize_blockwise
+        return read(self.absmax, self.scales, self.levels, self.scale_block, torch.float32).add_(self.offset)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -97,11 +137,15 @@ class EightBit(FrozenWeight):
         return self.codes.device
 
     def dense(self) -> Tensor:
-        return self.as_read(self.kind)
+        return self._read(torch.empty(self.shape, dtype=self.kind, device=self.device))
 
     def as_read(self, dtype: torch.dtype) -> Tensor:
         """Rounded once, to the type of what it is multiplied with."""
-        W = torch.empty(self.codes.shape, dtype=dtype, device=self.device)
+        if self.device.type != "cpu":
+            return self._read(torch.empty(self.shape, dtype=dtype, device=self.device))
+        return self._read(workspace(self.shape, dtype))
+
+    def _read(self, W: Tensor) -> Tensor:
         rows = max(1, PIECE // self.codes.shape[1])
         scales = (self.absmax * (1 / 127)).unsqueeze(1)
         for part, codes, scale in zip(W.split(rows), self.codes.split(rows), scales.split(rows), strict=True):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lorica.errors import ModelError, did_you_mean
+from lorica.kernels.bitsandbytes import library
 from lorica.models import foreign_attention
 from lorica.models.causal_lm import CausalLM
 from lorica.models.config import FAMILIES
@@ -28,7 +29,7 @@ from lorica.models.foreign import (
 from lorica.models.freed import give_back
 from lorica.models.heads import Head, head_class, head_modules, with_answers
 from lorica.models.prequantised import Packed, packed_weights
-from lorica.models.quantised import Quantisation, adopt, put, quantisable, quantise
+from lorica.models.quantised import Quantisation, adopt, forget_stated, put, quantisable, quantise
 from lorica.models.quiet import quiet
 from lorica.models.stored import DTYPES, Stored
 
@@ -81,8 +82,12 @@ def load_base(
     if ours:
         model: nn.Module = _decoder(config, stored, kind, place, form)
     else:
+        packed = stated_quantisation(config) is not None
+        if packed:
+            library()
         model = load_foreign(folder, config, kind, head)
-        adopt(model)
+        if packed:
+            adopt(model, kind)
         if form is not None:
             quantise(model, form)
     model = model.to(place)
@@ -183,6 +188,7 @@ def _decoder(
     with torch.device("meta"):
         model = CausalLM(config)
     packed = packed_weights(stored)
+    forget_stated(config)
     source_of = _matched(model, stored, packed)
     small = set() if form is None else {f"{name}.weight" for name in quantisable(model)}
     for name, target in source_of.items():

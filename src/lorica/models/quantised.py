@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
@@ -80,6 +80,34 @@ class QuantisedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return self.quantised_weight().linear(x, self.bias)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "QuantisedLinear":
+        """A cast changes what products are computed in."""
+        super()._apply(fn, recurse)
+        self._form = replace(self._form, kind=fn(torch.empty(0, dtype=self._form.kind)).dtype)
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: Any,
+        missing_keys: Any,
+        unexpected_keys: Any,
+        error_msgs: Any,
+    ) -> None:
+        """What `state_dict` gave is taken back, and nothing else: it would have to be quantised."""
+        given = state_dict.get(f"{prefix}weight")
+        if given is None:
+            missing_keys.append(f"{prefix}weight")
+        elif given.shape != self.quantised_weight().shape or not torch.equal(given.to(self.codes.device), self.weight):
+            error_msgs.append(
+                f"{prefix}weight is stored quantised, and another weight was given; load_base quantises it"
+            )
+        if self.bias is not None and f"{prefix}bias" in state_dict:
+            with torch.no_grad():
+                self.bias.copy_(state_dict[f"{prefix}bias"])
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """As a plain linear in 16 bit: what is saved is read by any loader, and is never quantised again by stealth."""
         destination[f"{prefix}weight"] = self.weight
@@ -102,7 +130,10 @@ def put(model: nn.Module, name: str, stored: Quantised) -> None:
 
 def quantise(model: nn.Module, form: Quantisation) -> None:
     """Every linear that is `quantisable`, one after another; on the meta device shapes alone."""
-    for name in quantisable(model):
+    names = quantisable(model)
+    if not names:
+        raise ModelError(f"quantize: {type(model).__name__} has no linear that can be stored as {form}; leave it out")
+    for name in names:
         linear: Any = model.get_submodule(name)
         with torch.no_grad(), torch.device(linear.weight.device):
             W = linear.weight.detach()
@@ -128,12 +159,24 @@ def unpacked(model: nn.Module) -> Callable[[], None]:
     return undo
 
 
-def adopt(model: nn.Module) -> None:
-    """Linears of bitsandbytes become ours, on the same tensors."""
+def adopt(model: Any, dtype: torch.dtype) -> None:
+    """Linears of bitsandbytes become ours, on the same tensors, and compute in `dtype`; the model then is none of its
+    library's quantised ones, which would not be trained or saved."""
     for name, module in list(model.named_modules()):
         held = None if isinstance(module, QuantisedLinear) or not isinstance(module, nn.Linear) else held_by(module)
         if held is not None:
-            put(model, name, held)
+            put(model, name, replace(held, kind=dtype))
+    for name in ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+        if name in vars(model):
+            delattr(model, name)
+    model._weight_conversions = None
+    forget_stated(model.config)
+
+
+def forget_stated(config: Any) -> None:
+    """A config says no more that weights are stored quantised."""
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
 
 
 def quantisable(model: nn.Module) -> tuple[str, ...]:

@@ -242,15 +242,16 @@ class Trainer:
                 memory.give_back(self.learner.device)
 
     def _smaller(self, rows: Sequence[Sequence[Example]], error: NoRoomError) -> int:
-        """Half of the largest micro-batch.  NoRoomError where each holds one row."""
-        largest = max(sum(map(len, part)) for part in rows)
-        if all(len(part) == 1 for part in rows):
+        """Half of the largest micro-batch that can be cut.  NoRoomError where each holds one row."""
+        largest = max((sum(map(len, part)) for part in rows if len(part) > 1), default=0)
+        if not largest:
+            longest = max(sum(map(len, part)) for part in rows)
             kept = "" if self.place is None else f"; what was saved stands, {self.place.how_to_resume()} goes on"
             raise NoRoomError(
-                f"{error} with a single row of {largest:,} tokens; set train.gradient_checkpointing: true or "
+                f"{error} with a single row of {longest:,} tokens; set train.gradient_checkpointing: true or "
                 f"model.quantize: nf4, or lower data.max_length{kept}"
             ) from None
-        most = max(largest // 2, 1)
+        most = max(min(largest, self.most) // 2, 1)
         self.reporter.on_note(
             f"{error} with {largest:,} tokens at a time; going on with {most:,}, which changes rounding alone"
         )
