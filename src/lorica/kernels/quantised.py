@@ -96,7 +96,7 @@ class FourBit(FrozenWeight):
         """The numbers of this weight into W, piece by piece."""
         library()
         flat, codes, absmax = W.view(-1), self.codes.view(-1), self._absmax()
-        pieces = max(1, PIECE // self.block)
+        pieces = max(1, PIECE // self.block) if self.device.type == "cpu" else len(absmax)
         kind = self.kind if self.kind in NARROW else torch.float32
         for first in range(0, len(absmax), pieces):
             at = slice(first * self.block, min((first + pieces) * self.block, len(flat)))
@@ -146,7 +146,7 @@ class EightBit(FrozenWeight):
         return self._read(workspace(self.shape, dtype))
 
     def _read(self, W: Tensor) -> Tensor:
-        rows = max(1, PIECE // self.codes.shape[1])
+        rows = max(1, PIECE // self.codes.shape[1]) if self.device.type == "cpu" else len(self.codes)
         scales = (self.absmax * (1 / 127)).unsqueeze(1)
         for part, codes, scale in zip(W.split(rows), self.codes.split(rows), scales.split(rows), strict=True):
             part.copy_(codes * scale)
