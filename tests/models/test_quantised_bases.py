@@ -1,5 +1,6 @@
 """Bases whose linears are stored quantised: by us, by bitsandbytes in a checkpoint, or by the user."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -81,14 +82,16 @@ def test_one_tensor_at_a_time_is_dense_while_a_base_is_loaded(folder: Path, monk
     alive: list[int] = []
     real = quantised.Quantisation.store
 
-    def counted(self: Quantisation, W: torch.Tensor) -> Any:
-        import gc
-
+    def wide() -> set[int]:
         gc.collect()
-        wide = [
-            t for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.dtype == torch.bfloat16 and t.dim() == 2
-        ]
-        alive.append(len({t.untyped_storage().data_ptr() for t in wide if t.numel() >= 48 * 96 and not t.is_meta}))
+        found = (each for each in gc.get_objects() if isinstance(each, torch.Tensor) and each.dim() == 2)
+        dense = [t for t in found if t.dtype == torch.bfloat16 and not t.is_meta and t.numel() >= 64 * 128]
+        return {tensor.untyped_storage().data_ptr() for tensor in dense}
+
+    before = wide()
+
+    def counted(self: Quantisation, W: torch.Tensor) -> Any:
+        alive.append(len(wide() - before))
         return real(self, W)
 
     monkeypatch.setattr(quantised.Quantisation, "store", counted)

@@ -8,10 +8,11 @@
     logits       the chunk of logits that exists at a time, and the gradient of the last hidden states
     buffers      gradients in flight through one block; the largest quantised weight made dense; embeddings of which
                  some rows are trained, and their gradients; merged weights where a module reads its weights itself
-                 (experts, nn.MultiheadAttention); on a CPU what its allocator keeps back of what was freed
+                 (experts, nn.MultiheadAttention)
+    allocator    on a CPU, what its allocator keeps back of what was freed
     context      what the process, or the CUDA context, holds before anything is loaded
 
-    peak = weights + adapter + gradients + optimizer + context + buffers + activations + logits
+    peak = weights + adapter + gradients + optimizer + context + buffers + allocator + activations + logits
 
 Saved by one block of our decoder for a token, in elements of the computing type (D width, Q and K widths of queries
 and of keys, F inner width of the MLP): both norms' inputs 2 D, attention 2 Q + 2 K (queries, keys, values, its
@@ -74,6 +75,7 @@ class Memory:
     activations: int
     logits: int
     buffers: int
+    allocator: int
     context: int
 
     @property
@@ -121,7 +123,8 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
         optimizer=TRAINED * sum(moments(tensor.shape, tensor.role) for tensor in plan.learned.values()),
         activations=activations,
         logits=logits,
-        buffers=buffers + kept_back,
+        buffers=buffers,
+        allocator=kept_back,
         context=CONTEXT.get(kind, CONTEXT["cuda"]),
     )
 
