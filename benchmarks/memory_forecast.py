@@ -7,7 +7,6 @@ forecast is its peak without the context of the process.  None of the drawn is u
 """
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -63,7 +62,8 @@ def one(case: dict[str, Any], measure: bool) -> dict[str, Any]:
 
     import lorica
     from benchmarks.made_bases import llama, made
-    from lorica.data import Dataset, Example
+    from benchmarks.speed.gate import memory
+    from benchmarks.speed.sides.of_lorica import dataset
     from lorica.methods import METHODS
     from lorica.models.causal_lm import CausalLM
     from lorica.models.quantised import Quantisation, quantise
@@ -91,14 +91,13 @@ def one(case: dict[str, Any], measure: bool) -> dict[str, Any]:
     found = {**case, "forecast": forecast.to_dict(), "operations": tokens * plan.flops_per_token}
     if not measure:
         return found
-    drawn_ids = np.random.default_rng(0).integers(3, 4000, (2 * case["rows"], case["length"]), dtype=np.int32)
-    rows = [Example(ids, np.arange(len(ids)) > 0, row, f"row {row}") for row, ids in enumerate(drawn_ids)]
+    rows = np.random.default_rng(0).integers(3, 4000, (2 * case["rows"], case["length"]), dtype=np.int32)
     if form is not None:
         form.store(torch.ones(2, 64, dtype=dtype))  # bitsandbytes is imported
-    start = held("VmRSS")
+    start = memory("VmRSS")
     attached = lorica.attach(made(config, dtype, form), method)
-    lorica.fit(attached, Dataset(tuple(rows), (), len(rows)), **settings)
-    return {**found, "measured": held("VmHWM") - start}
+    lorica.fit(attached, dataset(rows), **settings)
+    return {**found, "measured": memory("VmHWM") - start}
 
 
 def budgeted(plan: Any, case: dict[str, Any]) -> Any:
@@ -110,11 +109,6 @@ def budgeted(plan: Any, case: dict[str, Any]) -> Any:
     recomputed = {True: None, False: 0}.get(case["checkpointing"], case["checkpointing"])
     work = Workload(tokens=case["rows"] * case["length"], length=case["length"], recomputed=recomputed)
     return replace(forecast(plan.plan, work, plan.machine, decoder=True).memory, context=0)
-
-
-def held(word: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{word}:"))
 
 
 def chosen(seed: int, count: int) -> list[dict[str, Any]]:
@@ -129,7 +123,7 @@ def chosen(seed: int, count: int) -> list[dict[str, Any]]:
 
 def measured(case: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory_forecast", "--one", json.dumps(case)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ})
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

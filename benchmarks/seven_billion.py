@@ -19,7 +19,9 @@ from torch import nn
 import lorica
 from benchmarks.machine import machine
 from benchmarks.made_bases import llama, made
-from lorica.data import Dataset, Example
+from benchmarks.speed.gate import memory
+from benchmarks.speed.sides.of_lorica import dataset
+from lorica.data import Dataset
 from lorica.models.quantised import Quantisation
 from lorica.train import TrainConfig
 from lorica.train.records import StepRecord
@@ -31,27 +33,19 @@ WANTED = 8_000_000_000
 TOKENS, STEPS, R = 512, 3, 8
 
 
-def held(word: str) -> int:
-    """VmRSS or VmHWM of this process, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{word}:"))
-
-
 def base(layers: int) -> nn.Module:
     begun = time.perf_counter()
 
     def told(name: str) -> None:
         if name.endswith("down_proj.weight"):
-            print(f"{name}, {time.perf_counter() - begun:.0f} s, {held('VmRSS') / 1e9:.2f} GB", flush=True)
+            print(f"{name}, {time.perf_counter() - begun:.0f} s, {memory('VmRSS') / 1e9:.2f} GB", flush=True)
 
     config = llama(layers=layers, width=4096, heads=32, keys=32, mlp=11008, vocabulary=32000)
     return made(config, torch.bfloat16, Quantisation(form="nf4", double=True), told)
 
 
 def rows() -> Dataset:
-    drawn = np.random.default_rng(0).integers(3, 32000, (STEPS, TOKENS), dtype=np.int32)
-    examples = tuple(Example(ids, np.arange(TOKENS) > 0, row, f"row {row}") for row, ids in enumerate(drawn))
-    return Dataset(examples, (), len(examples))
+    return dataset(np.random.default_rng(0).integers(3, 32000, (STEPS, TOKENS), dtype=np.int32))
 
 
 class Told(Quiet):
@@ -60,19 +54,19 @@ class Told(Quiet):
 
     def on_step(self, record: StepRecord) -> None:
         self.steps.append({"loss": record.loss, "seconds": round(record.seconds, 2)})
-        print(f"{self.steps[-1]}, {held('VmHWM') / 1e9:.2f} GB at most", flush=True)
+        print(f"{self.steps[-1]}, {memory('VmHWM') / 1e9:.2f} GB at most", flush=True)
 
 
 def measured(layers: int) -> dict[str, Any]:
-    before = held("VmRSS")
+    before = memory("VmRSS")
     model = base(layers)
-    loaded, loading = held("VmRSS"), held("VmHWM")
+    loaded, loading = memory("VmRSS"), memory("VmHWM")
     settings: dict[str, Any] = {"rows_per_step": 1, "steps": STEPS, "gradient_checkpointing": True, "warmup": 0}
     method = lorica.LoRA(r=R)
     forecast = lorica.plan(model, method, train=TrainConfig(**settings, micro_batch_tokens=TOKENS))
     told = Told()
     lorica.fit(lorica.attach(model, method), rows(), reporter=told, micro_batch_tokens=TOKENS, **settings)
-    peak = held("VmHWM")
+    peak = memory("VmHWM")
     return {
         "claim": CLAIM,
         "base": {"layers": layers, "parameters": forecast.plan.total_parameters, "stored": "nf4, doubly quantised"},

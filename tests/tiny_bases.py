@@ -241,8 +241,7 @@ class QuantisedBase(Base):
         model = self.build()
         for name in [name for name, module in model.named_modules() if isinstance(module, QuantisedLinear)]:
             module = model.get_submodule(name)
-            owner, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(owner), leaf, plain_linear(module, module.weight))  # type: ignore[arg-type]
+            model.set_submodule(name, plain_linear(module, module.weight))  # type: ignore[arg-type]
         return model
 
 

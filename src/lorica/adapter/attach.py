@@ -18,6 +18,7 @@ from lorica.methods.contract import Start
 from lorica.models import enter, parameter_of, weight_of
 from lorica.models.ambient import Clock
 from lorica.models.quantised import unpacked
+from lorica.models.walking import tied_names
 
 _OCCUPIED: WeakSet[nn.Module] = WeakSet()
 """Models that carry an adapter or a bank: a second one would silently see the edits of the first as its base."""
@@ -109,14 +110,6 @@ def _refuse_tied(model: nn.Module, plan: Plan) -> None:
     ]
     if problems:
         raise TargetError.of(problems)
-
-
-def tied_names(model: nn.Module) -> dict[str, list[str]]:
-    """Each name of a parameter that has several, and its other names."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return {name: [n for n in group if n != name] for group in names.values() for name in group if len(group) > 1}
 
 
 def frozen(model: nn.Module) -> Undo:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.adapter import tensors
-from lorica.adapter.attach import built, installed, require_free, tied_names
+from lorica.adapter.attach import built, installed, require_free
 from lorica.adapter.attached import Attached
 from lorica.adapter.effect import inert, not_finished, unfinished, without_effect
 from lorica.adapter.file import AdapterFile, read
@@ -21,7 +21,7 @@ from lorica.errors import AdapterError, LoricaError, did_you_mean
 from lorica.methods import Method
 from lorica.models import sites as sites_of
 from lorica.models.vocabulary import missing_tokens
-from lorica.models.walking import base_modules
+from lorica.models.walking import base_modules, tied_names
 from lorica.site import Site
 
 ADAPTED = ("linear", "embedding", "conv", "experts")

@@ -65,11 +65,10 @@ class Swaps:
 
     def put_linear(self, name: str, W: Tensor) -> None:
         """A plain linear with this weight in the place of a quantised one."""
-        owner, _, leaf = name.rpartition(".")
-        holder, before = self.model.get_submodule(owner), self.model.get_submodule(name)
-        setattr(holder, leaf, plain_linear(before, W))  # type: ignore[arg-type]
+        before = self.model.get_submodule(name)
+        self.model.set_submodule(name, plain_linear(before, W))  # type: ignore[arg-type]
         if self.kept:
-            self.undos.append(lambda: setattr(holder, leaf, before))
+            self.undos.append(lambda: self.model.set_submodule(name, before))
 
     def take_back(self) -> None:
         undone(self.undos)
@@ -171,9 +170,8 @@ def merged_bias(module: nn.Module, bias: Tensor) -> Tensor:
 
 def _put_merged(swaps: Swaps, planned: PlannedEdit, module: nn.Module) -> None:
     model = swaps.model
-    stored = weight_of(model, planned.site)
     if planned.site.stored:
-        swaps.put_linear(planned.site.name, merged_weight(module, stored.dense()))
+        swaps.put_linear(planned.site.name, merged_weight(module, weight_of(model, planned.site).dense()))
         return
     owner, _, leaf = planned.site.weight.rpartition(".")
     holder = model.get_submodule(owner)

@@ -24,7 +24,7 @@ from lorica.adapter.manifest import FORMAT, NAME, versions
 from lorica.adapter.merge import apart, checked, merged_bias, merged_weight, require_in_weights, require_mergeable
 from lorica.adapter.origin import loading_of
 from lorica.adapter.plan import Plan, PlannedEdit
-from lorica.adapter.proof import Comparison, Proof, Record, Unprobed, recorded
+from lorica.adapter.proof import Comparison, Proof, Record, Unprobed, recorded_dtype
 from lorica.adapter.resized import settled
 from lorica.errors import AdapterError
 from lorica.kernels import DenseWeight
@@ -34,10 +34,10 @@ from lorica.models.fingerprint import fingerprint_of_folder
 from lorica.models.folder import folder_of
 from lorica.models.foreign import stated_quantisation
 from lorica.models.loading import parse_dtype
-from lorica.models.numerics import dtype_of
 from lorica.models.quantised import quantisable
 from lorica.models.stored import INDEX, Stored
 from lorica.models.vocabulary import missing_tokens
+from lorica.models.walking import tied_names
 from lorica.site import Site
 
 Onto = Literal["dequantised", "original"]
@@ -106,12 +106,7 @@ def merge_checkpoint(
     if not other_base:
         require_base(file, shapes)
     _require_rows(file, shapes, source)
-    stored_as = stated_quantisation(shapes.config)
-    if stored_as is not None:
-        raise AdapterError(
-            f"{base} is stored as {stored_as}, and a merge writes 16 bits: give the full-precision base with --model, "
-            "or merge in memory: lorica.load(model, ...).merge().save_pretrained(...)"
-        )
+    _require_dense(base, shapes)
     file = settled(shapes, file)
     merge = _Merge(shapes, file, Stored(source), kind, _Quantising.of(file, shapes, onto))
     if not untrained and (reason := unfinished(merge.plan, file.tensors)):
@@ -140,10 +135,19 @@ def merge_checkpoint(
     )
 
 
+def _require_dense(base: str | Path, shapes: Any) -> None:
+    stored = stated_quantisation(shapes.config)
+    if stored is not None:
+        raise AdapterError(
+            f"{base} is stored as {stored}, and a merge writes 16 bits: give the full-precision base with --model, "
+            "or merge in memory: lorica.load(model, ...).merge().save_pretrained(...)"
+        )
+
+
 def _adapted(source: Path, file: AdapterFile, kind: torch.dtype, other_base: bool) -> Record:
     """What base and adapter answer together, in the type that the merged weights get."""
-    form, proof = loading_of(file.manifest), recorded(file.manifest)
-    then = dtype_of(proof.numerics) if form and isinstance(proof, Proof) else None
+    form = loading_of(file.manifest)
+    then = recorded_dtype(file.manifest) if form else None
     model = load_base(source, dtype=then or kind, device="cpu", **form)
     return load(model, file, trainable=False, untrained=True, other_base=other_base).proof()
 
@@ -195,8 +199,7 @@ class _Quantising:
     def of(cls, file: AdapterFile, shapes: nn.Module, onto: Onto) -> "_Quantising":
         facts = loading_of(file.manifest)
         form = Quantisation.of(**facts) if facts else None
-        proof = recorded(file.manifest)
-        dtype = parse_dtype(dtype_of(proof.numerics)) if isinstance(proof, Proof) else None
+        dtype = parse_dtype(recorded_dtype(file.manifest))
         names = frozenset(f"{name}.weight" for name in quantisable(shapes)) if form else frozenset[str]()
         return cls(form, dtype or next(shapes.parameters()).dtype, names, form is not None and onto == "original")
 
@@ -223,7 +226,7 @@ class _Merge:
     def __post_init__(self) -> None:
         self.plan: Plan = plan_on(self.model, self.file)
         require_in_weights(self.plan)
-        self.ties = _ties(self.model)
+        self.ties = tied_names(self.model)
         self.edits: dict[str, PlannedEdit] = {}
         self.biases: dict[str, PlannedEdit] = {}
         self.untied: dict[str, PlannedEdit | None] = {}
@@ -328,14 +331,6 @@ class _Merge:
         for key, held in planned.tensors.items():
             held.of(module).copy_(self.file.tensors[key])
         return module
-
-
-def _ties(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Every name of a parameter that has several, to its other names."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return {name: tuple(other for other in group if other != name) for group in names.values() for name in group}
 
 
 def _copy_descriptions(source: Path, folder: durable.Folder, *, untied: bool, kind: torch.dtype | None) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lorica.adapter.installed import Installed
 from lorica.errors import AdapterError, ModelError
 from lorica.models import Numerics, Probe, Reading, numerics
-from lorica.models.numerics import changed
+from lorica.models.numerics import changed, dtype_of
 
 SHARE = 0.25
 """How far from 1 the share may lie: one site of four left out, or a scale of another rule, lies farther."""
@@ -80,6 +80,12 @@ def recorded(manifest: Mapping[str, Any] | None) -> Record:
         return Proof(numerics=dict(value["numerics"]), probe=dict(value["probe"]), bare=bare, adapted=adapted)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise AdapterError(f"lorica.json: the proof is damaged ({error}); fetch or copy it again") from error
+
+
+def recorded_dtype(manifest: Mapping[str, Any] | None) -> str | None:
+    """The type that the base was computed in when the proof was taken; None where none tells."""
+    proof = recorded(manifest)
+    return dtype_of(proof.numerics) if isinstance(proof, Proof) else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,14 +11,13 @@ from lorica.adapter import AdapterFile, Attached, load, read
 from lorica.adapter.fetch import folder_of as adapter_folder
 from lorica.adapter.manifest import NAME
 from lorica.adapter.origin import loading_of
-from lorica.adapter.proof import Proof, recorded
+from lorica.adapter.proof import recorded_dtype
 from lorica.api.tasked import recorded_head
 from lorica.data import DataConfig
 from lorica.errors import AdapterError, LoricaError, RequestError, by_field
 from lorica.models import add_tokens, load_base
 from lorica.models.folder import folder_of, is_hub_id
 from lorica.models.foreign import read_config, stated_quantisation
-from lorica.models.numerics import dtype_of
 from lorica.models.vocabulary import missing_tokens
 from lorica.recipe import Recipe
 
@@ -84,10 +83,10 @@ def loaded_with(
 
 def base_for(file: AdapterFile, source: str, dtype: str | None = None) -> nn.Module:
     """The base as the adapter had it: with its head, and quantised as it was."""
-    form, proof = loading_of(file.manifest), recorded(file.manifest)
+    form = loading_of(file.manifest)
     if form and stated_quantisation(read_config(folder_of(source, weights=False))) is not None:
         form = {}
-    then = dtype_of(proof.numerics) if form and isinstance(proof, Proof) else None
+    then = recorded_dtype(file.manifest) if form else None
     return load_base(source, dtype=dtype or then, head=recorded_head(file.manifest), **form)
 
 

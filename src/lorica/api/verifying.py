@@ -6,12 +6,11 @@ from torch import nn
 
 from lorica import adapter as rooms
 from lorica.adapter import AdapterFile, Verification
-from lorica.adapter.proof import Proof, recorded
+from lorica.adapter.proof import recorded_dtype
 from lorica.api.recorded import base_for, base_of
 from lorica.errors import RequestError
 from lorica.models.fingerprint import whole_digest
 from lorica.models.folder import folder_of
-from lorica.models.numerics import dtype_of
 
 
 def verify(
@@ -35,7 +34,7 @@ def verify(
     def base(file: AdapterFile) -> nn.Module:
         if isinstance(model, nn.Module):
             return model
-        return base_for(file, model or base_of(adapter, file), dtype or _recorded_dtype(file))
+        return base_for(file, model or base_of(adapter, file), dtype or recorded_dtype(file.manifest))
 
     def whole(file: AdapterFile) -> str | None:
         if isinstance(model, nn.Module):
@@ -43,8 +42,3 @@ def verify(
         return whole_digest(folder_of(model or base_of(adapter, file)))
 
     return rooms.verify(adapter, base, untrained=untrained, whole=whole if full else None)
-
-
-def _recorded_dtype(file: AdapterFile) -> str | None:
-    proof = recorded(file.manifest)
-    return dtype_of(proof.numerics) if isinstance(proof, Proof) else None

@@ -18,13 +18,15 @@ class FrozenWeight(ABC):
     @staticmethod
     def of(module: nn.Module) -> "FrozenWeight":
         """The weight of a Linear, dense or quantised, of an Embedding (rows, d), of transformers' Conv1D or of a
-        convolution.  KernelError where it is held in a form that cannot be read."""
-        from lorica.kernels.quantised import held_by
+        convolution.  ModelError where it is held in a form that cannot be read."""
+        weight: Any = module._parameters.get("weight")
+        if type(weight) is not nn.Parameter:
+            from lorica.kernels.quantised import held_by
 
-        held = held_by(module)
-        if held is not None:
-            return held
-        weight: Any = module.weight
+            held = held_by(module)
+            if held is not None:
+                return held
+            weight = module.weight
         return DenseWeight(weight.detach(), transposed=type(module).__name__ == "Conv1D")
 
     @property
@@ -45,7 +47,8 @@ class FrozenWeight(ABC):
         """W itself in `dtype`: a view when it is stored dense, else a new tensor."""
 
     def as_read(self, dtype: torch.dtype) -> Tensor:
-        """W in the type of what it is multiplied with."""
+        """W in the type of what it is multiplied with, for one product: on a CPU the next quantised weight that this
+        thread reads takes its place."""
         return self.dense().to(dtype)
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -124,8 +124,7 @@ def put(model: nn.Module, name: str, stored: Quantised) -> None:
     bias: Any = before.bias
     after = QuantisedLinear(stored, bias)
     after.training = before.training
-    owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, after)
+    model.set_submodule(name, after)
 
 
 def quantise(model: nn.Module, form: Quantisation) -> None:
@@ -135,11 +134,13 @@ def quantise(model: nn.Module, form: Quantisation) -> None:
         raise ModelError(f"quantize: {type(model).__name__} has no linear that can be stored as {form}; leave it out")
     for name in names:
         linear: Any = model.get_submodule(name)
-        with torch.no_grad(), torch.device(linear.weight.device):
-            W = linear.weight.detach()
-            stored = form.blank(tuple(W.shape), W.dtype) if W.is_meta else form.store(W)
-        put(model, name, stored)
-        give_back()
+        W = linear.weight.detach()
+        if W.is_meta:
+            with torch.device("meta"):
+                put(model, name, form.blank(tuple(W.shape), W.dtype))
+        else:
+            put(model, name, form.store(W))
+            give_back()
 
 
 def unpacked(model: nn.Module) -> Callable[[], None]:

@@ -58,6 +58,14 @@ def base_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def tied_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Every name of a parameter that has several, to its other names."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: tuple(n for n in group if n != name) for group in names.values() for name in group if len(group) > 1}
+
+
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """A module's own parameters, originals where a trainable copy stands in their place."""
     return {leaf: value for leaf in module._parameters if (value := original(module, leaf)) is not None}
