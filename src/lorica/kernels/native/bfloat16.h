@@ -1,0 +1,44 @@
+/* bfloat16 as its bits, sixteen at a time in float32; what all files of this folder share. */
+
+#ifndef LORICA_BFLOAT16_H
+#define LORICA_BFLOAT16_H
+
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef uint16_t bf16;
+
+static inline __m512 wide(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
+
+static inline __m512 load(const bf16 *x) { return wide(_mm256_loadu_si256((const __m256i *)x)); }
+
+/* The first `n` of sixteen, zeros behind. */
+static inline __m512 load_some(const bf16 *x, __mmask16 some) { return wide(_mm256_maskz_loadu_epi16(some, x)); }
+
+/* Rounded to the nearest, ties to even. */
+static inline __m256i narrow(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+
+static inline void store(bf16 *y, __m512 x) { _mm256_storeu_si256((__m256i *)y, narrow(x)); }
+
+static inline void store_some(bf16 *y, __mmask16 some, __m512 x) { _mm256_mask_storeu_epi16(y, some, narrow(x)); }
+
+static inline __mmask16 first(ptrdiff_t n) { return n >= 16 ? 0xffff : (__mmask16)((1u << (n > 0 ? n : 0)) - 1); }
+
+/* 2^x by a polynomial of degree 6 on [-1/2, 1/2]: within 2 units in the last place of float32; 0 below -126. */
+static inline __m512 exp2_of(__m512 x) {
+    __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 f = _mm512_sub_ps(x, n);
+    __m512 p = _mm512_set1_ps(1.5403530e-4f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.3333558e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.6181291e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5504109e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022651e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314718e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, n);
+}
+
+#define LOG2_E 1.44269504088896340736f
+
+#endif
