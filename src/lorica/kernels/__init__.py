@@ -14,6 +14,7 @@ from lorica.kernels.rms_norm import rms_norm
 from lorica.kernels.rotary import rotary
 from lorica.kernels.row_norms import row_norms, row_squares
 from lorica.kernels.siblings import Branch
+from lorica.kernels.swiglu import swiglu
 
 __all__ = [
     "Branch",
@@ -36,5 +37,6 @@ __all__ = [
     "row_squares",
     "siblings",
     "site_id",
+    "swiglu",
     "with_rows",
 ]
