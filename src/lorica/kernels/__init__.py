@@ -8,6 +8,8 @@ from lorica.kernels.frozen_weight import DenseWeight, FrozenWeight
 from lorica.kernels.gated_mlp import gated_mlp
 from lorica.kernels.low_rank import LowRank, reference
 from lorica.kernels.low_rank_linear import low_rank_linear, siblings
+from lorica.kernels.native import document_attention
+from lorica.kernels.native import takes as native_takes
 from lorica.kernels.noise import Noise, site_id
 from lorica.kernels.preconditioned import preconditioned
 from lorica.kernels.rms_norm import rms_norm
@@ -24,10 +26,12 @@ __all__ = [
     "LowRank",
     "Noise",
     "causal_attention",
+    "document_attention",
     "gated_mlp",
     "head_cross_entropy",
     "low_rank_linear",
     "masked_attention",
+    "native_takes",
     "preconditioned",
     "reference",
     "rms_norm",

@@ -54,7 +54,12 @@ OPS: Mapping[str, Op] = {
         why="loss and gradient in two reads of the logits, which they overwrite",
         native="loss and gradient of a row while it is in cache, nothing of it in float32",
     ),
-    "attention": Op(why="no scores in memory, no padding between documents, keys shared", what="head", widest=128),
+    "attention": Op(
+        why="no scores in memory, no padding between documents, keys shared",
+        native="no scores in memory, no padding between documents, keys shared",
+        what="head",
+        widest=128,
+    ),
     "low_rank": Op(why="the library's product of W outweighs the pass over y that a product of ours saves", stays=True),
     "dropped_low_rank": Op(why="neither mask nor dropped input ever exists", what="rank", widest=128),
     "row_norms": Op(why="W is read once, in the type it is stored in", what="rank", widest=128),

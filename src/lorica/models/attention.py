@@ -1,5 +1,6 @@
 """Causal attention over packed documents: an object chosen once a pass for the layout at hand.
 
+Packed      whole documents as they lie, where a kernel of ours reads them so
 Grouped     whole documents, in one rectangle (D, L) for each run of documents of nearly one length
 Padded      documents in one rectangle; keys may come from a cache or carry a learned prefix
 """
@@ -13,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lorica.kernels import causal_attention
+from lorica.kernels import causal_attention, document_attention, native_takes
 from lorica.models.layout import Layout
 
 Prefix = tuple[Tensor, Tensor]
@@ -35,10 +36,22 @@ class Attention(Protocol):
     ) -> Tensor: ...
 
 
-def choose(layout: Layout, prefix: bool) -> Attention:
+def choose(layout: Layout, like: Tensor, prefix: bool) -> Attention:
+    """For queries of the device and dtype of `like`."""
     if layout.cache is not None or prefix or not layout.documents:
         return Padded(layout)
-    return Grouped(rectangles_of(layout))
+    return Packed(layout.documents) if native_takes(like) else Grouped(rectangles_of(layout))
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    documents: tuple[int, ...]
+
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, prefix: Prefix | None
+    ) -> Tensor:
+        assert prefix is None
+        return document_attention(q, k, v, self.documents, window=window)
 
 
 @dataclass(frozen=True, eq=False)

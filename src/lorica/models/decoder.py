@@ -121,7 +121,7 @@ class Decoder(nn.Module):
             x_TD, layout, real = _with_soft_tokens(x_TD, layout, self.soft_tokens(layout))
             places = real if places is None else real[places]
         rotation = Rotation.of(self.config, layout.positions + self.prefix_length, x_TD.dtype)
-        attend = attention.choose(layout, prefix=self.prefix_length > 0)
+        attend = attention.choose(layout, x_TD, prefix=self.prefix_length > 0)
         for index, block in enumerate(self.layers):
             read = places if index == len(self.layers) - 1 else None
             if index < self.recomputed_layers and torch.is_grad_enabled():

@@ -5,12 +5,13 @@ goes to the function that transformers would have called.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lorica.kernels import masked_attention
+from lorica.kernels import document_attention, masked_attention, native_takes
 from lorica.models.attention import Rectangle, rectangles_of
 from lorica.models.layout import Layout
 from lorica.models.quiet import quiet
@@ -22,25 +23,28 @@ INSTEAD_OF = "sdpa"
 @dataclass(frozen=True, eq=False)
 class Documents:
     """What stands where a mask would: T tokens of documents one after another, none of which sees another's, and
-    `behind` more that see nothing.  groups: rectangles, each with the mask (D, 1, 1, L) of its tokens, None where all
-    of its places are tokens."""
+    `behind` more that are read by nobody."""
 
-    groups: tuple[tuple[Rectangle, Tensor | None], ...]
+    layout: Layout
     behind: int
-
-    @classmethod
-    def of(cls, layout: Layout, total: int) -> "Documents":
-        device = layout.positions.device
-        return cls(tuple((each, _real(each, device)) for each in rectangles_of(layout)), total - layout.total)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """(T, H, E) each, and out."""
+        if native_takes(query):
+            lengths = (*self.layout.documents, self.behind)
+            return document_attention(query, key, value, lengths, causal=False, scale=scale)
         done, end = [], 0
-        for group, mask in self.groups:
+        for group, mask in self._groups:
             part = slice(end, end := end + sum(group.documents))
             q, k, v = (group.filled(x[part]).transpose(1, 2) for x in (query, key, value))
             done.append(group.flat(masked_attention(q, k, v, mask, scale).transpose(1, 2)))
         return torch.cat([*done, query.new_zeros(self.behind, *query.shape[1:])])
+
+    @cached_property
+    def _groups(self) -> tuple[tuple[Rectangle, Tensor | None], ...]:
+        """Rectangles, each with the mask (D, 1, 1, L) of its tokens, None where all of its places are tokens."""
+        device = self.layout.positions.device
+        return tuple((each, _real(each, device)) for each in rectangles_of(self.layout))
 
 
 def _real(rectangle: Rectangle, device: torch.device) -> Tensor | None:

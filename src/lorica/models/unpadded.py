@@ -65,7 +65,7 @@ class _Packing:
         total = rounded(self.layout.total, rows)
         row = with_rows(rows[self.layout.document_of, self.layout.offsets], total)
         self.outside = ambient.current.set(replace(entered, noise=self._noise(entered.noise, total)))
-        return (row[None],), {**kwargs, "attention_mask": Documents.of(self.layout, total)}
+        return (row[None],), {**kwargs, "attention_mask": Documents(self.layout, total - self.layout.total)}
 
     def unpack(self, stack: nn.Module, args: Any, output: Any) -> None:
         if self.packed:

@@ -4,6 +4,7 @@ Each file gives its op under the signature of the torch path beside it; `kernels
 Sums are float32; every result is the same at every call, whatever the number of rows beside it or of threads.
 """
 
-from lorica.kernels.native.build import Library, library
+from lorica.kernels.native.attention import document_attention
+from lorica.kernels.native.build import Library, library, takes
 
-__all__ = ["Library", "library"]
+__all__ = ["Library", "document_attention", "library", "takes"]

@@ -1,4 +1,4 @@
-"""The C files of this folder as one library: compiled once for this processor, kept in a cache, never required.
+"""The C files of this folder as one library: compiled once for this processor, kept in the user's cache, not required.
 
 The name of what is kept is the digest of sources, flags, compiler and processor, so nothing stale is ever loaded.
 """
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from shutil import which
+
+from torch import Tensor, bfloat16
 
 FOLDER = Path(__file__).parent
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11", "-fno-math-errno", "-Wall", "-Werror")
@@ -66,6 +68,11 @@ def library() -> Library:
     except (OSError, subprocess.SubprocessError) as error:
         told = getattr(error, "stderr", None) or str(error)
         return Library(None, f"{Path(compiler).name} failed: {told.strip().splitlines()[0]}", "none")
+
+
+def takes(x: Tensor) -> bool:
+    """Whether what stands beside such a tensor is computed here."""
+    return x.dtype == bfloat16 and x.device.type == "cpu" and library().functions is not None
 
 
 def _missing() -> str | None:

@@ -1,0 +1,75 @@
+"""Attention over packed documents in C: no rectangles, no padding, keys read in place by all heads that share them.
+
+T tokens of D documents, H heads of queries on K of keys, E width of a head.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from lorica.errors import NoRoomError
+from lorica.kernels.native.build import library
+
+
+def document_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    documents: Sequence[int],
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """q (T, H, E); k and v (T, K, E), bfloat16 -> (T, H, E); `documents` are their lengths, T in all.
+
+    A token sees what stands in its own document, where causal not behind it, and with a window less than that far off.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return _Attention.apply(q, k, v, starts_of(tuple(documents)), causal, window or 0, scale)  # type: ignore
+
+
+@cache
+def _functions() -> tuple[ctypes._CFuncPtr, ctypes._CFuncPtr]:
+    functions = library().functions
+    assert functions is not None
+    assert functions.lorica_tiles() == 0
+    forward, backward = functions.lorica_attention, functions.lorica_attention_backward
+    numbers = [ctypes.c_int64] * 6
+    forward.argtypes = [ctypes.c_void_p] * 6 + numbers + [ctypes.c_float]
+    backward.argtypes = [ctypes.c_void_p] * 10 + numbers + [ctypes.c_float]
+    return forward, backward
+
+
+@lru_cache(maxsize=64)
+def starts_of(documents: tuple[int, ...]) -> Tensor:
+    """(D + 1,) int64: where each begins, and where the last ends."""
+    return torch.tensor([0, *accumulate(documents)])
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, starts, causal, window, scale):  # type: ignore[override]
+        q, k, v = (part.contiguous() for part in (q, k, v))
+        out = torch.empty_like(q)
+        logs = q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+        ctx.sizes = (len(starts) - 1, q.shape[1], k.shape[1], q.shape[2], window, causal, scale)
+        _called(_functions()[0], (q, k, v, out, logs, starts), ctx.sizes)
+        ctx.save_for_backward(q, k, v, out, logs, starts)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[override]
+        q, k, v, out, logs, starts = ctx.saved_tensors
+        grads = [torch.empty_like(part) for part in (q, k, v)]
+        _called(_functions()[1], (q, k, v, out, grad.contiguous(), logs, *grads, starts), ctx.sizes)
+        return *grads, None, None, None, None
+
+
+def _called(function: ctypes._CFuncPtr, tensors: Sequence[Tensor], sizes: tuple[float, ...]) -> None:
+    if function(*(tensor.data_ptr() for tensor in tensors), *sizes):
+        raise NoRoomError("attention: out of memory")
