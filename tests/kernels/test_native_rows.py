@@ -168,10 +168,12 @@ def test_a_row_has_the_same_bits_alone_and_in_company() -> None:
 
 
 def test_gradients_wanted_or_not_the_output_has_the_same_bits() -> None:
-    x, weight = drawn(5, 66, seed=0), drawn(66, seed=1)
+    x, weight, (cos, sin) = drawn(5, 2, 66, seed=0), drawn(66, seed=1), angles(5, 66)
     leaf = x.clone().requires_grad_(True)
-    assert torch.equal(rms_norm(x, weight, 1e-5), rms_norm(leaf, weight, 1e-5).detach())
-    assert torch.equal(swiglu(x, x), swiglu(leaf, x).detach())
+    ops = (lambda x: rms_norm(x, weight, 1e-5), lambda x: rotary(x, cos, sin), lambda x: swiglu(x, x))
+    recorded = [op(leaf).detach() for op in ops]
+    with torch.no_grad():
+        assert all(torch.equal(op(x), wanted) for op, wanted in zip(ops, recorded, strict=True))
 
 
 def test_two_threads_give_the_bits_of_one() -> None:

@@ -11,7 +11,9 @@ from lorica.kernels.native.build import Function, library
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., d), weight (d,), bfloat16 -> (..., d)"""
-    return _RMSNorm.apply(x, weight, eps)  # type: ignore[return-value]
+    # a call of torch's that may be recorded takes as long as the kernel does of one row
+    recorded = torch.is_grad_enabled()
+    return _RMSNorm.apply(x, weight, eps) if recorded else _normed(x.contiguous(), weight.contiguous(), eps)[0]  # type: ignore
 
 
 @cache
@@ -24,13 +26,19 @@ def _functions() -> tuple[Function, Function, Function]:
     )
 
 
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """y, and 1 / sqrt(mean(x^2) + eps) of each row."""
+    y, inverse = torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
+    pointers = (x.data_ptr(), weight.data_ptr(), y.data_ptr(), inverse.data_ptr())
+    _functions()[0](*pointers, inverse.numel(), x.shape[-1], eps)
+    return y, inverse
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps):  # type: ignore[override]
         x, weight = x.contiguous(), weight.contiguous()
-        y, inverse = torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
-        pointers = (x.data_ptr(), weight.data_ptr(), y.data_ptr(), inverse.data_ptr())
-        _functions()[0](*pointers, inverse.numel(), x.shape[-1], eps)
+        y, inverse = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
         return y
 

@@ -11,7 +11,7 @@ from lorica.kernels.native.build import Function, library
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (T, H, E); cos and sin (T, 1, E), whose halves are equal; all bfloat16 -> (T, H, E)."""
-    return _Rotary.apply(x, cos, sin)  # type: ignore[return-value]
+    return _Rotary.apply(x, cos, sin) if torch.is_grad_enabled() else _turned(x, cos, sin, 1)  # type: ignore
 
 
 @cache

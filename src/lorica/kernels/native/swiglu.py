@@ -11,7 +11,8 @@ from lorica.kernels.native.build import Function, library
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, (..., f) bfloat16; gate and up are all that is kept."""
-    return _SwiGLU.apply(gate, up)  # type: ignore[return-value]
+    recorded = torch.is_grad_enabled()
+    return _SwiGLU.apply(gate, up) if recorded else _product(gate.contiguous(), up.contiguous())  # type: ignore
 
 
 def swiglu_backward_(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,14 +31,18 @@ def _functions() -> tuple[Function, Function]:
     )
 
 
+def _product(gate: Tensor, up: Tensor) -> Tensor:
+    h = torch.empty_like(gate)
+    _functions()[0](gate.data_ptr(), up.data_ptr(), h.data_ptr(), h.numel())
+    return h
+
+
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate, up):  # type: ignore[override]
         gate, up = gate.contiguous(), up.contiguous()
-        h = torch.empty_like(gate)
-        _functions()[0](gate.data_ptr(), up.data_ptr(), h.data_ptr(), h.numel())
         ctx.save_for_backward(gate, up)
-        return h
+        return _product(gate, up)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
