@@ -13,6 +13,7 @@ import torch
 
 from lorica import budget
 from lorica.kernels.choice import OPS, Choice, decided, has_triton
+from lorica.kernels.native import library
 
 LIBRARIES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "peft", "datasets", "tensorboard")
 EXTRAS = {
@@ -33,6 +34,7 @@ SETTINGS = (
     "THP_MEM_ALLOC_ENABLE",
     "GLIBC_TUNABLES",
     "LD_PRELOAD",
+    "LORICA_NATIVE",
     "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",
     "TRITON_INTERPRET",
@@ -112,7 +114,8 @@ def doctor() -> Machinery:
 
 
 def _paths(op: str) -> dict[str, Choice]:
-    return {kind: decided(op, kind, torch.bfloat16, TYPICAL_WIDTH, has_triton()) for kind in ("cpu", "cuda")}
+    given = torch.bfloat16, TYPICAL_WIDTH, has_triton(), library().lacking
+    return {kind: decided(op, kind, *given) for kind in ("cpu", "cuda")}
 
 
 def _products() -> dict[str, float]:

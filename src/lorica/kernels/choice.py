@@ -1,6 +1,7 @@
 """Choice: which path an op takes for a tensor, and why; a function of what the tensor is, never of what ran before.
 
 torch    the file of the op's name in this room, everywhere
+native   the file of that name in `native/`, for bfloat16 on a CPU that has arithmetic in it
 triton   the file of that name in `triton/`, for half-precision and float32 tensors of a CUDA device
 """
 
@@ -12,6 +13,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from lorica.kernels.native import library
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -22,9 +25,11 @@ class Choice:
 @dataclass(frozen=True, kw_only=True)
 class Op:
     """Why its Triton kernel is taken, or why not where it `stays` with torch; `what` has at most `widest` elements.
-    `tried`: it has run on a device, and its result is committed."""
+    `tried`: it has run on a device, and its result is committed.  `native`: why its kernel in C is taken, None where
+    there is none."""
 
     why: str
+    native: str | None = None
     what: str = "row"
     widest: int | None = None
     stays: bool = False
@@ -32,11 +37,29 @@ class Op:
 
 
 OPS: Mapping[str, Op] = {
-    "rms_norm": Op(why="one pass over the rows, forward and backward", widest=32768),
-    "rotary": Op(why="queries and keys are turned in place by one kernel", what="head", widest=512),
-    "swiglu": Op(why="both gradients and the product again in one pass, in place"),
-    "cross_entropy": Op(why="loss and gradient in two reads of the logits, which they overwrite"),
-    "attention": Op(why="no scores in memory, no padding between documents, keys shared", what="head", widest=128),
+    "rms_norm": Op(
+        why="one pass over the rows, forward and backward", native="one pass over the rows, in one type", widest=32768
+    ),
+    "rotary": Op(
+        why="queries and keys are turned in place by one kernel",
+        native="both halves of a head are turned in one pass",
+        what="head",
+        widest=512,
+    ),
+    "swiglu": Op(
+        why="both gradients and the product again in one pass, in place",
+        native="both gradients and the product again in one pass",
+    ),
+    "cross_entropy": Op(
+        why="loss and gradient in two reads of the logits, which they overwrite",
+        native="loss and gradient of a row while it is in cache, nothing of it in float32",
+    ),
+    "attention": Op(
+        why="no scores in memory, no padding between documents, keys shared",
+        native="scores of a block at a time, no padding between documents, keys laid out once for all their heads",
+        what="head",
+        widest=128,
+    ),
     "low_rank": Op(why="the library's product of W outweighs the pass over y that a product of ours saves", stays=True),
     "dropped_low_rank": Op(why="neither mask nor dropped input ever exists", what="rank", widest=128),
     "row_norms": Op(why="W is read once, in the type it is stored in", what="rank", widest=128),
@@ -49,12 +72,21 @@ TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 def chosen(op: str, like: Tensor, width: int | None = None) -> Choice:
     """The path of `op` for tensors like this one; `width` (by default like.shape[-1]) of what `OPS[op].what` names."""
-    return decided(op, like.device.type, like.dtype, like.shape[-1] if width is None else width, has_triton())
+    lacking = library().lacking if like.device.type == "cpu" and like.dtype == torch.bfloat16 else None
+    return decided(op, like.device.type, like.dtype, like.shape[-1] if width is None else width, has_triton(), lacking)
 
 
-def decided(op: str, device: str, dtype: torch.dtype, width: int, triton: bool) -> Choice:
-    """`chosen`, of words and numbers alone."""
+def is_native(op: str, *tensors: Tensor) -> bool:
+    """Whether the kernel in C serves these tensors, all of them in bfloat16 on a CPU."""
+    fit = all(tensor.is_cpu and tensor.dtype == torch.bfloat16 for tensor in tensors)
+    return fit and chosen(op, tensors[0]).path == "native"
+
+
+def decided(op: str, device: str, dtype: torch.dtype, width: int, triton: bool, lacking: str | None) -> Choice:
+    """`chosen`, of words and numbers alone; `lacking`: why there are no kernels in C, None where there are."""
     rule = OPS[op]
+    if device == "cpu":
+        return _on_cpu(rule, dtype, lacking)
     if device != "cuda":
         return Choice("torch", f"there are no kernels in Triton for {device}")
     if rule.stays:
@@ -68,6 +100,14 @@ def decided(op: str, device: str, dtype: torch.dtype, width: int, triton: bool) 
     if not rule.tried:
         return Choice("torch", f"in Triton {rule.why}, but that kernel has run in the interpreter alone")
     return Choice("triton", rule.why)
+
+
+def _on_cpu(rule: Op, dtype: torch.dtype, lacking: str | None) -> Choice:
+    if rule.native is None:
+        return Choice("torch", "there is no kernel in C for it")
+    if dtype != torch.bfloat16:
+        return Choice("torch", f"kernels in C read bfloat16, and this is {str(dtype).removeprefix('torch.')}")
+    return Choice("native", rule.native) if lacking is None else Choice("torch", lacking)
 
 
 @cache

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lorica.kernels.choice import is_native
 from lorica.kernels.few_shapes import rounded, with_rows
+from lorica.kernels.native import cross_entropy as native
 
 CHUNK_ROWS = 512
 """Rows of hidden states whose logits exist at one time: 512 x 49,152 x 4 bytes is 100 MB."""
@@ -83,6 +85,8 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor) -> Te
 
 def _to_gradient(logits: Tensor, labels: Tensor) -> Tensor:
     """Losses (N,) of logits (N, vocabulary), in whose place their gradient stands afterwards: softmax - one-hot."""
+    if is_native("cross_entropy", logits):
+        return native.to_gradient_(logits, labels)
     wide = _loss_dtype(logits)
     losses = logits.new_empty(len(labels), dtype=wide)
     step = max(1, CACHED // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(labels))

@@ -24,6 +24,7 @@ from lorica.kernels.siblings import (
     parts_of,
     stacked,
 )
+from lorica.kernels.swiglu import swiglu, swiglu_backward_
 
 
 def reference(x: Tensor, gate: Branch, up: Branch, down: Branch, noise: Noise | None = None) -> Tensor:
@@ -37,7 +38,7 @@ def gated_mlp(x: Tensor, gate: Branch, up: Branch, down: Branch, noise: Noise | 
     branches = (gate, up, down)
     if not all(branch.low_rank and branch.fuses(noise) for branch in branches) or not all(map(_divides, (gate, up))):
         g, u = siblings(x, (gate, up), noise)
-        (y,) = siblings(nn.functional.silu(g) * u, (down,), noise)
+        (y,) = siblings(swiglu(g, u), (down,), noise)
         return y
     return _GatedMLP.apply(x, branches, *factors(branches, x.dtype))  # type: ignore[return-value]
 
@@ -54,7 +55,7 @@ class _GatedMLP(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         m = stacked(outer) @ flat.T
         g, u = (part.gained(part.product(x, m))[0] for part in outer)
-        h = nn.functional.silu(g).mul_(u)
+        h = swiglu(g, u)
         m_down = stacked((down,)) @ h.T
         y, _ = down.gained(down.product(h, m_down))
         ctx.save_for_backward(flat, m, g, u, m_down, *given)
@@ -66,15 +67,11 @@ class _GatedMLP(torch.autograd.Function):
         flat, m, g, u, m_down, *given = ctx.saved_tensors
         outer, (down,) = parts_of(ctx.branches[:2], given[:6]), parts_of(ctx.branches[2:], given[6:])
         grad = grad.reshape(-1, grad.shape[-1])
-        f = nn.functional.silu(g)
-        h = f * u
+        before = down.before_gain(grad)
+        inner = inner_gradients((down,), (before,))
+        *grads, h = swiglu_backward_(input_gradient((down,), (before,), inner, stacked((down,))), g, u)
         z = None if down.gain is None else down.without_bias(down.product(h, m_down))
-        gain_down = gain_gradient(down, grad, z)
-        grad = down.before_gain(grad)
-        inner = inner_gradients((down,), (grad,))
-        grad_h = input_gradient((down,), (grad,), inner, stacked((down,)))
-        of_down = factor_gradients((down,), (grad,), inner, h, m_down, (gain_down,))
-        grads = [torch.ops.aten.silu_backward(grad_h * u, g), grad_h.mul_(f)]
+        of_down = factor_gradients((down,), (before,), inner, h, m_down, (gain_gradient(down, grad, z),))
         return *_outer_gradients(ctx, outer, grads, (g, u), flat, m), *of_down
 
 

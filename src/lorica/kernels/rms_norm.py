@@ -9,6 +9,9 @@ The mean and n are taken in float32, or float64 where x is.  Zhang & Sennrich 20
 import torch
 from torch import Tensor
 
+from lorica.kernels.choice import is_native
+from lorica.kernels.native import rms_norm as native
+
 
 def reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The definition.  x (..., d), weight (d,) -> (..., d)."""
@@ -19,6 +22,8 @@ def reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`reference`."""
+    if weight.shape == x.shape[-1:] and is_native("rms_norm", x, weight):
+        return native.rms_norm(x, weight, eps)
     return _RMSNorm.apply(x, weight, eps)  # type: ignore[return-value]
 
 

@@ -8,6 +8,9 @@ Su et al. 2021, arXiv:2104.09864, in the pairing of the Llama checkpoints.
 import torch
 from torch import Tensor
 
+from lorica.kernels.choice import is_native
+from lorica.kernels.native import rotary as native
+
 
 def reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The definition.  x (T, H, E); cos and sin (T, 1, E), whose halves are equal -> (T, H, E)."""
@@ -17,6 +20,8 @@ def reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`reference`."""
+    if len(cos) == len(sin) == len(x) and is_native("rotary", x, cos, sin):
+        return native.rotary(x, cos, sin)
     return _Rotary.apply(x, cos, sin)  # type: ignore[return-value]
 
 

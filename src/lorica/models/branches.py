@@ -9,7 +9,7 @@ from typing import TypeGuard
 
 from torch import Tensor, nn
 
-from lorica.kernels import Branch, FrozenWeight, Noise, gated_mlp, siblings
+from lorica.kernels import Branch, FrozenWeight, Noise, gated_mlp, siblings, swiglu
 from lorica.models.edited import AroundModule, Flow, apply
 from lorica.models.quantised import QuantisedLinear
 
@@ -27,7 +27,7 @@ def gated(gate: nn.Module, up: nn.Module, down: nn.Module, x: Tensor, flow: Flow
     branches = _branches((gate, up, down), flow)
     if branches is None:
         g, u = project((gate, up), x, flow)
-        return apply(down, nn.functional.silu(g) * u, flow)
+        return apply(down, swiglu(g, u), flow)
     of_gate, of_up, of_down = branches
     return gated_mlp(x, of_gate, of_up, of_down, _noise((gate, up, down), flow))
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorica.kernels.native import library
 from lorica.models.edited import Edited
 from lorica.models.quantised import quantisation_of
 from lorica.models.walking import base_tensors, sites
@@ -28,6 +29,8 @@ LIBRARIES = ("lorica", "torch", "transformers")
 AMPLIFIED = 4.0
 TENSOR_FLOAT_32 = 2.0**-10
 MOST_THREADS = 256
+UNRECORDED = {"kernels": "none"}
+"""What a record of before a key was kept stands for."""
 
 
 def numerics(model: nn.Module) -> dict[str, Any]:
@@ -38,6 +41,7 @@ def numerics(model: nn.Module) -> dict[str, Any]:
         "attention": getattr(getattr(model, "config", None), "_attn_implementation", None),
         "dtype": " ".join(sorted({_name(t.dtype) for t in base_tensors(model).values() if t.is_floating_point()})),
         "stored": _stored(model),
+        "kernels": _kernels(model, place),
         "device": _device(place),
         "threads": torch.get_num_threads(),
         "products": torch.get_float32_matmul_precision(),
@@ -48,6 +52,7 @@ def numerics(model: nn.Module) -> dict[str, Any]:
 
 def changed(then: Numerics, now: Numerics) -> list[str]:
     """What differs, as `threads 2 (was 8)`; empty when the same bits are due."""
+    then = UNRECORDED | dict(then)
     return [f"{key} {_told(now.get(key))} (was {_told(then.get(key))})" for key in now if now[key] != then.get(key)]
 
 
@@ -89,6 +94,12 @@ def _unit(recorded: Numerics) -> float:
 def _stored(model: nn.Module) -> str | None:
     found = quantisation_of(model)
     return None if found is None else str(found)
+
+
+def _kernels(model: nn.Module, place: torch.device) -> str:
+    """The build of the kernels in C, which read bfloat16 on a CPU; none where they serve nothing."""
+    served = place.type == "cpu" and any(t.dtype == torch.bfloat16 for t in base_tensors(model).values())
+    return library().name if served else "none"
 
 
 def _forward_of(model: nn.Module) -> str:

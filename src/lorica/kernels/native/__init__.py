@@ -1,10 +1,10 @@
 """The ops of this room again as C, for processors with bfloat16 arithmetic.  Without a compiler nothing here is taken.
 
 Each file gives its op under the signature of the torch path beside it; `kernels/choice.py` says when it is taken.
-Sums are float32; every result is the same at every call, whatever the number of rows beside it.
+Sums are float32; every result is the same at every call, whatever the number of rows beside it or of threads.
 """
 
 from lorica.kernels.native.attention import document_attention
-from lorica.kernels.native.build import Library, library, takes
+from lorica.kernels.native.build import Library, library
 
-__all__ = ["Library", "document_attention", "library", "takes"]
+__all__ = ["Library", "document_attention", "library"]

@@ -1,4 +1,4 @@
-"""The C files of this folder as one library: compiled once for this processor, kept in the user's cache, not required.
+"""The C files of this folder as one library: compiled once for this processor, kept in a cache, never required.
 
 The name of what is kept is the digest of sources, flags, compiler and processor, so nothing stale is ever loaded.
 """
@@ -10,22 +10,26 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from shutil import which
 
-from torch import Tensor, bfloat16
-
 FOLDER = Path(__file__).parent
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11", "-fno-math-errno", "-Wall", "-Werror")
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")
 """Instructions that the kernels are written in; products of tiles (amx_bf16) are taken where there are any."""
-COMPILERS = ("cc", "gcc", "clang")
+COMPILERS = ("gcc", "cc")
+GNU = "Free Software Foundation"
+"""Said by GCC alone: what clang compiles brings an OpenMP of its own, whose threads stand beside those of torch."""
+OPENMP = "libgomp.so.1"
+"""That of torch, which the loader finds by this name once torch is loaded."""
 OFF = "LORICA_NATIVE"
 """Set to 0, everything runs on torch."""
 SECONDS = 120
+
+Function = Callable[..., int]
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,16 @@ class Library:
     why: str
     name: str
 
+    @property
+    def lacking(self) -> str | None:
+        return None if self.functions else self.why
+
+    def function(self, name: str, pointers: int, *numbers: type) -> Function:
+        """One of them, called with the addresses of its tensors and then its numbers."""
+        found = getattr(self.functions, name)
+        found.argtypes = [*[ctypes.c_void_p] * pointers, *numbers]
+        return found
+
 
 @cache
 def library() -> Library:
@@ -44,16 +58,17 @@ def library() -> Library:
         return Library(None, reason, "none")
     compiler = next(path for name in COMPILERS if (path := which(name)))
     try:
-        path = _built(compiler)
-        return Library(ctypes.CDLL(str(path)), f"compiled by {Path(compiler).name} for this processor", path.stem)
+        version = _version(compiler)
+        if GNU not in version:
+            return Library(None, f"{Path(compiler).name} is not GCC: install gcc", "none")
+        path = _built(compiler, version)
+        functions = ctypes.CDLL(str(path))
+        if functions.lorica_tiles():
+            return Library(None, "the system keeps the processor's tiles from this process", "none")
+        return Library(functions, f"compiled by {Path(compiler).name} for this processor", path.stem)
     except (OSError, subprocess.SubprocessError) as error:
         told = getattr(error, "stderr", None) or str(error)
         return Library(None, f"{Path(compiler).name} failed: {told.strip().splitlines()[0]}", "none")
-
-
-def takes(x: Tensor) -> bool:
-    """Whether what stands beside such a tensor is computed here."""
-    return x.dtype == bfloat16 and x.device.type == "cpu" and library().functions is not None
 
 
 def _missing() -> str | None:
@@ -64,7 +79,16 @@ def _missing() -> str | None:
         return "kernels in C are written for Linux on x86-64"
     if lacking := [name for name in NEEDED if name not in processor_flags()]:
         return f"this processor has no {', '.join(lacking)}"
-    return None if any(map(which, COMPILERS)) else f"no C compiler: install {' or '.join(COMPILERS[1:])}"
+    if not _is_loaded(OPENMP):
+        return f"this torch has its threads from elsewhere than {OPENMP}"
+    return None if any(map(which, COMPILERS)) else "no C compiler: install gcc"
+
+
+def _is_loaded(name: str) -> bool:
+    try:
+        return bool(ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_LAZY))
+    except OSError:
+        return False
 
 
 @cache
@@ -77,18 +101,19 @@ def processor_flags() -> frozenset[str]:
     return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
 
 
-def _built(compiler: str) -> Path:
+def _built(compiler: str, version: str) -> Path:
     sources = sorted(FOLDER.glob("*.c"))
-    place = _cache_folder() / f"{_digest(compiler, sources)}.so"
+    place = _cache_folder() / f"{_digest(version, sources)}.so"
     if not place.exists():
         _compile(compiler, sources, place)
     return place
 
 
-def _digest(compiler: str, sources: list[Path]) -> str:
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, check=True, timeout=SECONDS
-    ).stdout
+def _version(compiler: str) -> str:
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=SECONDS).stdout
+
+
+def _digest(version: str, sources: list[Path]) -> str:
     known = [version, *FLAGS, *sorted(processor_flags())]
     parts = [part.encode() for part in known] + [path.read_bytes() for path in (*sources, *sorted(FOLDER.glob("*.h")))]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]

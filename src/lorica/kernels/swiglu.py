@@ -1,0 +1,28 @@
+"""SwiGLU: the product of a gated MLP, and its two gradients with the product made again.
+
+    h = silu(g) u        silu(g) = g sigma(g)
+    dg = dh u sigma(g) (1 + g (1 - sigma(g)))        du = dh silu(g)
+
+g, u, h and their gradients (..., f).  Shazeer 2020, arXiv:2002.05202, equation 6.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lorica.kernels.choice import is_native
+from lorica.kernels.native import swiglu as native
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up"""
+    if gate.shape == up.shape and is_native("swiglu", gate, up):
+        return native.swiglu(gate, up)
+    return nn.functional.silu(gate) * up
+
+
+def swiglu_backward_(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """dg, du and h from dh, g and u, all of one shape; du stands in the place of dh, which is contiguous."""
+    if is_native("swiglu", grad, gate, up):
+        return native.swiglu_backward_(grad, gate, up)
+    silu = nn.functional.silu(gate)
+    return torch.ops.aten.silu_backward(grad * up, gate), grad.mul_(silu), silu.mul_(up)

@@ -1,0 +1,82 @@
+"""Kernels in C are never required: where none can be built everything runs on torch, and the reason is told."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorica.kernels import rms_norm
+from lorica.kernels.choice import chosen, is_native
+from lorica.kernels.native import build, library
+from lorica.kernels.rms_norm import reference
+
+
+@pytest.fixture(autouse=True)
+def a_processor_that_would_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With an empty cache, and no compiler but those a test makes."""
+    monkeypatch.delenv(build.OFF, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(build, "processor_flags", lambda: frozenset(build.NEEDED))
+    monkeypatch.setattr(build, "_is_loaded", lambda name: True)
+    library.cache_clear()
+    yield
+    library.cache_clear()
+
+
+def compiler(folder: Path, version: str, then: str) -> None:
+    path = folder / "gcc"
+    path.write_text(f'#!/bin/sh\nif [ "$1" = --version ]; then echo "{version}"; exit 0; fi\n{then}\n')
+    path.chmod(0o700)
+
+
+def why() -> str:
+    """Of the choice of torch, which answers as the definition does."""
+    x, weight = torch.ones(2, 8, dtype=torch.bfloat16), torch.full((8,), 3, dtype=torch.bfloat16)
+    assert not is_native("rms_norm", x, weight)
+    assert torch.equal(rms_norm(x, weight, 0.0), reference(x, weight, 0.0))
+    choice = chosen("rms_norm", x)
+    assert choice.path == "torch"
+    assert library().name == "none"
+    return choice.why
+
+
+def test_without_a_compiler() -> None:
+    assert why() == "no C compiler: install gcc"
+
+
+def test_with_a_compiler_that_fails(tmp_path: Path) -> None:
+    compiler(tmp_path, build.GNU, "echo 'rms_norm.c:1: no such instruction' >&2; exit 1")
+    assert why() == "gcc failed: rms_norm.c:1: no such instruction"
+    assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+def test_with_a_compiler_that_fails_without_a_word(tmp_path: Path) -> None:
+    compiler(tmp_path, build.GNU, "exit 1")
+    assert "exit status 1" in why()
+
+
+def test_with_one_that_makes_what_cannot_be_loaded(tmp_path: Path) -> None:
+    compiler(tmp_path, build.GNU, "exit 0")
+    assert why().startswith("gcc failed: ")
+
+
+def test_with_clang_under_the_name_of_gcc(tmp_path: Path) -> None:
+    compiler(tmp_path, "clang version 18", "exit 0")
+    assert why() == "gcc is not GCC: install gcc"
+
+
+def test_on_another_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "processor_flags", lambda: frozenset(build.NEEDED[:-1]))
+    assert why() == f"this processor has no {build.NEEDED[-1]}"
+
+
+def test_beside_another_runtime_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_is_loaded", lambda name: False)
+    assert build.OPENMP in why()
+
+
+def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(build.OFF, "0")
+    assert why() == "LORICA_NATIVE=0"
