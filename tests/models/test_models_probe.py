@@ -5,6 +5,7 @@ import torch
 import transformers as hf
 
 from lorica.errors import ModelError
+from lorica.kernels.native import library
 from lorica.models.numerics import changed, dtype_of, numerics, rounding, threads_of
 from lorica.models.probe import Probe, hashed
 from tiny_bases import BASES, LLAMA, filled
@@ -99,9 +100,18 @@ def apart(one, other):
 def test_numerics_name_what_differs():
     then, now = numerics(LLAMA.build(torch.float32)), numerics(LLAMA.build(torch.bfloat16))
     assert changed(then, then) == []
-    assert changed(then, now) == ["dtype bfloat16 (was float32)"]
+    assert changed(then, now | {"kernels": "none"}) == ["dtype bfloat16 (was float32)"]
     assert dtype_of(now) == "bfloat16"
     assert dtype_of({"dtype": "bfloat16 float32"}) is None
+
+
+def test_a_record_without_kernels_was_made_by_torch():
+    served = numerics(LLAMA.build(torch.bfloat16))
+    assert served["kernels"] == library().name
+    recorded = {key: value for key, value in served.items() if key != "kernels"}
+    assert changed(recorded, served | {"kernels": "none"}) == []
+    assert changed(recorded, served | {"kernels": "75615f"}) == ["kernels 75615f (was none)"]
+    assert numerics(LLAMA.build(torch.float32))["kernels"] == "none"
 
 
 def test_the_recorded_number_of_threads_is_used_and_given_back():

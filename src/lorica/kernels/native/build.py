@@ -1,4 +1,4 @@
-"""The C files of this folder as one library: compiled once for this processor, kept in a cache, never required.
+"""The C files of this folder as one library: compiled once for this processor, kept in the user's cache, not required.
 
 The name of what is kept is the digest of sources, flags, compiler and processor, so nothing stale is ever loaded.
 """
