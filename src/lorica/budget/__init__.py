@@ -1,27 +1,38 @@
 """What a run costs before it starts: bytes by part, arithmetic a token, and whether it fits the machine."""
 
 from lorica.budget.cautions import Caution, Training, cautions
+from lorica.budget.corrections import Correction, correction, difference, remember
 from lorica.budget.devices import DEVICES, Device, memory_in_bytes
 from lorica.budget.forecast import Forecast, forecast
 from lorica.budget.machine import Machine, machine, machine_called
+from lorica.budget.measured import Measured, Measurement, spoken
 from lorica.budget.memory import Memory, Workload
 from lorica.budget.rate import product_gflops
 from lorica.budget.recomputing import fewest_recomputed
+from lorica.budget.room import require_room
 
 __all__ = [
     "DEVICES",
     "Caution",
+    "Correction",
     "Device",
     "Forecast",
     "Machine",
+    "Measured",
+    "Measurement",
     "Memory",
     "Training",
     "Workload",
     "cautions",
+    "correction",
+    "difference",
     "fewest_recomputed",
     "forecast",
     "machine",
     "machine_called",
     "memory_in_bytes",
     "product_gflops",
+    "remember",
+    "require_room",
+    "spoken",
 ]

@@ -31,6 +31,8 @@ class TrainConfig(BaseModel):
     keep_checkpoints                how many of the newest stay
     gradient_checkpointing          recompute blocks in the backward pass: all, or the first n; auto: as many as memory
                                     demands; changes no bit of the results
+    measure                         the gradients of the heaviest micro-batch are made before the first step and thrown
+                                    away: a run that does not fit is refused at once; changes no bit of the results
     base_dropout                    the base's own dropout too, which draws from torch's global generator
     tensorboard                     scalars in the run folder, beside metrics.jsonl
     """
@@ -56,6 +58,7 @@ class TrainConfig(BaseModel):
     checkpoint_every: Every = 200
     keep_checkpoints: Count = 2
     gradient_checkpointing: Layers = "auto"
+    measure: bool = True
     base_dropout: bool = False
     tensorboard: bool = False
     seed: Seed = 0

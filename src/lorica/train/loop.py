@@ -31,6 +31,7 @@ from lorica.train.optimizers import optimizer
 from lorica.train.progress import Progress
 from lorica.train.recomputing import machine_of, recomputing, workload
 from lorica.train.records import EvalRecord, Run, Status, StepRecord
+from lorica.train.rehearsal import rehearse
 from lorica.train.reporter import Quiet, Reporter, Several
 from lorica.train.run_folder import RunFolder
 from lorica.train.schedule import learning_rate
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from lorica.adapter import Attached
 
 MEMORY_EVERY = 10
-FREE_TO_CHANGE = {"checkpoint_every", "keep_checkpoints", "tensorboard", "gradient_checkpointing"}
+FREE_TO_CHANGE = {"checkpoint_every", "keep_checkpoints", "tensorboard", "gradient_checkpointing", "measure"}
 """Settings that leave every number of a run as it is, so that a resumed run may have others."""
 
 
@@ -68,8 +69,8 @@ def fit(
     facts     handed to `attached.save` for the adapter folder
 
     RequestError when the folder holds a run, or the method has no room in so few steps; CheckpointError when it is
-    another one; DivergedError when a loss or gradient is not finite.  Ctrl-C and SIGTERM finish the step, save, and
-    give a Run with status "interrupted".
+    another one; NoRoomError before the first step where the run does not fit; DivergedError when a loss or gradient is
+    not finite.  Ctrl-C and SIGTERM finish the step, save, and give a Run with status "interrupted".
     """
     seed = config.seed if seed is None else seed
     if attached.life is not None:
@@ -89,6 +90,8 @@ def fit(
         trainer.begin(stack)
         if before is not None:
             trainer.note_base(before)
+        if config.measure:
+            rehearse(trainer)
         wish = stack.enter_context(Interruption())
         trainer.train(wish)
         return trainer.finish(wish, facts or {})
@@ -132,20 +135,23 @@ class Trainer:
         )
         self.most = config.micro_batch_tokens
         """Tokens of a micro-batch; less than was asked for once memory has run out."""
+        self.recomputed: int | None = 0
+        """Blocks; None: all."""
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         self._warned = False
 
     def begin(self, stack: ExitStack) -> None:
         """Ready for the first step, or for the first after the checkpoint that is gone on from."""
-        stack.enter_context(recomputing(self.attached, self._recomputed()))
+        self.recomputed = self._recomputed()
+        stack.enter_context(recomputing(self.attached, self.recomputed))
         if self.config.base_dropout:
             torch.manual_seed(self.learner.seed)
         if self.place is not None:
             self._resume(self.place)
             self._add_tensorboard(stack, self.place)
         self.reporter.on_plan(self.total, self.progress.step, self.schedule.epoch_of(self.total - 1))
-        _learning_mode(self.attached, self.config.base_dropout)
+        self.learning_mode(self.config.base_dropout)
         stack.callback(self.attached.eval)
 
     def _recomputed(self) -> int | None:
@@ -166,7 +172,7 @@ class Trainer:
             self._write({"step": 0, "epoch": 0.0, "eval_loss": score["loss"], **metrics})
 
     def train(self, wish: Interruption) -> None:
-        while not self._done and not wish.made:
+        while not self.done and not wish.made:
             self._learn()
             if self._due(self.config.evaluate_every) and self.held_out is not None:
                 self._evaluate(self.held_out)
@@ -174,7 +180,7 @@ class Trainer:
                 self._save(self.place)
 
     def finish(self, wish: Interruption, facts: Mapping[str, Any]) -> Run:
-        if wish.made and not self._done:
+        if wish.made and not self.done:
             self._say_how_to_resume(wish.made)
             return self._outcome("interrupted", None)
         if self.progress.best:
@@ -188,19 +194,19 @@ class Trainer:
         return self._outcome("stopped early" if self.progress.stopped else "finished", adapter)
 
     @property
-    def _done(self) -> bool:
+    def done(self) -> bool:
         return self.progress.stopped or self.progress.step >= self.total
 
     def _due(self, every: int | str) -> bool:
         """After the step just taken; always after the last."""
         step = self.progress.step
-        if self._done:
+        if self.done:
             return True
         if every == "epoch":
             return self.schedule.place(step)[0] != self.schedule.place(step - 1)[0]
         return step % int(every) == 0
 
-    def _parts(self, step: int) -> tuple[tuple[int, ...], ...]:
+    def parts(self, step: int) -> tuple[tuple[int, ...], ...]:
         """The micro-batches of a step; as few as may be, where padding costs nothing."""
         model, most = self.attached.model, self.most
         if isinstance(model, CausalLM):
@@ -211,7 +217,7 @@ class Trainer:
     def _learn(self) -> None:
         step, started = self.progress.step + 1, time.perf_counter()
         rate = learning_rate(self.config, step, self.total)
-        taken = self._taken(step, rate)
+        taken = self.taken(step, rate)
         seconds = time.perf_counter() - started
         record = StepRecord(
             step=step,
@@ -231,17 +237,17 @@ class Trainer:
         self.reporter.on_step(record)
         self._notice(taken.grad_norm)
 
-    def _taken(self, step: int, rate: float) -> Taken:
+    def taken(self, step: int, rate: float) -> Taken:
         """The step, in smaller micro-batches from here on where memory runs out: the same step but for rounding."""
         while True:
-            rows = [[self.data[index] for index in part] for part in self._parts(step)]
+            rows = [[self.data[index] for index in part] for part in self.parts(step)]
             try:
                 return optimiser_step(self.learner, rows, step=step, total=self.total, learning_rate=rate)
             except NoRoomError as error:
-                self.most = self._smaller(rows, error)
+                self.most = self.smaller(rows, error)
                 memory.give_back(self.learner.device)
 
-    def _smaller(self, rows: Sequence[Sequence[Example]], error: NoRoomError) -> int:
+    def smaller(self, rows: Sequence[Sequence[Example]], error: NoRoomError) -> int:
         """Half of the largest micro-batch that can be cut.  NoRoomError where each holds one row."""
         largest = max((sum(map(len, part)) for part in rows if len(part) > 1), default=0)
         if not largest:
@@ -266,7 +272,7 @@ class Trainer:
         started = time.perf_counter()
         self.attached.eval()
         metrics = self.task.evaluate(self.attached.model, held_out, micro_batch_tokens=self.config.micro_batch_tokens)
-        _learning_mode(self.attached, self.config.base_dropout)
+        self.learning_mode(self.config.base_dropout)
         loss = metrics.pop("loss")
         if not math.isfinite(loss):
             raise DivergedError(f"step {self.progress.step}: the evaluation loss is not finite; lower learning_rate")
@@ -307,6 +313,11 @@ class Trainer:
         }
         state = {"progress": self.progress.state(), "loss_scale": vars(self.learner.scale)}
         place.save(self.progress.step, tensors, state)
+
+    def learning_mode(self, base_dropout: bool) -> None:
+        """Adapter modules learn; the base's own dropout, which follows no law of ours, is off unless asked for."""
+        self.attached.model.train(base_dropout)
+        self.attached.train(base=False)
 
     def _resume(self, place: RunFolder) -> None:
         for folder, reason in place.skipped:
@@ -407,9 +418,3 @@ def _identity(
         "data.train": train.fingerprint,
         "data.eval": None if held_out is None else held_out.fingerprint,
     }
-
-
-def _learning_mode(attached: "Attached", base_dropout: bool) -> None:
-    """Adapter modules learn; the base's own dropout, which follows no law of ours, is off unless asked for."""
-    attached.model.train(base_dropout)
-    attached.train(base=False)
