@@ -2,22 +2,25 @@
 
 from lorica.budget.cautions import Caution, Training, cautions
 from lorica.budget.devices import DEVICES, Device, memory_in_bytes
+from lorica.budget.elsewhere import Elsewhere
 from lorica.budget.forecast import Forecast, forecast
 from lorica.budget.machine import Machine, machine, machine_called
 from lorica.budget.memory import Memory, Workload
 from lorica.budget.rate import product_gflops
-from lorica.budget.recomputing import fewest_recomputed
+from lorica.budget.recomputing import fewest_fetched, fewest_recomputed
 
 __all__ = [
     "DEVICES",
     "Caution",
     "Device",
+    "Elsewhere",
     "Forecast",
     "Machine",
     "Memory",
     "Training",
     "Workload",
     "cautions",
+    "fewest_fetched",
     "fewest_recomputed",
     "forecast",
     "machine",

@@ -17,8 +17,8 @@ from torch import Tensor
 from lorica.data import Dataset, Example, Schedule, micro_batches, rectangles
 from lorica.data import steps as schedule_of
 from lorica.data.order import OVERHEAD
-from lorica.errors import DivergedError, NoRoomError, RunError
-from lorica.models import generators
+from lorica.errors import DivergedError, NoRoomError, RequestError, RunError
+from lorica.models import fetched_layers, generators
 from lorica.models.causal_lm import CausalLM
 from lorica.models.unpadded import stack_of
 from lorica.tasks import Task
@@ -40,7 +40,14 @@ if TYPE_CHECKING:
     from lorica.adapter import Attached
 
 MEMORY_EVERY = 10
-FREE_TO_CHANGE = {"checkpoint_every", "keep_checkpoints", "tensorboard", "gradient_checkpointing"}
+FREE_TO_CHANGE = {
+    "checkpoint_every",
+    "keep_checkpoints",
+    "tensorboard",
+    "gradient_checkpointing",
+    "page_state",
+    "offload_activations",
+}
 """Settings that leave every number of a run as it is, so that a resumed run may have others."""
 
 
@@ -72,6 +79,9 @@ def fit(
     give a Run with status "interrupted".
     """
     seed = config.seed if seed is None else seed
+    unbuilt = [name for name in ("page_state", "offload_activations") if getattr(config, name)]
+    if unbuilt:
+        raise RequestError(f"train.{unbuilt[0]}: is not built yet; leave it out")
     if attached.life is not None:
         attached.life.begin(len(_schedule(train, config, seed)))
     reporter = reporter or Quiet()
@@ -152,7 +162,9 @@ class Trainer:
         """Blocks, None for all; said where it was not asked for."""
         attached, longest = self.attached, int(max(self.data.lengths))
         machine = machine_of(attached.model)
-        blocks = workload(self.config, attached.plan, attached.model, longest, machine).recomputed
+        blocks = workload(
+            self.config, attached.plan, attached.model, longest, machine, fetched_layers(attached.model)
+        ).recomputed
         if self.config.gradient_checkpointing == "auto" and blocks != 0:
             told = "all blocks are" if blocks is None else f"{blocks} blocks are"
             self.reporter.on_note(f"{told} computed again in the backward pass, to fit into {machine}")
