@@ -1,7 +1,7 @@
 """plan: what would be trained and what it costs, from shapes alone."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -12,7 +12,7 @@ from lorica.api.vocabulary import with_tokens
 from lorica.budget import Forecast, Training
 from lorica.data.size import rows_about
 from lorica.errors import RequestError
-from lorica.models import context_limit, load_tokenizer, shapes_only
+from lorica.models import context_limit, fetched_layers, load_tokenizer, shapes_only
 from lorica.models.causal_lm import CausalLM
 from lorica.recipe import Recipe
 from lorica.tasks import TASKS, Task
@@ -46,7 +46,7 @@ def plan(
     length = _length(base, config, None)
     training = None if train is None else training_of(train, length, None, TASKS["causal_lm"])
     place = machine_of(base) if memory is None and device is None else _place(None, memory, device)
-    return _forecast(base, method, config, length, training, place)
+    return _forecast(base, method, config, length, training, place, fetched_layers(base))
 
 
 def _place(own: str | None, memory: float | None, device: str | None) -> budget.Machine:
@@ -68,7 +68,7 @@ def _of_recipe(recipe: Recipe, memory: float | None, device: str | None) -> Fore
     place = _place(recipe.model.device, memory, device)
     length = _length(shapes, recipe.train, recipe.data.max_length)
     training = training_of(recipe.train, length, rows_about(recipe.data), task)
-    return _forecast(shapes, methods, recipe.train, length, training, place)
+    return _forecast(shapes, methods, recipe.train, length, training, place, base.host_layers)
 
 
 def _length(model: nn.Module, config: TrainConfig, max_length: int | None) -> int:
@@ -83,11 +83,12 @@ def _forecast(
     length: int,
     training: Training | None,
     place: budget.Machine,
+    host_layers: int | Literal["auto"],
 ) -> Forecast:
     planned = adapter.plan(model, with_head(model, method))
     return budget.forecast(
         planned,
-        workload(config, planned, model, length, place),
+        workload(config, planned, model, length, place, host_layers),
         place,
         decoder=isinstance(model, CausalLM),
         moments=config.optimizer.elements,

@@ -10,14 +10,13 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lorica
 from lorica import budget, errors
-from lorica.api.planning import drawn, forecast_of, require_room
-from lorica.budget import Measured, Measurement, Workload
+from lorica.api.planning import drawn, require_room
+from lorica.budget import Measured, Measurement
 from lorica.errors import LoricaError, NoRoomError, RunError
 from lorica.recipe import Recipe
 
@@ -31,16 +30,12 @@ def measure(recipe: Recipe) -> Measurement:
     Raises what a run of the recipe would: `NoRoomError` where it does not fit, `ModelError` without weights.
     """
     require_room(recipe)
-    measured = Measured(**_answered(_run_child(recipe)))
-    planned = drawn(recipe)
-    work = Workload(tokens=measured.tokens, length=measured.length, recomputed=measured.recomputed)
-    forecast = forecast_of(recipe, planned, planned.here, work, corrected=False)
-    entry = budget.difference(forecast.memory, measured, forecast.flops_per_token)
-    place = budget.remember(planned.key, entry)
-    found = Measurement(forecast=forecast, measured=measured, kept=f"kept in {place}, for later plans on this machine")
-    if found.fits is False:
-        raise NoRoomError(f"does not fit: {budget.gigabytes(measured.peak)} measured, of {planned.here}")
-    return found
+    measured = Measured.of(_answered(_run_child(recipe)))
+    draft = drawn(recipe)
+    forecast = draft.forecast(draft.here(), measured.work, corrected=False)
+    place = budget.remember(draft.key(forecast.machine), budget.difference(forecast, measured))
+    kept = f"kept in {place}: it corrects later plans on this machine"
+    return Measurement(forecast=forecast, measured=measured, kept=kept)
 
 
 def _run_child(recipe: Recipe) -> "subprocess.CompletedProcess[str]":

@@ -3,12 +3,13 @@
 from lorica.budget.cautions import Caution, Training, cautions
 from lorica.budget.corrections import Correction, correction, difference, remember
 from lorica.budget.devices import DEVICES, Device, memory_in_bytes
+from lorica.budget.elsewhere import Elsewhere
 from lorica.budget.forecast import Forecast, forecast
 from lorica.budget.machine import Machine, machine, machine_called
 from lorica.budget.measured import Measured, Measurement, spoken
 from lorica.budget.memory import Memory, Workload
 from lorica.budget.rate import product_gflops
-from lorica.budget.recomputing import fewest_recomputed
+from lorica.budget.recomputing import fewest_fetched, fewest_recomputed
 from lorica.budget.room import require_room
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Caution",
     "Correction",
     "Device",
+    "Elsewhere",
     "Forecast",
     "Machine",
     "Measured",
@@ -26,6 +28,7 @@ __all__ = [
     "cautions",
     "correction",
     "difference",
+    "fewest_fetched",
     "fewest_recomputed",
     "forecast",
     "machine",

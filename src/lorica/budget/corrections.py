@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 from lorica import durable
+from lorica.budget.forecast import Forecast
 from lorica.budget.measured import IN_THE_STEP, Measured
 from lorica.budget.memory import Memory
 from lorica.errors import RunError
@@ -62,11 +63,11 @@ def path() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorica" / "corrections.json"
 
 
-def difference(memory: Memory, measured: Measured, flops_per_token: int) -> dict[str, float]:
-    """One measurement beside its forecast, as it is kept."""
-    in_the_step = sum(getattr(memory, name) for name in IN_THE_STEP)
-    over = measured.peak - memory.peak
-    rate = flops_per_token * measured.tokens_per_second / 1e12
+def difference(forecast: Forecast, measured: Measured) -> dict[str, float]:
+    """One measurement beside the uncorrected forecast of it, as it is kept."""
+    in_the_step = sum(getattr(forecast.memory, name) for name in IN_THE_STEP)
+    over = measured.peak - forecast.memory.peak
+    rate = forecast.flops_per_token * measured.tokens_per_second / 1e12
     if in_the_step < MUCH:
         return {"context": over, "tflops": rate}
     ratio = (in_the_step + over) / in_the_step

@@ -4,11 +4,12 @@ flops a token = 4 N_linear + 4 N_head + 7 S Q layers + 6 N_trained        forwar
                 (+ 2 N_linear + 2 S Q layers + 2 N_trained recomputed)     of a trained one 2 more; S length, Q width
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lorica.adapter import Plan
 from lorica.budget.cautions import Caution, Training, cautions
+from lorica.budget.elsewhere import Elsewhere, elsewhere, moved
 from lorica.budget.machine import Machine
 from lorica.budget.memory import Memory, Moments, Shapes, Workload, gigabytes, memory_of, two_moments
 
@@ -17,8 +18,8 @@ from lorica.budget.memory import Memory, Moments, Shapes, Workload, gigabytes, m
 class Forecast:
     """What would be trained, the bytes it takes, the arithmetic of one token, and whether it fits.
 
-    `fits` is None where the machine does not tell its memory; `warnings` are of settings that are known to fail, and
-    `remarks` say what learns how.
+    `fits` is None where the machine does not tell its memory; `warnings` are of settings that are known to fail,
+    `remarks` say what learns how, and `memory` is without the bytes that are kept `elsewhere`.
     """
 
     plan: Plan
@@ -28,6 +29,7 @@ class Forecast:
     machine: Machine
     warnings: tuple[Caution, ...] = ()
     remarks: tuple[str, ...] = ()
+    elsewhere: Elsewhere = field(default_factory=Elsewhere)
 
     @property
     def fits(self) -> bool | None:
@@ -44,6 +46,8 @@ class Forecast:
         return {
             **self.plan.to_dict(),
             "memory_bytes": self.memory.to_dict(),
+            "elsewhere_bytes": asdict(self.elsewhere),
+            "host_layers": self.work.host_layers,
             "flops_per_token": self.flops_per_token,
             "recomputed_blocks": "all" if self.work.recomputed is None else self.work.recomputed,
             "fits": self.fits,
@@ -55,7 +59,16 @@ class Forecast:
     def __str__(self) -> str:
         advice = list(filter(None, (method.advice() for method in self.plan.methods)))
         said = [*advice, *self.remarks, *map(str, self.warnings)]
-        lines = [str(self.plan), *said, "", self._headline(), str(self.memory), self._verdict(), *self._pace()]
+        lines = [
+            str(self.plan),
+            *said,
+            "",
+            self._headline(),
+            str(self.memory),
+            *self._elsewhere(),
+            self._verdict(),
+            *self._pace(),
+        ]
         return "\n".join(lines)
 
     def _headline(self) -> str:
@@ -63,6 +76,11 @@ class Forecast:
             f"memory, estimated for micro-batches of {self.work.tokens:,} tokens "
             f"({self.flops_per_token / 1e9:,.3g} GFLOP a token{self._recomputing()}):"
         )
+
+    def _elsewhere(self) -> list[str]:
+        place = "in a file" if self.machine.kind == "cpu" else "in host memory"
+        layers = f" ({self.work.host_layers} layers)" if self.work.host_layers else ""
+        return [f"kept {place} beside it: {self.elsewhere}{layers}"] if self.elsewhere.total else []
 
     def _pace(self) -> list[str]:
         if self.seconds is None:
@@ -92,9 +110,12 @@ def forecast(
 ) -> Forecast:
     """decoder: the base runs on our own decoder rather than on transformers'.  moments: of the optimiser, for each
     trained tensor.  training: how the run learns, None where that is not decided."""
+    memory = memory_of(plan, work, machine.kind, decoder, moments)
+    away = elsewhere(memory, plan, work, moments)
     return Forecast(
         plan=plan,
-        memory=memory_of(plan, work, machine.kind, decoder, moments),
+        memory=moved(memory, away, plan, work, machine.kind),
+        elsewhere=away,
         work=work,
         flops_per_token=_flops(plan, work),
         machine=machine,

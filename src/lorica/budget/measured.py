@@ -1,10 +1,11 @@
 """What a step really held and how long it took, beside the forecast of it: `lorica plan --measure`."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lorica.budget.forecast import Forecast
-from lorica.budget.memory import gigabytes
+from lorica.budget.memory import Workload, gigabytes
 
 IN_THE_STEP = ("activations", "logits", "buffers", "allocator")
 """Parts of a forecast that come and go together, so that they are measured as one."""
@@ -17,7 +18,7 @@ class Measured:
     context          after the imports, before the base is loaded
     weights          by how much loading the base grew the process, or what it holds on the device
     peak             the most while training and evaluating; loading left out
-    tokens           of the heaviest micro-batch, whose longest row has `length`, and how many blocks it recomputes
+    work             of the heaviest micro-batch, whose longest row has `length` tokens
     step_tokens      of the optimiser step that it is a part of, and its seconds the second time
     eval_tokens      of an evaluation batch, 0 without evaluation data
     run_tokens       of all steps; eval_run_tokens: of all evaluations
@@ -29,9 +30,7 @@ class Measured:
     gradients: int
     optimizer: int
     peak: int
-    tokens: int
-    length: int
-    recomputed: int | None
+    work: Workload
     step_tokens: int
     step_seconds: float
     steps: int
@@ -39,6 +38,11 @@ class Measured:
     eval_tokens: int = 0
     eval_seconds: float = 0.0
     eval_run_tokens: float = 0.0
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Measured":
+        """From `asdict`, by way of JSON."""
+        return cls(**{**values, "work": Workload(**values["work"])})
 
     @property
     def in_the_step(self) -> int:
@@ -82,10 +86,10 @@ class Measurement:
             "fits": self.fits,
             "measured": {
                 **{name.replace(" ", "_"): held for name, (_, held) in self.parts().items()},
-                "micro_batch_tokens": found.tokens,
+                "micro_batch_tokens": found.work.tokens,
                 "step_tokens": found.step_tokens,
                 "step_seconds": found.step_seconds,
-                "tokens_per_second": found.tokens_per_second,
+                "tokens_per_second": found.work.tokens_per_second,
                 "run_seconds": found.run_seconds,
             },
             "kept": self.kept,
@@ -93,7 +97,7 @@ class Measurement:
 
     def __str__(self) -> str:
         found = self.measured
-        head = f"measured on the heaviest micro-batch, {found.tokens:,} tokens, in a process of its own:"
+        head = f"measured on the heaviest micro-batch, {found.work.tokens:,} tokens, in a process of its own:"
         lines = [head, f"  {'':<12} {'forecast':>10} {'measured':>10}"]
         for name, sizes in self.parts().items():
             lines.append(f"  {name:<12} {gigabytes(sizes[0]):>10} {gigabytes(sizes[1]):>10}")
@@ -102,7 +106,7 @@ class Measurement:
         lines.append(f"{gigabytes(found.peak)} on {self.forecast.machine}: {verdict}; {ratio:.2f} times the forecast")
         pace = f"a step of {found.step_tokens:,} tokens takes {found.step_seconds:.3g} s"
         run = f"{found.steps:,} steps and their evaluations about {spoken(found.run_seconds)}"
-        return "\n".join([*lines, f"{pace} ({found.tokens_per_second:,.0f} tokens/s), {run}", self.kept])
+        return "\n".join([*lines, f"{pace} ({found.work.tokens_per_second:,.0f} tokens/s), {run}", self.kept])
 
 
 def spoken(seconds: float) -> str:

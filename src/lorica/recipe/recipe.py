@@ -39,6 +39,9 @@ class ModelConfig(BaseModel):
     quantize: Literal["nf4", "int8"] | None = None
     double_quant: bool = False
     device: str | None = Field(default=None, description="None: the GPU where there is one")
+    host_layers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+        default=0, description="blocks whose weights are fetched as they are used; auto: as many as memory demands"
+    )
     add_tokens: tuple[str, ...] = Field(default=(), description="added to the vocabulary; LoRA trains their rows")
 
 

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lorica.budget import Workload
 from lorica.data import Dataset, Example, Schedule, micro_batches, rectangles
 from lorica.data import steps as schedule_of
 from lorica.data.order import OVERHEAD
-from lorica.errors import DivergedError, NoRoomError, RunError
-from lorica.models import generators
+from lorica.errors import DivergedError, NoRoomError, RequestError, RunError
+from lorica.models import fetched_layers, generators
 from lorica.models.causal_lm import CausalLM
 from lorica.models.unpadded import stack_of
 from lorica.tasks import Task
@@ -41,7 +42,15 @@ if TYPE_CHECKING:
     from lorica.adapter import Attached
 
 MEMORY_EVERY = 10
-FREE_TO_CHANGE = {"checkpoint_every", "keep_checkpoints", "tensorboard", "gradient_checkpointing", "measure"}
+FREE_TO_CHANGE = {
+    "checkpoint_every",
+    "keep_checkpoints",
+    "tensorboard",
+    "gradient_checkpointing",
+    "page_state",
+    "offload_activations",
+    "measure",
+}
 """Settings that leave every number of a run as it is, so that a resumed run may have others."""
 
 
@@ -73,6 +82,9 @@ def fit(
     not finite.  Ctrl-C and SIGTERM finish the step, save, and give a Run with status "interrupted".
     """
     seed = config.seed if seed is None else seed
+    unbuilt = [name for name in ("page_state", "offload_activations") if getattr(config, name)]
+    if unbuilt:
+        raise RequestError(f"train.{unbuilt[0]}: is not built yet; leave it out")
     if attached.life is not None:
         attached.life.begin(len(_schedule(train, config, seed)))
     reporter = reporter or Quiet()
@@ -135,16 +147,15 @@ class Trainer:
         )
         self.most = config.micro_batch_tokens
         """Tokens of a micro-batch; less than was asked for once memory has run out."""
-        self.recomputed: int | None = 0
-        """Blocks; None: all."""
+        self.work = Workload()
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         self._warned = False
 
     def begin(self, stack: ExitStack) -> None:
         """Ready for the first step, or for the first after the checkpoint that is gone on from."""
-        self.recomputed = self._recomputed()
-        stack.enter_context(recomputing(self.attached, self.recomputed))
+        self.work = self._workload()
+        stack.enter_context(recomputing(self.attached, self.work.recomputed))
         if self.config.base_dropout:
             torch.manual_seed(self.learner.seed)
         if self.place is not None:
@@ -154,15 +165,16 @@ class Trainer:
         self.learning_mode(self.config.base_dropout)
         stack.callback(self.attached.eval)
 
-    def _recomputed(self) -> int | None:
-        """Blocks, None for all; said where it was not asked for."""
+    def _workload(self) -> Workload:
+        """Of the largest micro-batch; said where blocks are recomputed and nobody asked for it."""
         attached, longest = self.attached, int(max(self.data.lengths))
         machine = machine_of(attached.model)
-        blocks = workload(self.config, attached.plan, attached.model, longest, machine).recomputed
+        work = workload(self.config, attached.plan, attached.model, longest, machine, fetched_layers(attached.model))
+        blocks = work.recomputed
         if self.config.gradient_checkpointing == "auto" and blocks != 0:
             told = "all blocks are" if blocks is None else f"{blocks} blocks are"
             self.reporter.on_note(f"{told} computed again in the backward pass, to fit into {machine}")
-        return blocks
+        return work
 
     def note_base(self, score: Mapping[str, Any]) -> None:
         """The line of step 0, once: it outlives the lines after it when a run is resumed."""

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lorica.budget import Measured, require_room, spoken
-from lorica.budget.memory import gigabytes, memory_of
+from lorica.budget.elsewhere import on_device
+from lorica.budget.memory import gigabytes
 from lorica.data import Dataset
 from lorica.errors import NoRoomError
 from lorica.models import generators
@@ -24,7 +25,7 @@ from lorica.models.causal_lm import CausalLM
 from lorica.models.unpadded import stack_of
 from lorica.train import memory
 from lorica.train.heaviest import heaviest
-from lorica.train.recomputing import machine_of, workload
+from lorica.train.recomputing import machine_of
 from lorica.train.schedule import learning_rate
 from lorica.train.step import clear, gradients
 
@@ -54,16 +55,16 @@ def rehearse(trainer: "Trainer") -> None:
 
 def _require_room(trainer: "Trainer") -> None:
     """By the forecast, with one row at a time: more of them are cut where memory runs out."""
-    attached, config, longest = trainer.attached, trainer.config, int(max(trainer.data.lengths))
+    attached, longest = trainer.attached, trainer.work.length
     machine, decoder = machine_of(attached.model), isinstance(attached.model, CausalLM)
-    work = replace(workload(config, attached.plan, attached.model, longest, machine), tokens=longest)
-    needed = memory_of(attached.plan, work, machine.kind, decoder, config.optimizer.elements).peak
+    work, moments = replace(trainer.work, tokens=longest), trainer.config.optimizer.elements
+    needed = on_device(attached.plan, work, machine.kind, decoder, moments).peak
     require_room(needed, machine, f"a single row of {longest:,} tokens at a time")
 
 
 def _state_to_come(trainer: "Trainer") -> Tensor | None:
-    """As many numbers as the optimiser keeps from its first step on; None where it keeps them already."""
-    if trainer.progress.step:
+    """As many numbers as the optimiser keeps on the device from its first step on; None where it keeps them already."""
+    if trainer.progress.step or trainer.work.page_state is not None:
         return None
     elements, tensors = trainer.config.optimizer.elements, trainer.attached.plan.learned.values()
     return torch.ones(sum(elements(each.shape, each.role) for each in tensors), device=trainer.learner.device)
@@ -128,9 +129,7 @@ def measure(trainer: "Trainer", base: int, start: int) -> Measured:
         adapter=sum(tensor.nbytes for tensor in trainer.attached.state().values()),
         gradients=sum(parameter.nbytes for parameter in parameters),
         optimizer=sum(tensor.nbytes for tensor in learner.optimizer.state().values()),
-        tokens=int(lengths.sum()),
-        length=int(lengths.max()),
-        recomputed=trainer.recomputed,
+        work=replace(trainer.work, tokens=int(lengths.sum()), length=int(lengths.max())),
         step_tokens=taken.tokens,
         step_seconds=seconds,
         steps=trainer.total,
