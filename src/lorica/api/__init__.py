@@ -9,6 +9,7 @@ from lorica.api.merging import merge
 from lorica.api.method_table import MethodTable, method_table
 from lorica.api.planning import plan
 from lorica.api.recorded import unverified
+from lorica.api.rehearsing import measure
 from lorica.api.scoring import Score, evaluate
 from lorica.api.tasked import attach, load_base
 from lorica.api.training import fit, next_steps, train
@@ -32,6 +33,7 @@ __all__ = [
     "inspect",
     "load",
     "load_base",
+    "measure",
     "merge",
     "method_table",
     "next_steps",

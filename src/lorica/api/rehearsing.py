@@ -1,8 +1,8 @@
 """measure: what the heaviest batch of a recipe takes, in a process of its own, so that nothing else counts.
 
-    here                                  there, a fresh process
-    recipe as JSON  ---- its stdin ---->  base, data, adapter; two optimiser steps and an evaluation batch
-    Measurement     <--- its stdout ----  what was held and how long it took, or what was wrong, as JSON
+here                                  there, a fresh process
+recipe as JSON  ---- its stdin ---->  base, data, adapter; two optimiser steps and an evaluation batch
+Measurement     <--- its stdout ----  what was held and how long it took, or what was wrong, as JSON
 """
 
 import json
@@ -32,8 +32,8 @@ def measure(recipe: Recipe) -> Measurement:
     require_room(recipe)
     measured = Measured.of(_answered(_run_child(recipe)))
     draft = drawn(recipe)
-    forecast = draft.forecast(draft.here(), measured.work, corrected=False)
-    place = budget.remember(draft.key(forecast.machine), budget.difference(forecast, measured))
+    forecast = draft.forecast(draft.place(), measured.work, corrected=False)
+    place = budget.remember(draft.key(), budget.difference(forecast, measured))
     kept = f"kept in {place}: it corrects later plans on this machine"
     return Measurement(forecast=forecast, measured=measured, kept=kept)
 
@@ -44,8 +44,7 @@ def _run_child(recipe: Recipe) -> "subprocess.CompletedProcess[str]":
         [sys.executable, "-P", "-W", "ignore", "-m", CHILD],
         input=json.dumps(recipe.to_dict()),
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
     )

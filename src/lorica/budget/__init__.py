@@ -1,12 +1,12 @@
 """What a run costs before it starts: bytes by part, arithmetic a token, and whether it fits the machine."""
 
 from lorica.budget.cautions import Caution, Training, cautions
-from lorica.budget.corrections import Correction, correction, difference, remember
+from lorica.budget.corrections import Correction, correction, remember
 from lorica.budget.devices import DEVICES, Device, memory_in_bytes
 from lorica.budget.elsewhere import Elsewhere
 from lorica.budget.forecast import Forecast, forecast
-from lorica.budget.machine import Machine, machine, machine_called
-from lorica.budget.measured import Measured, Measurement, spoken
+from lorica.budget.machine import Machine, machine, machine_called, rated
+from lorica.budget.measured import Measured, Measurement, difference, spoken
 from lorica.budget.memory import Memory, Workload
 from lorica.budget.rate import product_gflops
 from lorica.budget.recomputing import fewest_fetched, fewest_recomputed
@@ -35,6 +35,7 @@ __all__ = [
     "machine_called",
     "memory_in_bytes",
     "product_gflops",
+    "rated",
     "remember",
     "require_room",
     "spoken",

@@ -15,11 +15,11 @@ from statistics import median
 from typing import Any
 
 from lorica import durable
-from lorica.budget.forecast import Forecast
-from lorica.budget.measured import IN_THE_STEP, Measured
 from lorica.budget.memory import Memory
 from lorica.errors import RunError
 
+IN_THE_STEP = ("activations", "logits", "buffers", "allocator")
+"""Parts of a forecast that come and go together, so that they are measured as one."""
 FORMAT = 1
 NEWEST = 9
 """Measurements of one kind that count."""
@@ -61,17 +61,6 @@ class Correction:
 def path() -> Path:
     """corrections.json in the user's cache folder (XDG_CACHE_HOME, ~/.cache)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorica" / "corrections.json"
-
-
-def difference(forecast: Forecast, measured: Measured) -> dict[str, float]:
-    """One measurement beside the uncorrected forecast of it, as it is kept."""
-    in_the_step = sum(getattr(forecast.memory, name) for name in IN_THE_STEP)
-    over = measured.peak - forecast.memory.peak
-    rate = forecast.flops_per_token * measured.tokens_per_second / 1e12
-    if in_the_step < MUCH:
-        return {"context": over, "tflops": rate}
-    ratio = (in_the_step + over) / in_the_step
-    return {"step": ratio, "tflops": rate} if SANE[0] <= ratio <= SANE[1] else {"tflops": rate}
 
 
 def correction(key: Key) -> tuple[Correction | None, str | None]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lorica.adapter import Plan
 from lorica.budget.cautions import Caution, Training, cautions
+from lorica.budget.corrections import Correction
 from lorica.budget.elsewhere import Elsewhere, elsewhere, moved
 from lorica.budget.machine import Machine
 from lorica.budget.memory import Memory, Moments, Shapes, Workload, gigabytes, memory_of, two_moments
@@ -19,7 +20,8 @@ class Forecast:
     """What would be trained, the bytes it takes, the arithmetic of one token, and whether it fits.
 
     `fits` is None where the machine does not tell its memory; `warnings` are of settings that are known to fail,
-    `remarks` say what learns how, and `memory` is without the bytes that are kept `elsewhere`.
+    `remarks` say what learns how, and `memory` is without the bytes that are kept `elsewhere`.  correction: what was
+    measured on this machine, which `memory` contains.
     """
 
     plan: Plan
@@ -30,17 +32,22 @@ class Forecast:
     warnings: tuple[Caution, ...] = ()
     remarks: tuple[str, ...] = ()
     elsewhere: Elsewhere = field(default_factory=Elsewhere)
+    correction: Correction | None = None
 
     @property
     def fits(self) -> bool | None:
         return self.machine.holds(self.memory.peak)
 
     @property
+    def tflops(self) -> float | None:
+        """Of steps where they were measured here, otherwise of matrix products."""
+        steps = None if self.correction is None else self.correction.tflops
+        return self.machine.tflops if steps is None else steps
+
+    @property
     def seconds(self) -> float | None:
-        """The least that a micro-batch can take, at the published rate of the device; None where there is none."""
-        if self.machine.tflops is None:
-            return None
-        return self.work.tokens * self.flops_per_token / (self.machine.tflops * 1e12)
+        """Of a micro-batch: the least that it can take, where only the rate of products is known."""
+        return None if self.tflops is None else self.work.tokens * self.flops_per_token / (self.tflops * 1e12)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -53,6 +60,7 @@ class Forecast:
             "fits": self.fits,
             "device": str(self.machine),
             "seconds_per_micro_batch": self.seconds,
+            "corrected": None if self.correction is None else asdict(self.correction),
             "warnings": [caution.to_dict() for caution in self.warnings],
         }
 
@@ -66,6 +74,7 @@ class Forecast:
             self._headline(),
             str(self.memory),
             *self._elsewhere(),
+            *([] if self.correction is None else [str(self.correction)]),
             self._verdict(),
             *self._pace(),
         ]
@@ -85,7 +94,13 @@ class Forecast:
     def _pace(self) -> list[str]:
         if self.seconds is None:
             return []
-        return [f"at the published {self.machine.tflops:g} TFLOP/s a micro-batch takes {self.seconds:.2g} s at least"]
+        if self.tflops != self.machine.tflops:
+            return [
+                f"at the {self.tflops:.3g} TFLOP/s that steps reached here a micro-batch takes {self.seconds:.2g} s"
+            ]
+        which = "measured" if self.machine.measured else "published"
+        rate = f"{which} {self.tflops:.3g} TFLOP/s"
+        return [f"at the {rate} of matrix products a micro-batch takes {self.seconds:.2g} s at least"]
 
     def _recomputing(self) -> str:
         again = self.work.recomputed
@@ -107,14 +122,17 @@ def forecast(
     moments: Moments = two_moments,
     training: Training | None = None,
     remarks: tuple[str, ...] = (),
+    correction: Correction | None = None,
 ) -> Forecast:
     """decoder: the base runs on our own decoder rather than on transformers'.  moments: of the optimiser, for each
     trained tensor.  training: how the run learns, None where that is not decided."""
     memory = memory_of(plan, work, machine.kind, decoder, moments)
     away = elsewhere(memory, plan, work, moments)
+    held = moved(memory, away, plan, work, machine.kind)
     return Forecast(
         plan=plan,
-        memory=moved(memory, away, plan, work, machine.kind),
+        memory=held if correction is None else correction.of(held),
+        correction=correction,
         elsewhere=away,
         work=work,
         flops_per_token=_flops(plan, work),

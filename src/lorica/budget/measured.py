@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lorica.budget.corrections import IN_THE_STEP, MUCH, SANE
 from lorica.budget.forecast import Forecast
 from lorica.budget.memory import Workload, gigabytes
-
-IN_THE_STEP = ("activations", "logits", "buffers", "allocator")
-"""Parts of a forecast that come and go together, so that they are measured as one."""
+from lorica.errors import NoRoomError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +71,12 @@ class Measurement:
     def fits(self) -> bool | None:
         return self.forecast.machine.holds(self.measured.peak)
 
+    def require_room(self) -> None:
+        """NoRoomError where what was measured is more than a run may plan for."""
+        if self.fits is False:
+            held = gigabytes(self.measured.peak)
+            raise NoRoomError(f"does not fit: {held} measured, of {self.forecast.machine}")
+
     def parts(self) -> dict[str, tuple[int, int]]:
         """Forecast and measured bytes by part."""
         memory, held = asdict(self.forecast.memory), asdict(self.measured)
@@ -89,7 +94,7 @@ class Measurement:
                 "micro_batch_tokens": found.work.tokens,
                 "step_tokens": found.step_tokens,
                 "step_seconds": found.step_seconds,
-                "tokens_per_second": found.work.tokens_per_second,
+                "tokens_per_second": found.tokens_per_second,
                 "run_seconds": found.run_seconds,
             },
             "kept": self.kept,
@@ -106,7 +111,18 @@ class Measurement:
         lines.append(f"{gigabytes(found.peak)} on {self.forecast.machine}: {verdict}; {ratio:.2f} times the forecast")
         pace = f"a step of {found.step_tokens:,} tokens takes {found.step_seconds:.3g} s"
         run = f"{found.steps:,} steps and their evaluations about {spoken(found.run_seconds)}"
-        return "\n".join([*lines, f"{pace} ({found.work.tokens_per_second:,.0f} tokens/s), {run}", self.kept])
+        return "\n".join([*lines, f"{pace} ({found.tokens_per_second:,.0f} tokens/s), {run}", self.kept])
+
+
+def difference(forecast: Forecast, measured: Measured) -> dict[str, float]:
+    """One measurement beside the uncorrected forecast of it, as it is kept."""
+    in_the_step = sum(getattr(forecast.memory, name) for name in IN_THE_STEP)
+    over = measured.peak - forecast.memory.peak
+    rate = forecast.flops_per_token * measured.tokens_per_second / 1e12
+    if in_the_step < MUCH:
+        return {"context": over, "tflops": rate}
+    ratio = (in_the_step + over) / in_the_step
+    return {"step": ratio, "tflops": rate} if SANE[0] <= ratio <= SANE[1] else {"tflops": rate}
 
 
 def spoken(seconds: float) -> str:

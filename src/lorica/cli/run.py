@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorica.cli.output import say, show
-from lorica.cli.words import AsJson, RecipePath, Settings
+from lorica.cli.words import AsJson, Device, Memory, RecipePath, Settings
 
 if TYPE_CHECKING:
     from lorica.recipe import Recipe
@@ -30,25 +30,31 @@ def quickstart(
 def plan(
     recipe: RecipePath,
     settings: Settings = None,
-    memory: Annotated[
-        str | None,
-        typer.Option("--memory", metavar="SIZE", help="Plan for this much memory instead of this machine's: 8GB."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="NAME", help="Plan for this card: 'RTX 3060 Ti'.")
-    ] = None,
+    memory: Memory = None,
+    device: Device = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Try its heaviest batch here, in a process of its own, and correct plans.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a recipe would train, and the memory it takes. Warns of settings known to fail; reads no weights."""
     from lorica import api
     from lorica.budget import memory_in_bytes
+    from lorica.errors import RequestError
 
     size = None if memory is None else memory_in_bytes(memory)
+    if measure and (size or device):
+        raise RequestError("--measure tries a batch on this machine; leave --device and --memory out")
     resolved = _recipe(recipe, settings)
     planned = api.plan(resolved, memory=size, device=device)
     if not as_json:
-        print(resolved)
-    show(planned, as_json)
+        print(f"{resolved}\n{planned}")
+    if measure:
+        found = api.measure(resolved)
+        show(found, as_json)
+        found.require_room()
+    elif as_json:
+        show(planned, as_json)
 
 
 def train(

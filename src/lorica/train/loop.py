@@ -6,8 +6,8 @@ that is killed at any instant and resumed ends with the same bits.
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,14 +67,14 @@ def fit(
     resume: bool = False,
     identity: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
-    before: Mapping[str, Any] | None = None,
+    before: Callable[[], Mapping[str, Any]] | None = None,
 ) -> Run:
     """Trains `attached` in place; afterwards it holds the best evaluated adapter, else the last one.
 
     folder    the run folder; None keeps nothing on the disk.  resume goes on from its newest checkpoint that verifies
     seed      of the order of rows and of dropout; None: config.seed
     identity  what makes a resume wrong when it changes (the base's fingerprint, the method); config and data are added
-    before    the base's own score on `eval`, written as the line of step 0
+    before    scores the base itself on `eval`, which is written as the line of step 0
     facts     handed to `attached.save` for the adapter folder
 
     RequestError when the folder holds a run, or the method has no room in so few steps; CheckpointError when it is
@@ -100,13 +100,26 @@ def fit(
             place = stack.enter_context(RunFolder(folder, resume=resume, identity=whole, keep=config.keep_checkpoints))
         trainer = Trainer(attached, task, train, eval, config, seed=seed, place=place, reporter=reporter)
         trainer.begin(stack)
-        if before is not None:
-            trainer.note_base(before)
         if config.measure:
             rehearse(trainer)
+        if before is not None:
+            trainer.note_base(before)
         wish = stack.enter_context(Interruption())
         trainer.train(wish)
         return trainer.finish(wish, facts or {})
+
+
+@contextmanager
+def trying(
+    attached: "Attached", task: Task, train: Dataset, held_out: Dataset | None, config: TrainConfig
+) -> Iterator["Trainer"]:
+    """A run that is ready for its first step and keeps nothing."""
+    if attached.life is not None:
+        attached.life.begin(len(_schedule(train, config, config.seed)))
+    with ExitStack() as stack:
+        trainer = Trainer(attached, task, train, held_out, config, seed=config.seed, place=None, reporter=Quiet())
+        trainer.begin(stack)
+        yield trainer
 
 
 class Trainer:
@@ -176,10 +189,13 @@ class Trainer:
             self.reporter.on_note(f"{told} computed again in the backward pass, to fit into {machine}")
         return work
 
-    def note_base(self, score: Mapping[str, Any]) -> None:
+    def note_base(self, scored: Callable[[], Mapping[str, Any]]) -> None:
         """The line of step 0, once: it outlives the lines after it when a run is resumed."""
         lines = self.history if self.place is None else self.place.history
         if not lines:
+            self.attached.eval()
+            score = scored()
+            self.learning_mode(self.config.base_dropout)
             metrics = {name: value for name, value in score.items() if name != "loss"}
             self._write({"step": 0, "epoch": 0.0, "eval_loss": score["loss"], **metrics})
 
