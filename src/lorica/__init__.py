@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lorica.api import (
         add_tokens,
         attach,
+        best_for,
         data_report,
         evaluate,
         fit,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         inspect,
         load,
         load_base,
+        measure,
         merge,
         plan,
         statistics,
@@ -117,6 +119,7 @@ __all__ = [
     "Verification",
     "add_tokens",
     "attach",
+    "best_for",
     "data_report",
     "evaluate",
     "fit",
@@ -137,6 +140,7 @@ ROOMS = {
     "api": (
         "add_tokens",
         "attach",
+        "best_for",
         "data_report",
         "evaluate",
         "fit",

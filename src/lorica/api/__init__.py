@@ -3,6 +3,7 @@
 from lorica.adapter import Bank, inspect, load
 from lorica.api.answers import Answer, Speaker, generate
 from lorica.api.collecting import statistics
+from lorica.api.fitting import best_for
 from lorica.api.looking import data_report
 from lorica.api.machinery import Machinery, doctor
 from lorica.api.merging import merge
@@ -25,6 +26,7 @@ __all__ = [
     "Speaker",
     "add_tokens",
     "attach",
+    "best_for",
     "data_report",
     "doctor",
     "evaluate",

@@ -88,12 +88,14 @@ class Draft:
 
     def forecast(self, place: Machine, work: Workload | None = None, *, corrected: bool) -> Forecast:
         """On a machine; corrected: it is this one, so that what was measured here counts."""
-        known, note = budget.correction(self.key()) if corrected else (None, None)
+        work = self.work(place) if work is None else work
+        flops = budget.flops_a_token(self.planned, work)
+        known, note = budget.correction(self.key(), flops) if corrected else (None, None)
         if corrected and (known is None or known.tflops is None) and _here(place.kind):
             place = budget.rated(place, self._dtype())
         return budget.forecast(
             self.planned,
-            self.work(place) if work is None else work,
+            work,
             place,
             decoder=isinstance(self.shapes, CausalLM),
             moments=self.config.optimizer.elements,

@@ -15,6 +15,7 @@ from typing import Any
 
 import lorica
 from lorica import budget, errors
+from lorica.api.fitting import advised
 from lorica.api.planning import drawn, require_room
 from lorica.budget import Measured, Measurement
 from lorica.errors import LoricaError, NoRoomError, RunError
@@ -29,8 +30,9 @@ def measure(recipe: Recipe) -> Measurement:
 
     Raises what a run of the recipe would: `NoRoomError` where it does not fit, `ModelError` without weights.
     """
-    require_room(recipe)
-    measured = Measured.of(_answered(_run_child(recipe)))
+    with advised(recipe):
+        require_room(recipe)
+        measured = Measured.of(_answered(_run_child(recipe)))
     draft = drawn(recipe)
     forecast = draft.forecast(draft.place(), measured.work, corrected=False)
     place = budget.remember(draft.key(), budget.difference(forecast, measured))

@@ -12,6 +12,7 @@ from lorica import durable, study
 from lorica.adapter import Attached, inspect
 from lorica.adapter import plan as plan_of
 from lorica.api.collecting import for_run
+from lorica.api.fitting import advised
 from lorica.api.lessons import Rows, from_anything, from_files
 from lorica.api.planning import drawn, plan, require_room, training_of
 from lorica.api.tasked import TaskLike, attach, load_base, settled, task_for, taught, with_head
@@ -43,6 +44,12 @@ def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None
         raise RequestError("model.host_layers: is not built yet; leave it out")
     if not resume:
         refuse_occupied(folder)
+    with advised(recipe):
+        return _train(recipe, resume, reporter)
+
+
+def _train(recipe: Recipe, resume: bool, reporter: Reporter) -> Run:
+    folder = Path(recipe.output)
     if recipe.train.measure:
         require_room(recipe)
     recipe, model = _loaded(recipe)

@@ -63,16 +63,18 @@ def path() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorica" / "corrections.json"
 
 
-def correction(key: Key) -> tuple[Correction | None, str | None]:
-    """What is known for a key, and a line where the file cannot be used."""
+def correction(key: Key, flops_per_token: int) -> tuple[Correction | None, str | None]:
+    """What is known for a key, and a line where the file cannot be used.  Rates are of bases that are no more than
+    twice as large, or half."""
     entries, note = _read()
     found = [entry for entry in entries if entry["key"] == dict(key)][-NEWEST:]
     if not found:
         return None, note
+    alike = [entry for entry in found if 1 / 2 <= entry["flops"] / flops_per_token <= 2]
     known = {
         name: median(values)
-        for name in ("context", "step", "tflops")
-        if (values := [entry[name] for entry in found if name in entry])
+        for name, among in (("context", found), ("step", found), ("tflops", alike))
+        if (values := [entry[name] for entry in among if name in entry])
     }
     context = known.pop("context", None)
     return Correction(count=len(found), context=None if context is None else int(context), **known), note
@@ -103,11 +105,11 @@ def _read() -> tuple[list[dict[str, Any]], str | None]:
 def _sane(entry: Any) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("key"), dict):
         return False
-    numbers = {name: entry[name] for name in ("context", "step", "tflops") if name in entry}
+    numbers = {name: value for name, value in entry.items() if name != "key"}
     real = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in numbers.values())
     return bool(
         real
-        and numbers
+        and numbers.get("flops", 0) > 0
         and SANE[0] <= numbers.get("step", 1.0) <= SANE[1]
         and abs(numbers.get("context", 0)) <= 1e10
         and numbers.get("tflops", 1.0) > 0

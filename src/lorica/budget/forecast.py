@@ -108,8 +108,7 @@ class Forecast:
 
     def _verdict(self) -> str:
         verdict = {True: "fits", False: "does not fit", None: "cannot tell whether it fits"}[self.fits]
-        also = "" if self.work.recomputed is None else ", or set train.gradient_checkpointing"
-        remedy = f"; lower train.micro_batch_tokens{also}" if self.fits is False else ""
+        remedy = "; lorica plan RECIPE --fit shows what does" if self.fits is False else ""
         return f"{gigabytes(self.memory.peak)} on {self.machine}: {verdict}{remedy}"
 
 
@@ -135,14 +134,14 @@ def forecast(
         correction=correction,
         elsewhere=away,
         work=work,
-        flops_per_token=_flops(plan, work),
+        flops_per_token=flops_a_token(plan, work),
         machine=machine,
         warnings=() if training is None else cautions(plan, training),
         remarks=remarks,
     )
 
 
-def _flops(plan: Plan, work: Workload) -> int:
+def flops_a_token(plan: Plan, work: Workload) -> int:
     shapes = Shapes.of(plan.base)
     attention = work.length * shapes.q * shapes.layers
     trained = plan.trainable_parameters

@@ -117,12 +117,12 @@ class Measurement:
 def difference(forecast: Forecast, measured: Measured) -> dict[str, float]:
     """One measurement beside the uncorrected forecast of it, as it is kept."""
     in_the_step = sum(getattr(forecast.memory, name) for name in IN_THE_STEP)
-    over = measured.peak - forecast.memory.peak
-    rate = forecast.flops_per_token * measured.tokens_per_second / 1e12
+    over, flops = measured.peak - forecast.memory.peak, forecast.flops_per_token
+    rate = {"flops": flops, "tflops": flops * measured.tokens_per_second / 1e12}
     if in_the_step < MUCH:
-        return {"context": over, "tflops": rate}
+        return {"context": over, **rate}
     ratio = (in_the_step + over) / in_the_step
-    return {"step": ratio, "tflops": rate} if SANE[0] <= ratio <= SANE[1] else {"tflops": rate}
+    return {"step": ratio, **rate} if SANE[0] <= ratio <= SANE[1] else rate
 
 
 def spoken(seconds: float) -> str:

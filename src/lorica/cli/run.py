@@ -35,6 +35,9 @@ def plan(
     measure: Annotated[
         bool, typer.Option("--measure", help="Try its heaviest batch here, in a process of its own, and correct plans.")
     ] = False,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Show the three best recipes for this machine, or for --device or --memory.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a recipe would train, and the memory it takes. Warns of settings known to fail; reads no weights."""
@@ -43,9 +46,12 @@ def plan(
     from lorica.errors import RequestError
 
     size = None if memory is None else memory_in_bytes(memory)
-    if measure and (size or device):
-        raise RequestError("--measure tries a batch on this machine; leave --device and --memory out")
+    if measure and (fit or size or device):
+        raise RequestError("--measure tries the recipe on this machine; leave --fit, --device and --memory out")
     resolved = _recipe(recipe, settings)
+    if fit:
+        show(api.best_for(resolved, memory=size, device=device), as_json)
+        return
     planned = api.plan(resolved, memory=size, device=device)
     if not as_json:
         print(f"{resolved}\n{planned}")

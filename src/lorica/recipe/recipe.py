@@ -116,6 +116,13 @@ class Recipe(BaseModel):
             _set(tree, override)
         return cls(**tree)
 
+    def changed(self, overrides: Sequence[str]) -> Self:
+        """This recipe with `overrides`, as `load` takes them."""
+        tree = self.to_dict()
+        for override in overrides:
+            _set(tree, override)
+        return type(self)(**tree)
+
     def to_dict(self) -> dict[str, Any]:
         """Every setting, defaults included, as plain values that build the same recipe again."""
         tree = self.model_dump(mode="json", exclude_none=True)

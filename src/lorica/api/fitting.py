@@ -1,0 +1,153 @@
+"""fit to a device: the knobs of a recipe turned until it fits, those first that change no result."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from lorica import budget
+from lorica.api.planning import Draft, drawn
+from lorica.budget import Choice, Device, Fit, Machine
+from lorica.budget.fitting import best, seconds_a_token
+from lorica.budget.knobs import KNOBS, Asked, Knob, Settings
+from lorica.errors import LoricaError, NoRoomError
+from lorica.models.causal_lm import CausalLM
+from lorica.recipe import Recipe
+
+Turned = tuple[Settings, tuple[Knob, ...], tuple[int, ...]]
+"""Settings, the knobs they are of, and how far each knob was turned."""
+DEVICES_NAMED = 3
+
+
+def best_for(recipe: Recipe, *, memory: float | None = None, device: str | None = None) -> Fit:
+    """The three best recipes for a device, this machine's by default.
+
+    Rank and length are turned only where nothing else fits.  NoRoomError where nothing fits at all, with what comes
+    nearest.
+    """
+    search = Search(recipe, memory, device)
+    found: list[Choice] = []
+    for turned in _turned([knob for knob in KNOBS if not knob.exact], search.asked):
+        if any(knob.last for knob in turned[1]) and best(found):
+            break
+        found += search.level(turned)
+    choices = best(found)
+    if not choices:
+        raise NoRoomError(_nearest(found, search.place))
+    return Fit(asked=search.itself, choices=choices)
+
+
+@contextmanager
+def advised(recipe: Recipe) -> Iterator[None]:
+    """What has no room is told with the best recipe that has, for the memory that is free at the start."""
+    before = budget.machine(recipe.model.device).available
+    try:
+        yield
+    except NoRoomError as error:
+        raise NoRoomError(f"{error}; {_remedy(recipe, before)}") from None
+
+
+def _remedy(recipe: Recipe, memory: int) -> str:
+    try:
+        words = best_for(recipe, memory=memory or None).choices[0].words
+    except LoricaError as error:
+        return str(error)
+    fits = f"by the forecast it fits with {words}" if words else "by the forecast it fits as it is"
+    return f"{fits} (lorica plan --fit shows more; train.measure: false tries it nevertheless)"
+
+
+class Search:
+    """One recipe and one device."""
+
+    def __init__(self, recipe: Recipe, memory: float | None, device: str | None) -> None:
+        self.recipe, self.corrected = recipe, device is None
+        self.tflops: float | None = None
+        draft = drawn(recipe)
+        self.place = draft.place(memory, device)
+        self.asked = asked_of(recipe, draft)
+        self.itself = self._choice(draft, ({}, (), ()))
+        """The recipe as it is."""
+
+    def level(self, turned: Turned) -> Iterator[Choice]:
+        """Every way to turn the exact knobs at one level of quality; none where the recipe refuses that level."""
+        try:
+            draft = drawn(_with(self.recipe, turned[0]))
+        except LoricaError:
+            return
+        draft = replace(draft, length=turned[0].get("data.max_length", self.asked.length))
+        for exact in _turned([knob for knob in KNOBS if knob.exact], replace(self.asked, length=draft.length)):
+            settings = {**turned[0], **exact[0]}
+            try:
+                config = _with(self.recipe, settings)
+            except LoricaError:
+                continue
+            each = replace(draft, config=config.train, host_layers=config.model.host_layers)
+            yield self._choice(each, (settings, (*exact[1], *turned[1]), turned[2]))
+
+    def _choice(self, draft: Draft, turned: Turned) -> Choice:
+        forecast = draft.forecast(self.place, corrected=self.corrected)
+        self.tflops = self.tflops or forecast.tflops
+        quantised = any(site.stored for site in draft.planned.base)
+        settings, knobs, lost = turned
+        return Choice(
+            settings=settings,
+            knobs=knobs,
+            forecast=forecast,
+            lost=tuple(reversed(lost)),
+            seconds=seconds_a_token(forecast, self.asked.step_tokens, self.tflops, quantised),
+        )
+
+
+def asked_of(recipe: Recipe, draft: Draft) -> Asked:
+    train, numbered = recipe.train, len(recipe.method) > 1
+    ranks = [(n, method) for n, method in enumerate(recipe.method) if isinstance(getattr(method, "r", None), int)]
+    number, ranked = ranks[0] if ranks else (0, None)
+    return Asked(
+        tokens=train.micro_batch_tokens,
+        length=draft.length,
+        step_tokens=(train.rows_per_step or 0) * draft.length or train.tokens_per_step or draft.length,
+        recomputing=train.gradient_checkpointing,
+        r=getattr(ranked, "r", None),
+        ranked=f"method.{number}.r" if numbered else "method.r",
+        quantised=any(site.stored for site in draft.planned.base),
+        own=isinstance(draft.shapes, CausalLM),
+    )
+
+
+def _turned(knobs: Sequence[Knob], asked: Asked) -> Iterator[Turned]:
+    """Every combination, by how far the dearest knob is turned, then the one before it, and so on."""
+    values = [[None, *knob.values(asked)] for knob in reversed(knobs)]
+    for places in product(*(range(len(each)) for each in values)):
+        lost = tuple(reversed(places))
+        chosen = [values[-1 - n][place] for n, place in enumerate(lost)]
+        settings: dict[str, Any] = {key: value for each in chosen if each for key, value in each.items()}
+        yield settings, tuple(knob for knob, place in zip(knobs, lost, strict=True) if place), lost
+
+
+def _with(recipe: Recipe, settings: Settings) -> Recipe:
+    """RecipeError where a setting does not go with the rest."""
+    return recipe.changed([f"{key}={_yaml(value)}" for key, value in settings.items()])
+
+
+def _yaml(value: Any) -> str:
+    return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def _nearest(found: Sequence[Choice], place: Machine) -> str:
+    if not found:
+        return f"nothing fits {place}: the recipe can be turned in no way"
+    least = min(found, key=lambda each: each.forecast.memory.peak)
+    peak = least.forecast.memory.peak
+    roomy = sorted((each for each in budget.DEVICES if each.available * budget.ROOM >= peak), key=_available)
+    named = ", ".join(each.name for each in roomy[:DEVICES_NAMED])
+    larger = f", or a device with room for it ({named})" if roomy else ""
+    missing = budget.gigabytes(int(peak - budget.ROOM * place.available))
+    return (
+        f"nothing fits {place}: nearest is {least.words} with {budget.gigabytes(peak)}, {missing} too much; "
+        f"take a smaller base{larger}"
+    )
+
+
+def _available(device: Device) -> int:
+    return device.available
