@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lorica.adapter import Attached, Bank, Plan, Verification
     from lorica.api import (
         add_tokens,
+        advise,
         attach,
         best_for,
         data_report,
@@ -118,6 +119,7 @@ __all__ = [
     "VeRA",
     "Verification",
     "add_tokens",
+    "advise",
     "attach",
     "best_for",
     "data_report",
@@ -139,6 +141,7 @@ ROOMS = {
     "adapter": ("Attached", "Bank", "Plan", "Verification"),
     "api": (
         "add_tokens",
+        "advise",
         "attach",
         "best_for",
         "data_report",

@@ -1,6 +1,7 @@
 """The Python of Lorica: thin functions that put together rooms which do not know each other."""
 
 from lorica.adapter import Bank, inspect, load
+from lorica.api.advising import advise
 from lorica.api.answers import Answer, Speaker, generate
 from lorica.api.collecting import statistics
 from lorica.api.fitting import best_for
@@ -25,6 +26,7 @@ __all__ = [
     "Score",
     "Speaker",
     "add_tokens",
+    "advise",
     "attach",
     "best_for",
     "data_report",

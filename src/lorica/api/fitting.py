@@ -17,6 +17,8 @@ from lorica.recipe import Recipe
 
 Turned = tuple[Settings, tuple[Knob, ...], tuple[int, ...]]
 """Settings, the knobs they are of, and how far each knob was turned."""
+AS_IS: Turned = ({}, (), ())
+"""Nothing that costs quality is turned."""
 DEVICES_NAMED = 3
 
 
@@ -34,7 +36,7 @@ def best_for(recipe: Recipe, *, memory: float | None = None, device: str | None 
         found += search.level(turned)
     choices = best(found)
     if not choices:
-        raise NoRoomError(_nearest(found, search.place))
+        raise NoRoomError(nearest(found, search.place))
     return Fit(asked=search.itself, choices=choices)
 
 
@@ -63,26 +65,26 @@ class Search:
     def __init__(self, recipe: Recipe, memory: float | None, device: str | None) -> None:
         self.recipe, self.corrected = recipe, device is None
         self.tflops: float | None = None
-        draft = drawn(recipe)
-        self.place = draft.place(memory, device)
-        self.asked = asked_of(recipe, draft)
-        self.itself = self._choice(draft, ({}, (), ()))
+        self.draft = drawn(recipe)
+        self.place = self.draft.place(memory, device)
+        self.asked = asked_of(recipe, self.draft)
+        self.itself = self._choice(self.draft, AS_IS)
         """The recipe as it is."""
 
     def level(self, turned: Turned) -> Iterator[Choice]:
         """Every way to turn the exact knobs at one level of quality; none where the recipe refuses that level."""
         try:
-            draft = drawn(_with(self.recipe, turned[0]))
+            draft = drawn(self.recipe.changed(turned[0])) if turned[0] else self.draft
         except LoricaError:
             return
         draft = replace(draft, length=turned[0].get("data.max_length", self.asked.length))
         for exact in _turned([knob for knob in KNOBS if knob.exact], replace(self.asked, length=draft.length)):
             settings = {**turned[0], **exact[0]}
             try:
-                config = _with(self.recipe, settings)
+                changed = self.recipe.changed(settings)
             except LoricaError:
                 continue
-            each = replace(draft, config=config.train, host_layers=config.model.host_layers)
+            each = replace(draft, config=changed.train, host_layers=changed.model.host_layers)
             yield self._choice(each, (settings, (*exact[1], *turned[1]), turned[2]))
 
     def _choice(self, draft: Draft, turned: Turned) -> Choice:
@@ -125,16 +127,7 @@ def _turned(knobs: Sequence[Knob], asked: Asked) -> Iterator[Turned]:
         yield settings, tuple(knob for knob, place in zip(knobs, lost, strict=True) if place), lost
 
 
-def _with(recipe: Recipe, settings: Settings) -> Recipe:
-    """RecipeError where a setting does not go with the rest."""
-    return recipe.changed([f"{key}={_yaml(value)}" for key, value in settings.items()])
-
-
-def _yaml(value: Any) -> str:
-    return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)
-
-
-def _nearest(found: Sequence[Choice], place: Machine) -> str:
+def nearest(found: Sequence[Choice], place: Machine) -> str:
     if not found:
         return f"nothing fits {place}: the recipe can be turned in no way"
     least = min(found, key=lambda each: each.forecast.memory.peak)

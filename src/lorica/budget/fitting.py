@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import log
 from typing import Any
 
+from lorica.budget.advice import Decision
 from lorica.budget.forecast import Forecast
 from lorica.budget.knobs import Knob, Settings
 from lorica.budget.memory import gigabytes
@@ -48,6 +49,13 @@ class Choice:
     @property
     def given_up(self) -> tuple[Knob, ...]:
         return tuple(knob for knob in self.knobs if not knob.exact)
+
+    def decisions(self) -> tuple[Decision, ...]:
+        """What was turned, as advice tells it."""
+        return tuple(
+            Decision(topic="memory", settings=self.settings, words=knob.name, reason=knob.words, source=knob.source)
+            for knob in self.knobs
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {
