@@ -19,6 +19,9 @@ Turned = tuple[Settings, tuple[Knob, ...], tuple[int, ...]]
 """Settings, the knobs they are of, and how far each knob was turned."""
 AS_IS: Turned = ({}, (), ())
 """Nothing that costs quality is turned."""
+EXACT = [knob for knob in KNOBS if knob.exact]
+INEXACT = [knob for knob in KNOBS if not knob.exact]
+LENGTH = "data.max_length"
 DEVICES_NAMED = 3
 
 
@@ -30,7 +33,7 @@ def best_for(recipe: Recipe, *, memory: float | None = None, device: str | None 
     """
     search = Search(recipe, memory, device)
     found: list[Choice] = []
-    for turned in _turned([knob for knob in KNOBS if not knob.exact], search.asked):
+    for turned in _turned(INEXACT, search.asked):
         if any(knob.last for knob in turned[1]) and best(found):
             break
         found += search.level(turned)
@@ -65,6 +68,7 @@ class Search:
     def __init__(self, recipe: Recipe, memory: float | None, device: str | None) -> None:
         self.recipe, self.corrected = recipe, device is None
         self.tflops: float | None = None
+        self._drafts: dict[Any, Draft | None] = {}
         self.draft = drawn(recipe)
         self.place = self.draft.place(memory, device)
         self.asked = asked_of(recipe, self.draft)
@@ -72,20 +76,48 @@ class Search:
         """The recipe as it is."""
 
     def level(self, turned: Turned) -> Iterator[Choice]:
-        """Every way to turn the exact knobs at one level of quality; none where the recipe refuses that level."""
-        try:
-            draft = drawn(self.recipe.changed(turned[0])) if turned[0] else self.draft
-        except LoricaError:
+        """Ways to turn the exact knobs at one level of quality; none where the recipe refuses that level.
+
+        Things are kept elsewhere only where nothing fits without, and where nothing fits at all there is one way: all
+        knobs turned as far as they go.
+        """
+        draft = self._drawn(turned)
+        if draft is None:
             return
-        draft = replace(draft, length=turned[0].get("data.max_length", self.asked.length))
-        for exact in _turned([knob for knob in KNOBS if knob.exact], replace(self.asked, length=draft.length)):
-            settings = {**turned[0], **exact[0]}
+        ways = list(_turned(EXACT, replace(self.asked, length=draft.length)))
+        leanest = self._way(draft, turned, ways[-1])
+        if leanest is not None and leanest.forecast.fits is False:
+            yield leanest
+            return
+        alone = [way for way in ways if not any(knob.elsewhere for knob in way[1])]
+        found = self._ways(draft, turned, alone)
+        if not any(choice.forecast.fits is not False for choice in found):
+            found = self._ways(draft, turned, ways[len(alone) :])
+        yield from found
+
+    def _drawn(self, turned: Turned) -> Draft | None:
+        """The plan of a level, which is one for all lengths."""
+        settings = {key: value for key, value in turned[0].items() if key != LENGTH}
+        key = tuple(settings.items())
+        if key not in self._drafts:
             try:
-                changed = self.recipe.changed(settings)
+                self._drafts[key] = drawn(self.recipe.changed(settings)) if settings else self.draft
             except LoricaError:
-                continue
-            each = replace(draft, config=changed.train, host_layers=changed.model.host_layers)
-            yield self._choice(each, (settings, (*exact[1], *turned[1]), turned[2]))
+                self._drafts[key] = None
+        draft = self._drafts[key]
+        return None if draft is None else replace(draft, length=turned[0].get(LENGTH, self.asked.length))
+
+    def _ways(self, draft: Draft, turned: Turned, ways: Sequence[Turned]) -> list[Choice]:
+        return [choice for way in ways if (choice := self._way(draft, turned, way)) is not None]
+
+    def _way(self, draft: Draft, turned: Turned, exact: Turned) -> Choice | None:
+        settings = {**turned[0], **exact[0]}
+        try:
+            changed = self.recipe.changed(settings)
+        except LoricaError:
+            return None
+        each = replace(draft, config=changed.train, host_layers=changed.model.host_layers)
+        return self._choice(each, (settings, (*exact[1], *turned[1]), turned[2]))
 
     def _choice(self, draft: Draft, turned: Turned) -> Choice:
         forecast = draft.forecast(self.place, corrected=self.corrected)

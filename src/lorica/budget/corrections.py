@@ -59,8 +59,9 @@ class Correction:
 
 
 def path() -> Path:
-    """corrections.json in the user's cache folder (XDG_CACHE_HOME, ~/.cache)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorica" / "corrections.json"
+    """corrections.json in LORICA_CACHE, or under `lorica` in the user's cache folder (XDG_CACHE_HOME, ~/.cache)."""
+    own, shared = os.environ.get("LORICA_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own or Path(shared or Path.home() / ".cache") / "lorica") / "corrections.json"
 
 
 def correction(key: Key, flops_per_token: int) -> tuple[Correction | None, str | None]:

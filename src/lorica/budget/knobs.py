@@ -36,7 +36,7 @@ class Asked:
 @dataclass(frozen=True, kw_only=True)
 class Knob:
     """values: settings to try after the recipe's own, by what they give up.  words: what it costs, and by which source.
-    last: turned only where nothing else fits."""
+    last: turned only where nothing else fits.  elsewhere: keeps things outside of the device."""
 
     name: str
     values: Callable[[Asked], Iterator[Settings]]
@@ -44,6 +44,7 @@ class Knob:
     source: str
     exact: bool = False
     last: bool = False
+    elsewhere: bool = False
 
 
 def _halves(most: int, least: int) -> Iterator[int]:
@@ -110,6 +111,7 @@ KNOBS: tuple[Knob, ...] = (
         words="the optimiser's state waits outside of the device and crosses over in every step",
         source="Dettmers et al. 2023, arXiv:2305.14314, section 3",
         exact=True,
+        elsewhere=True,
     ),
     Knob(
         name="offloaded activations",
@@ -117,6 +119,7 @@ KNOBS: tuple[Knob, ...] = (
         words="inputs of recomputed blocks wait outside of the device",
         source="Ren et al. 2021, arXiv:2101.06840",
         exact=True,
+        elsewhere=True,
     ),
     Knob(
         name="fetched layers",
@@ -124,6 +127,7 @@ KNOBS: tuple[Knob, ...] = (
         words="weights of some blocks wait outside of the device and are fetched in every pass",
         source="Ren et al. 2021, arXiv:2101.06840",
         exact=True,
+        elsewhere=True,
     ),
     Knob(
         name="quantised base",

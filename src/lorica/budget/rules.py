@@ -285,8 +285,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
 DISAGREEMENTS: tuple[Remark, ...] = (
     Remark(
         when=lambda f, c: "method.r" in c,
-        words="alpha 32 at any rank could not be improved on once the rate was swept; at r=256 alpha = 2 r was crucial; "
-        "the first paper takes the first r it tries, QLoRA 16 at r=64. What counts is the rate beside it: tune that",
+        words="alpha 32 at any rank could not be improved on once the rate was swept; at r=256 alpha = 2 r was "
+        "crucial; the first paper takes the first r it tries, QLoRA 16 at r=64. Tune the rate beside it",
         source=f"{REGRET}; {FORGETS}; {LORA}; {QLORA}",
     ),
     Remark(
