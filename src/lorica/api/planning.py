@@ -14,6 +14,7 @@ from lorica.data.size import rows_about
 from lorica.errors import RequestError
 from lorica.models import context_limit, fetched_layers, load_tokenizer, shapes_only
 from lorica.models.causal_lm import CausalLM
+from lorica.models.fetched import refuse_foreign
 from lorica.recipe import Recipe
 from lorica.tasks import TASKS, Task
 from lorica.train import TrainConfig, outlook
@@ -62,6 +63,8 @@ def _of_recipe(recipe: Recipe, memory: float | None, device: str | None) -> Fore
     shapes: Any = shapes_only(
         base.source, base.dtype, head=task.head(), quantize=base.quantize, double_quant=base.double_quant
     )
+    if base.host_layers and base.host_layers != "auto" and not isinstance(shapes, CausalLM):
+        refuse_foreign(base.source)
     if recipe.model.add_tokens:
         shapes.tokenizer = load_tokenizer(recipe.model.source)
     methods = with_tokens(shapes, recipe.model.add_tokens, recipe.method)

@@ -16,7 +16,7 @@ from lorica.api.tasked import TaskLike, attach, load_base, settled, task_for, ta
 from lorica.api.vocabulary import with_tokens
 from lorica.budget import cautions
 from lorica.data import DataConfig, Dataset
-from lorica.errors import RecipeError, RequestError, by_field, did_you_mean
+from lorica.errors import RecipeError, by_field, did_you_mean
 from lorica.models import fingerprint, quantisation_of
 from lorica.recipe import Recipe
 from lorica.train import Run, TrainConfig
@@ -34,8 +34,6 @@ def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None
     """
     reporter = reporter or Quiet()
     folder, base = Path(recipe.output), recipe.model
-    if base.host_layers:
-        raise RequestError("model.host_layers: is not built yet; leave it out")
     if not resume:
         refuse_occupied(folder)
     recipe = recipe.model_copy(update={"task": settled(recipe.task, recipe.data, base.source)})
@@ -45,6 +43,7 @@ def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None
         quantize=base.quantize,
         double_quant=base.double_quant,
         device=base.device,
+        host_layers=plan(recipe).work.host_layers if base.host_layers == "auto" else base.host_layers,
         task=recipe.task,
         seed=recipe.train.seed,
     )
