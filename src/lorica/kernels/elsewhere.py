@@ -21,6 +21,8 @@ from lorica.errors import RequestError, RunError
 
 MEMORY = {"tmpfs", "ramfs"}
 """File systems that are memory themselves."""
+PAGE = 4096
+"""Bytes; tensors in a file begin at multiples of it."""
 
 
 class Kept(ABC):
@@ -88,7 +90,7 @@ class Passing(InFile):
     """Its place in the file is another's once nobody holds it."""
 
     def __del__(self) -> None:
-        self.file.free.setdefault(self.nbytes, []).append(self.start)
+        self.file.let_go(self.start, self.nbytes)
 
 
 class File:
@@ -96,7 +98,7 @@ class File:
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:
         self.path, self._stream, self.descriptor = path, stream, stream.fileno()
-        self.free: dict[int, list[int]] = {}
+        self._free: dict[int, list[int]] = {}
         self._end = 0
 
     @classmethod
@@ -117,11 +119,18 @@ class File:
             return cls(folder, tempfile.TemporaryFile(dir=folder))  # type: ignore[arg-type]
 
     def place(self, nbytes: int) -> int:
-        """Where so many bytes go: a place that was let go of, or the end."""
-        if places := self.free.get(nbytes):
+        """Where so many bytes go: a place that was let go of, or the end.
+
+        Places are of powers of two, so that sizes which differ from step to step find one: what is not written of them
+        takes no room on the disk.
+        """
+        if places := self._free.get(_class(nbytes)):
             return places.pop()
-        start, self._end = self._end, self._end + nbytes
+        start, self._end = self._end, self._end + _class(nbytes)
         return start
+
+    def let_go(self, start: int, nbytes: int) -> None:
+        self._free.setdefault(_class(nbytes), []).append(start)
 
     def read(self, into: memoryview, start: int) -> None:
         done = 0
@@ -186,6 +195,10 @@ def file_system(folder: Path) -> str:
         return ""
     above = [(Path(where), kind) for _, where, kind, *_ in lines if place.is_relative_to(where)]
     return max(above, key=lambda each: len(each[0].parts), default=(place, ""))[1]
+
+
+def _class(nbytes: int) -> int:
+    return max(1 << (nbytes - 1).bit_length(), PAGE)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from lorica.data import Dataset, Example, Schedule, micro_batches, rectangles
 from lorica.data import steps as schedule_of
 from lorica.data.order import OVERHEAD
-from lorica.errors import DivergedError, NoRoomError, RequestError, RunError
+from lorica.errors import DivergedError, NoRoomError, RunError
 from lorica.kernels.elsewhere import Store
 from lorica.models import fetched_layers, generators
 from lorica.models.causal_lm import CausalLM
@@ -81,8 +82,6 @@ def fit(
     give a Run with status "interrupted".
     """
     seed = config.seed if seed is None else seed
-    if config.offload_activations:
-        raise RequestError("train.offload_activations: is not built yet; leave it out")
     if attached.life is not None:
         attached.life.begin(len(_schedule(train, config, seed)))
     reporter = reporter or Quiet()
@@ -125,8 +124,8 @@ class Trainer:
         self.schedule = _schedule(train, config, seed)
         self.total = len(self.schedule)
         self.groups = config.rates.groups(attached.plan)
-        device = next(attached.model.parameters()).device
-        self.paged = None if config.page_state is None else Paged(config.page_state, self._store(device))
+        self.device = next(attached.model.parameters()).device
+        self.paged = None if config.page_state is None else Paged(config.page_state, self._store)
         self.learner = Learner(
             model=attached.model,
             task=task,
@@ -138,7 +137,7 @@ class Trainer:
                 state=self.paged,
             ),
             seed=seed,
-            device=device,
+            device=self.device,
             clip=config.clip,
             life=attached.life,
             scale=LossScale.of(attached.model),
@@ -149,13 +148,15 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._warned = False
 
-    def _store(self, device: torch.device) -> Store:
+    @cached_property
+    def _store(self) -> Store:
         """Room beside the device: where it is the CPU in the run folder, which has the room that checkpoints need."""
-        return Store(device, None if self.place is None else self.place.path)
+        return Store(self.device, None if self.place is None else self.place.path)
 
     def begin(self, stack: ExitStack) -> None:
         """Ready for the first step, or for the first after the checkpoint that is gone on from."""
-        stack.enter_context(recomputing(self.attached, self._recomputed()))
+        store = self._store if self.config.offload_activations else None
+        stack.enter_context(recomputing(self.attached, self._recomputed(), store))
         if self.config.base_dropout:
             torch.manual_seed(self.learner.seed)
         if self.place is not None:
