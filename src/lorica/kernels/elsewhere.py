@@ -97,9 +97,13 @@ class File:
     """A file by its place, read or written without a position."""
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:
-        self.path, self._stream, self.descriptor = path, stream, stream.fileno()
+        with stream:
+            self.path, self.descriptor = path, os.dup(stream.fileno())
         self._free: dict[int, list[int]] = {}
         self._end = 0
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
 
     @classmethod
     def of(cls, path: Path) -> "File":
