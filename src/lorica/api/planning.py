@@ -17,6 +17,7 @@ from lorica.data.size import rows_about
 from lorica.errors import RequestError
 from lorica.models import context_limit, fetched_layers, load_tokenizer, shapes_only
 from lorica.models.causal_lm import CausalLM
+from lorica.models.fetched import refuse_foreign
 from lorica.models.numerics import numerics
 from lorica.recipe import Recipe
 from lorica.tasks import TASKS, Task
@@ -128,6 +129,8 @@ def drawn(recipe: Recipe) -> Draft:
     shapes: Any = shapes_only(
         base.source, base.dtype, head=task.head(), quantize=base.quantize, double_quant=base.double_quant
     )
+    if base.host_layers and base.host_layers != "auto" and not isinstance(shapes, CausalLM):
+        refuse_foreign(base.source)
     if recipe.model.add_tokens:
         shapes.tokenizer = load_tokenizer(recipe.model.source)
     methods = with_tokens(shapes, recipe.model.add_tokens, recipe.method)

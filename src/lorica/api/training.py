@@ -20,7 +20,7 @@ from lorica.api.vocabulary import with_tokens
 from lorica.budget import Measured, cautions
 from lorica.budget.memory import CONTEXT
 from lorica.data import DataConfig, Dataset
-from lorica.errors import RecipeError, RequestError, by_field, did_you_mean
+from lorica.errors import RecipeError, by_field, did_you_mean
 from lorica.models import fingerprint, quantisation_of
 from lorica.recipe import Recipe
 from lorica.train import Run, TrainConfig, memory
@@ -40,8 +40,6 @@ def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None
     """
     reporter = reporter or Quiet()
     folder = Path(recipe.output)
-    if recipe.model.host_layers:
-        raise RequestError("model.host_layers: is not built yet; leave it out")
     if not resume:
         refuse_occupied(folder)
     with advised(recipe):
@@ -98,6 +96,7 @@ def _loaded(recipe: Recipe) -> tuple[Recipe, nn.Module]:
         quantize=base.quantize,
         double_quant=base.double_quant,
         device=base.device,
+        host_layers=plan(recipe).work.host_layers if base.host_layers == "auto" else base.host_layers,
         task=recipe.task,
         seed=recipe.train.seed,
     )

@@ -121,8 +121,8 @@ def _plain(name: str) -> str:
     return "".join(character for character in words if character.isalnum())
 
 
-def memory_in_bytes(given: str, asked: str = "--memory") -> int:
-    """`8`, `8GB` (10^9) or `8GiB` (2^30).  RequestError where it is no amount of memory, told of what was `asked`."""
+def memory_in_bytes(given: str) -> int:
+    """`8`, `8GB` (10^9) or `8GiB` (2^30).  RequestError where it is no amount of memory."""
     text = given.strip().lower()
     unit = next((unit for unit in UNITS if unit and text.endswith(unit)), "")
     try:
@@ -130,7 +130,7 @@ def memory_in_bytes(given: str, asked: str = "--memory") -> int:
     except ValueError:
         size = 0.0
     if not LEAST <= size <= MOST:
-        raise RequestError(f"{asked}: {given!r} is no amount of memory; give decimal GB, as in 24 or 24GB, or 24GiB")
+        raise RequestError(f"--memory: {given!r} is no amount of memory; give decimal GB, as in 24 or 24GB, or 24GiB")
     return int(size)
 
 

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ from lorica.budget import Workload
 from lorica.data import Dataset, Example, Schedule, micro_batches, rectangles
 from lorica.data import steps as schedule_of
 from lorica.data.order import OVERHEAD
-from lorica.errors import DivergedError, NoRoomError, RequestError, RunError
+from lorica.errors import DivergedError, NoRoomError, RunError
+from lorica.kernels.elsewhere import Store
 from lorica.models import fetched_layers, generators
 from lorica.models.causal_lm import CausalLM
 from lorica.models.unpadded import stack_of
@@ -29,6 +31,7 @@ from lorica.train.config import TrainConfig
 from lorica.train.interrupt import Interruption
 from lorica.train.loss_scale import LossScale
 from lorica.train.optimizers import optimizer
+from lorica.train.paging import OnCpu, Paged
 from lorica.train.progress import Progress
 from lorica.train.recomputing import machine_of, recomputing, workload
 from lorica.train.records import EvalRecord, Run, Status, StepRecord
@@ -82,9 +85,6 @@ def fit(
     not finite.  Ctrl-C and SIGTERM finish the step, save, and give a Run with status "interrupted".
     """
     seed = config.seed if seed is None else seed
-    unbuilt = [name for name in ("page_state", "offload_activations") if getattr(config, name)]
-    if unbuilt:
-        raise RequestError(f"train.{unbuilt[0]}: is not built yet; leave it out")
     if attached.life is not None:
         attached.life.begin(len(_schedule(train, config, seed)))
     reporter = reporter or Quiet()
@@ -142,7 +142,8 @@ class Trainer:
         self.schedule = _schedule(train, config, seed)
         self.total = len(self.schedule)
         self.groups = config.rates.groups(attached.plan)
-        first = next(attached.model.parameters())
+        self.device = next(attached.model.parameters()).device
+        self.paged = None if config.page_state is None else Paged(config.page_state, self._store)
         self.learner = Learner(
             model=attached.model,
             task=task,
@@ -151,9 +152,10 @@ class Trainer:
                 dict(attached.named_parameters()),
                 factors={key: group.factor for group in self.groups for key in group.keys},
                 roles={key: tensor.role for key, tensor in attached.plan.tensors.items()},
+                state=self.paged,
             ),
             seed=seed,
-            device=first.device,
+            device=self.device,
             clip=config.clip,
             life=attached.life,
             scale=LossScale.of(attached.model),
@@ -165,10 +167,16 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._warned = False
 
+    @cached_property
+    def _store(self) -> Store:
+        """Room beside the device: where it is the CPU in the run folder, which has the room that checkpoints need."""
+        return Store(self.device, None if self.place is None else self.place.path)
+
     def begin(self, stack: ExitStack) -> None:
         """Ready for the first step, or for the first after the checkpoint that is gone on from."""
         self.work = self._workload()
-        stack.enter_context(recomputing(self.attached, self.work.recomputed))
+        store = self._store if self.config.offload_activations else None
+        stack.enter_context(recomputing(self.attached, self.work.recomputed, store))
         if self.config.base_dropout:
             torch.manual_seed(self.learner.seed)
         if self.place is not None:
@@ -259,11 +267,16 @@ class Trainer:
             seconds=seconds,
             tokens_per_second=taken.tokens / seconds,
             memory_bytes=memory.used_bytes(self.learner.device),
+            pages=self._pages(),
         )
         self.progress.stepped(record)
         self._write(record.to_dict())
         self.reporter.on_step(record)
         self._notice(taken.grad_norm)
+
+    def _pages(self) -> dict[str, int] | None:
+        """Of the optimiser's state, moved since this process began."""
+        return None if self.paged is None else {"in": self.paged.pages_in, "out": self.paged.pages_out}
 
     def taken(self, step: int, rate: float) -> Taken:
         """The step, in smaller micro-batches from here on where memory runs out: the same step but for rounding."""
@@ -334,7 +347,7 @@ class Trainer:
         tensors = {
             "adapter": self._adapter_state(),
             "start": {name: tensor.cpu().contiguous() for name, tensor in self.attached.start().items()},
-            "optimizer": {name: tensor.cpu() for name, tensor in self.learner.optimizer.state().items()},
+            "optimizer": OnCpu(self.learner.optimizer.state()),
             "best": self.progress.best,
             "life": {} if life is None else {name: tensor.cpu() for name, tensor in life.state_dict().items()},
             "generators": generators.states(),
@@ -412,6 +425,7 @@ class Trainer:
             tokens_per_second=progress.tokens / progress.seconds if progress.seconds else 0.0,
             peak_bytes=memory.peak_bytes(self.learner.device),
             skipped_steps=self.learner.scale.skipped,
+            pages=self._pages(),
             history=tuple(self.history if self.place is None else self.place.history),
         )
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from lorica.budget import memory_in_bytes
+from lorica.errors import RequestError
 
 
 def _number(value: Any) -> Any:
@@ -21,9 +22,12 @@ def _number(value: Any) -> Any:
 
 def _size(value: Any) -> Any:
     """A number is of bytes; words have a unit, `500MB`."""
-    if isinstance(value, str) and not value.strip()[-1:].isdigit():
-        return memory_in_bytes(value, "a size")
-    return _number(value)
+    if not isinstance(value, str) or value.strip()[-1:].isdigit():
+        return _number(value)
+    try:
+        return memory_in_bytes(value)
+    except RequestError:
+        raise ValueError(f"{value!r} is no size; write it as 500MB, 2GB or 1GiB") from None
 
 
 def _number_or_word(value: Any) -> Any:

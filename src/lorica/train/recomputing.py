@@ -10,6 +10,7 @@ from torch import nn
 from lorica.adapter import Plan
 from lorica.budget import Machine, Workload, fewest_fetched, fewest_recomputed, machine
 from lorica.budget.memory import CONTEXT, Shapes
+from lorica.kernels.elsewhere import Store
 from lorica.models import recomputable
 from lorica.models.causal_lm import CausalLM
 from lorica.train.config import TrainConfig
@@ -64,12 +65,12 @@ def machine_of(model: nn.Module) -> Machine:
 
 
 @contextmanager
-def recomputing(attached: "Attached", blocks: int | None) -> Iterator[None]:
-    """None: all of them."""
+def recomputing(attached: "Attached", blocks: int | None, store: Store | None) -> Iterator[None]:
+    """None: all of them.  store: where their inputs wait, None: on the device."""
     if blocks == 0:
         yield
         return
-    undo = attached.checkpoint(blocks)
+    undo = attached.checkpoint(blocks, store)
     try:
         yield
     finally:
