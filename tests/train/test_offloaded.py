@@ -33,7 +33,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 def learned(**settings: Any) -> dict[str, Tensor]:
     attached = attach(base(layers=LAYERS), lora(), seed=1)
-    config = TrainConfig(steps=STEPS, rows_per_step=6, learning_rate=1e-2, **settings)
+    config = TrainConfig(measure=False, steps=STEPS, rows_per_step=6, learning_rate=1e-2, **settings)
     fit(attached, CausalLanguageModelling(), dataset(), None, config)
     return {key: tensor.clone() for key, tensor in attached.state().items()}
 
