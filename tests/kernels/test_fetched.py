@@ -98,5 +98,5 @@ def test_a_folder_that_is_memory_itself_is_refused(tmp_path: Path, monkeypatch: 
 def test_the_file_system_of_a_folder_is_that_of_the_nearest_mount(monkeypatch: pytest.MonkeyPatch) -> None:
     mounts = "disk / ext4 rw\nnone /data tmpfs rw\ndisk2 /data/runs xfs rw\n"
     monkeypatch.setattr(Path, "read_text", lambda self, **_: mounts)
-    kinds = [file_system(Path(place)) for place in ("/home/me", "/data/tmp", "/data/runs/a", "/database")]
+    kinds = [file_system(Path(place)) for place in ("/srv/me", "/data/tmp", "/data/runs/a", "/database")]
     assert kinds == ["ext4", "tmpfs", "xfs", "ext4"]

@@ -93,6 +93,7 @@ def test_a_cast_of_the_model_changes_what_fetched_layers_compute_in(folder: Path
         outputs = [model.float()(input_ids=IDS).logits for model in (resident, away)]
     assert outputs[0].dtype == torch.float32
     assert torch.equal(*outputs)
+    assert sites(away) == sites(resident)
 
 
 def test_what_is_fetched_cannot_be_trained_itself(folder: Path) -> None:
