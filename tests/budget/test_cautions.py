@@ -169,7 +169,7 @@ def test_fit_says_it_before_it_starts_and_knows_its_rows():
 
     notes = []
     attached = adapter.attach(base(), LoRA(r=2, alpha=6, target_modules="attention"))
-    api.fit(attached, dataset(12), steps=1, learning_rate=2e-5, reporter=Listening())
+    api.fit(attached, dataset(12), steps=1, learning_rate=2e-5, measure=False, reporter=Listening())
     assert [note.split(";")[0] for note in notes] == ["warning: learning_rate 2e-5 is one of full fine-tuning"]
 
 

@@ -135,3 +135,48 @@ def test_memory_is_decimal_unless_it_says_otherwise(given: str, size: float):
 def test_absurd_memory_is_refused(given: str):
     with pytest.raises(RequestError, match="is no amount of memory"):
         memory_in_bytes(given)
+
+
+SMS_AND_CLOCKS = {
+    "RTX 2060": (30, 1.680, 256),
+    "RTX 2080 Ti": (68, 1.545, 256),
+    "RTX 3060": (28, 1.777, 256),
+    "RTX 3060 Ti": (38, 1.665, 256),
+    "RTX 3070": (46, 1.725, 256),
+    "RTX 3080": (68, 1.710, 256),
+    "RTX 3090": (82, 1.695, 256),
+    "RTX A6000": (84, 1.800, 512),
+    "RTX 4060": (24, 2.460, 256),
+    "RTX 4060 Ti 16 GB": (34, 2.535, 256),
+    "RTX 4070": (46, 2.475, 256),
+    "RTX 4070 Ti": (60, 2.610, 256),
+    "RTX 4080": (76, 2.505, 256),
+    "RTX 4090": (128, 2.520, 256),
+    "RTX 5090": (170, 2.407, 256),
+    "T4": (40, 1.590, 512),
+    "V100 16 GB": (80, 1.530, 512),
+    "V100 32 GB": (80, 1.530, 512),
+    "A10": (72, 1.695, 512),
+    "A100 40 GB": (108, 1.410, 1024),
+    "A100 80 GB": (108, 1.410, 1024),
+    "L4": (58, 2.040, 512),
+    "L40S": (142, 2.490, 512),
+    "H100 80 GB": (132, 1.830, 2048),
+    "H200": (132, 1.830, 2048),
+}
+"""SMs, boost clock in GHz, and products of 16 bits that an SM adds up in float32 a clock (dense), of the makers'
+specifications."""
+
+
+def test_published_rates_are_what_multiprocessors_and_clocks_give():
+    published = {each.name: each.tflops for each in DEVICES if each.kind == "cuda"}
+    assert published.keys() == SMS_AND_CLOCKS.keys()
+    for name, (sms, clock, products) in SMS_AND_CLOCKS.items():
+        assert published[name] == pytest.approx(sms * products * 2 * clock / 1e3, rel=0.005), name
+
+
+def test_unified_memory_and_processors_are_there_and_lose_the_system_s_share():
+    apple, cpu = device("m4 max 128gb"), device("CPU 16 GB")
+    assert (apple.kind, cpu.kind) == ("mps", "cpu")
+    assert apple.available == 96 * 2**30
+    assert cpu.available < 16 * 2**30

@@ -223,7 +223,7 @@ def test_the_peak_is_the_sum_of_the_parts_and_decides_what_fits() -> None:
     roomy, tight = (budget.forecast(plan, work, budget.machine("cuda", gb * 1e9), decoder=True) for gb in (24, 14))
     assert roomy.fits is True
     assert tight.fits is False
-    assert "does not fit; lower train.micro_batch_tokens" in str(tight)
+    assert "does not fit; lorica plan RECIPE --fit shows what does" in str(tight)
     assert roomy.to_dict()["memory_bytes"]["peak"] == roomy.memory.peak
 
 

@@ -37,8 +37,8 @@ def definition(q: Tensor, k: Tensor, v: Tensor, documents: Sequence[int], causal
     """In float64, a document at a time."""
     parts = (part.split(list(documents)) for part in (q, k, v))
     done = []
-    for q_d, k_d, v_d in zip(*parts, strict=True):
-        k_d, v_d = (part.repeat_interleave(q.shape[1] // k.shape[1], 1) for part in (k_d, v_d))
+    for q_d, shared, read in zip(*parts, strict=True):
+        k_d, v_d = (part.repeat_interleave(q.shape[1] // k.shape[1], 1) for part in (shared, read))
         behind = torch.arange(len(q_d))[:, None] - torch.arange(len(q_d))
         sees = (behind >= 0) | torch.tensor(not causal)
         sees &= behind < (window or len(q_d))

@@ -93,9 +93,9 @@ def test_beside_the_input_and_the_middle_one_product_is_kept():
 def test_a_wrong_gradient_of_the_gain_is_caught(monkeypatch: pytest.MonkeyPatch):
     kernel = import_module("lorica.kernels.siblings")
 
-    def without_the_update(part: Any, grad: Tensor, z: Tensor) -> Tensor:
-        return (grad * (z - part.scale)).sum(0)
+    def without_the_update(grad: Tensor, z: Tensor, bias: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+        return grad * gain, (grad * (z - bias - 2)).sum(0)
 
     assert worst(low_rank_linear, ((16,), 7, 3, 2), torch.float32, False, True) <= 1
-    monkeypatch.setattr(kernel, "gain_gradient", without_the_update)
+    monkeypatch.setattr(kernel, "gained_backward", without_the_update)
     assert worst(low_rank_linear, ((16,), 7, 3, 2), torch.float32, False, True) > 1

@@ -71,7 +71,7 @@ def test_a_step_that_does_not_fit_is_taken_in_smaller_parts(kind: str) -> None:
 
 
 def test_a_row_that_does_not_fit_ends_the_run_and_leaves_what_was_saved(tmp_path: Path) -> None:
-    config = TrainConfig(steps=4, rows_per_step=6, learning_rate=1e-2, checkpoint_every=1)
+    config = TrainConfig(steps=4, rows_per_step=6, learning_rate=1e-2, checkpoint_every=1, measure=False)
     room = [10_000, 10_000, 1]
     tried: list[int] = []
     task = cramped(1, MemoryError, tried)

@@ -376,7 +376,7 @@ def test_gradient_checkpointing_changes_no_bit(tmp_path):
 @pytest.mark.parametrize("base_dropout", [False, True])
 def test_blocks_of_transformers_are_computed_again_in_evaluation_mode_too(base_dropout):
     sizes = {"vocab_size": 61, "n_positions": 32, "n_embd": 16, "n_layer": 4, "n_head": 2}
-    config = TrainConfig(steps=2, rows_per_step=6, learning_rate=1e-2, base_dropout=base_dropout)
+    config = TrainConfig(steps=2, rows_per_step=6, learning_rate=1e-2, base_dropout=base_dropout, measure=False)
     found = {}
     for layers in (False, True, 2):
         torch.manual_seed(0)
@@ -400,7 +400,8 @@ class Noting(Quiet):
 
 
 def test_memory_decides_how_many_blocks_are_computed_again_and_no_bit_of_the_run(monkeypatch):
-    config, longest = TrainConfig(steps=3, rows_per_step=6, learning_rate=1e-2), int(max(dataset(12).lengths))
+    config = TrainConfig(steps=3, rows_per_step=6, learning_rate=1e-2, measure=False)
+    longest = int(max(dataset(12).lengths))
 
     def run(available):
         """The losses, and what was said."""
@@ -473,7 +474,7 @@ def test_low_memory_is_said_once(monkeypatch):
     sizes = {"/proc/meminfo": [["MemTotal:", "1000000", "kB"], ["MemAvailable:", "20000", "kB"]]}
     monkeypatch.setattr(free, "_fields", lambda path: sizes.get(path, []))
     reporter = Interrupting(-1, signal.SIGINT)
-    train(None, TrainConfig(steps=12), reporter=reporter)
+    train(None, TrainConfig(steps=12, measure=False), reporter=reporter)
     recomputed, low = reporter.notes
     assert "all blocks are computed again" in recomputed
     assert "memory runs low: 0.0 of 1.0 GB left on this machine; lower train.micro_batch_tokens" in low
@@ -528,5 +529,5 @@ def test_the_base_is_in_evaluation_mode_and_the_adapter_is_not_while_learning():
             modes.append(bool(learning) and all("adapter" in name for name in learning))
             return super().loss(model, batch)
 
-    train(None, TrainConfig(steps=2), task=Watching())
+    train(None, TrainConfig(steps=2, measure=False), task=Watching())
     assert modes == [True, True]

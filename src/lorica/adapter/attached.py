@@ -26,6 +26,7 @@ from lorica.adapter.plan import Plan
 from lorica.adapter.proof import Comparison, Proof, Prover, Unprobed, recorded
 from lorica.adapter.rates import Rates, parameter_groups
 from lorica.errors import AdapterError, did_you_mean
+from lorica.kernels.elsewhere import Store
 from lorica.methods.contract import Life
 from lorica.models import checkpoint
 from lorica.models.ambient import Clock
@@ -157,10 +158,11 @@ class Attached:
     def eval(self) -> "Attached":
         return self.train(False)
 
-    def checkpoint(self, layers: int | None = None) -> Undo:
+    def checkpoint(self, layers: int | None = None, store: Store | None = None) -> Undo:
         """Recompute the first `layers` blocks in the backward pass instead of keeping their activations (None: all),
-        until the returned undo is called or the adapter is taken off."""
-        undo = checkpoint(self.model, layers)
+        until the returned undo is called or the adapter is taken off.  Their inputs wait in `store`, None: on the
+        device."""
+        undo = checkpoint(self.model, layers, store)
         self._undos.append(undo)
         return partial(self._take_back, undo)
 

@@ -64,7 +64,7 @@ class Swaps:
             self.undos.append(lambda: setattr(holder, name, before))
 
     def put_linear(self, name: str, W: Tensor) -> None:
-        """A plain linear with this weight in the place of a quantised one."""
+        """A plain linear with this weight in the place of one that is quantised or elsewhere."""
         before = self.model.get_submodule(name)
         self.model.set_submodule(name, plain_linear(before, W))  # type: ignore[arg-type]
         if self.kept:
@@ -170,11 +170,11 @@ def merged_bias(module: nn.Module, bias: Tensor) -> Tensor:
 
 def _put_merged(swaps: Swaps, planned: PlannedEdit, module: nn.Module) -> None:
     model = swaps.model
-    if planned.site.stored:
-        swaps.put_linear(planned.site.name, merged_weight(module, weight_of(model, planned.site).dense()))
-        return
     owner, _, leaf = planned.site.weight.rpartition(".")
     holder = model.get_submodule(owner)
+    if leaf not in holder._parameters or planned.site.stored:
+        swaps.put_linear(planned.site.name, merged_weight(module, weight_of(model, planned.site).dense()))
+        return
     before = holder.get_parameter(leaf)
     value = merged_weight(module, before.detach(), planned.site.transposed)
     swaps.put(holder, leaf, before, nn.Parameter(value, requires_grad=before.requires_grad))

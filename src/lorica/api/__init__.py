@@ -1,14 +1,17 @@
 """The Python of Lorica: thin functions that put together rooms which do not know each other."""
 
 from lorica.adapter import Bank, inspect, load
+from lorica.api.advising import advise
 from lorica.api.answers import Answer, Speaker, generate
 from lorica.api.collecting import statistics
+from lorica.api.fitting import best_for
 from lorica.api.looking import data_report
 from lorica.api.machinery import Machinery, doctor
 from lorica.api.merging import merge
 from lorica.api.method_table import MethodTable, method_table
 from lorica.api.planning import plan
 from lorica.api.recorded import unverified
+from lorica.api.rehearsing import measure
 from lorica.api.scoring import Score, evaluate
 from lorica.api.tasked import attach, load_base
 from lorica.api.training import fit, next_steps, train
@@ -23,7 +26,9 @@ __all__ = [
     "Score",
     "Speaker",
     "add_tokens",
+    "advise",
     "attach",
+    "best_for",
     "data_report",
     "doctor",
     "evaluate",
@@ -32,6 +37,7 @@ __all__ = [
     "inspect",
     "load",
     "load_base",
+    "measure",
     "merge",
     "method_table",
     "next_steps",

@@ -29,6 +29,7 @@ def load_base(
     device: str | torch.device | None = None,
     *,
     double_quant: bool = False,
+    host_layers: int = 0,
     task: TaskLike | None = None,
     seed: int = 0,
 ) -> nn.Module:
@@ -43,7 +44,13 @@ def load_base(
         raise RequestError(f"task: {asked.name} needs its labels here: {{'name': '{asked.name}', 'labels': [...]}}")
     head = None if asked is None else asked.head(seed)
     model: Any = models.load_base(
-        source, dtype=dtype, quantize=quantize, device=device, head=head, double_quant=double_quant
+        source,
+        dtype=dtype,
+        quantize=quantize,
+        device=device,
+        head=head,
+        double_quant=double_quant,
+        host_layers=host_layers,
     )
     if asked is not None:
         model.task = asked

@@ -1,8 +1,10 @@
 """train and fit: a recipe, or rows in memory, become an adapter that works."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from torch import nn
 
@@ -10,17 +12,21 @@ from lorica import durable, study
 from lorica.adapter import Attached, inspect
 from lorica.adapter import plan as plan_of
 from lorica.api.collecting import for_run
+from lorica.api.fitting import advised
 from lorica.api.lessons import Rows, from_anything, from_files
-from lorica.api.planning import plan, training_of
+from lorica.api.planning import drawn, plan, require_room, training_of
 from lorica.api.tasked import TaskLike, attach, load_base, settled, task_for, taught, with_head
 from lorica.api.vocabulary import with_tokens
-from lorica.budget import cautions
+from lorica.budget import Measured, cautions
+from lorica.budget.memory import CONTEXT
 from lorica.data import DataConfig, Dataset
 from lorica.errors import RecipeError, by_field, did_you_mean
 from lorica.models import fingerprint, quantisation_of
 from lorica.recipe import Recipe
-from lorica.train import Run, TrainConfig
+from lorica.train import Run, TrainConfig, memory
 from lorica.train import fit as learn
+from lorica.train.loop import trying
+from lorica.train.rehearsal import measure
 from lorica.train.reporter import Quiet, Reporter
 from lorica.train.run_folder import HOLDINGS, refuse_occupied
 
@@ -33,29 +39,21 @@ def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None
     fails.
     """
     reporter = reporter or Quiet()
-    folder, base = Path(recipe.output), recipe.model
+    folder = Path(recipe.output)
     if not resume:
         refuse_occupied(folder)
-    recipe = recipe.model_copy(update={"task": settled(recipe.task, recipe.data, base.source)})
-    model = load_base(
-        base.source,
-        dtype=base.dtype,
-        quantize=base.quantize,
-        double_quant=base.double_quant,
-        device=base.device,
-        task=recipe.task,
-        seed=recipe.train.seed,
-    )
-    methods = with_head(model, with_tokens(model, base.add_tokens, recipe.method))
-    plan_of(model, methods)
-    learned, held = from_files(model, recipe.data, recipe.task)
-    learned = recipe.task.compared(model, learned, micro_batch_tokens=recipe.train.micro_batch_tokens)
-    if held is not None:
-        held = recipe.task.compared(model, held, micro_batch_tokens=recipe.train.micro_batch_tokens)
-    start = for_run(model, methods, learned, recipe.task, folder, resume)
-    attached = attach(model, methods, seed=recipe.train.seed, statistics=start)
+    with advised(recipe):
+        return _train(recipe, resume, reporter)
+
+
+def _train(recipe: Recipe, resume: bool, reporter: Reporter) -> Run:
+    folder = Path(recipe.output)
+    if recipe.train.measure:
+        require_room(recipe)
+    recipe, model = _loaded(recipe)
+    attached, learned, held = _prepared(recipe, model, resume)
     _tell(reporter, "train", learned)
-    before = None if resume and (folder / "metrics.jsonl").exists() else _before(recipe, model, held, reporter)
+    scored = resume and (folder / "metrics.jsonl").exists()
     _keep_recipe(recipe, folder)
     run = learn(
         attached,
@@ -68,11 +66,53 @@ def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None
         resume=resume,
         identity=_identity(recipe, model),
         facts={"recipe": recipe.to_dict(), "task": recipe.task.to_entry(), "data": learned.to_dict()},
-        before=before,
+        before=None if held is None or scored else partial(_before, recipe, model, held, reporter),
     )
     if run.adapter is not None:
         _report(recipe, run)
     return run
+
+
+def measured(recipe: Recipe) -> Measured:
+    """What the heaviest batch of a recipe takes, in a process that has done nothing else."""
+    drawn(recipe)  # imports what loading does
+    place = torch.device(recipe.model.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    context = CONTEXT[place.type] if place.type == "cuda" else memory.held_bytes(place)
+    recipe, model = _loaded(recipe)
+    memory.give_back(place)
+    weights = memory.held_bytes(place) - (0 if place.type == "cuda" else context)
+    attached, learned, held = _prepared(recipe, model, resume=False)
+    with trying(attached, recipe.task, learned, held, recipe.train) as trainer:
+        return measure(trainer, weights, context)
+
+
+def _loaded(recipe: Recipe) -> tuple[Recipe, nn.Module]:
+    """The recipe with its task settled, and its base."""
+    base = recipe.model
+    recipe = recipe.model_copy(update={"task": settled(recipe.task, recipe.data, base.source)})
+    model = load_base(
+        base.source,
+        dtype=base.dtype,
+        quantize=base.quantize,
+        double_quant=base.double_quant,
+        device=base.device,
+        host_layers=plan(recipe).work.host_layers if base.host_layers == "auto" else base.host_layers,
+        task=recipe.task,
+        seed=recipe.train.seed,
+    )
+    return recipe, model
+
+
+def _prepared(recipe: Recipe, model: nn.Module, resume: bool) -> tuple[Attached, Dataset, Dataset | None]:
+    """The base adapted, what it learns and what it is scored on."""
+    task, most = recipe.task, recipe.train.micro_batch_tokens
+    methods = with_head(model, with_tokens(model, recipe.model.add_tokens, recipe.method))
+    plan_of(model, methods)
+    learned, held = from_files(model, recipe.data, task)
+    learned = task.compared(model, learned, micro_batch_tokens=most)
+    held = None if held is None else task.compared(model, held, micro_batch_tokens=most)
+    start = for_run(model, methods, learned, task, Path(recipe.output), resume)
+    return attach(model, methods, seed=recipe.train.seed, statistics=start), learned, held
 
 
 def fit(
@@ -149,10 +189,8 @@ def _stored(model: nn.Module) -> dict[str, str]:
     return {} if found is None else {"model.quantize": str(found)}
 
 
-def _before(recipe: Recipe, model: nn.Module, held: Dataset | None, reporter: Reporter) -> dict[str, float] | None:
+def _before(recipe: Recipe, model: nn.Module, held: Dataset, reporter: Reporter) -> dict[str, float]:
     """The base's own score, which an adapter that has not learned yet leaves as it is."""
-    if held is None:
-        return None
     _tell(reporter, "eval", held)
     score = recipe.task.evaluate(model, held, micro_batch_tokens=recipe.train.micro_batch_tokens)
     reporter.on_note(f"before training: eval_loss {score['loss']:.4f}")

@@ -1,7 +1,10 @@
 """Devices by name: memory and the published rate of 16-bit matrix products, dense, summed in float32.
 
+    rate = SMs x products a clock and SM x 2 x boost clock        512 on Turing, Ampere's GA10x and Ada; half of it on
+                                                                  GeForce, which sums in float32 at half speed
+
 `memory` is what the maker prints, in GiB where the chips come in powers of two, as decimal bytes; of a unified memory
-the system keeps its share (`usable`).  `tflops` is None where the maker prints none.
+the system keeps its share (`usable`).  `tflops` is None where the maker prints none and no such product is known.
 """
 
 from dataclasses import dataclass
@@ -9,11 +12,13 @@ from dataclasses import dataclass
 from lorica.errors import RequestError, did_you_mean
 
 GIB = 1 << 30
-AMPERE = "NVIDIA Ampere GA102 whitepaper, 2021, appendix A"
-ADA = "NVIDIA Ada GPU architecture whitepaper, 2023, appendix A"
+AMPERE = "NVIDIA Ampere GA102 GPU architecture whitepaper, version 2.0, appendices A and C"
+ADA = "NVIDIA Ada GPU architecture whitepaper, version 2.01, appendix A"
 TURING = "NVIDIA Turing GPU architecture whitepaper, 2018, appendix A"
-DATA_CENTRE = "NVIDIA data sheet of the card"
+BY_CLOCK = "SMs and boost clock of NVIDIA's product page"
+DATA_CENTRE = "NVIDIA data sheet of the card; SMs and boost clock give the same"
 APPLE = "Apple's technical specifications; Metal lets a process hold about three quarters"
+INSTALLED = "memory as it is installed; the system and other programs keep some"
 
 
 @dataclass(frozen=True)
@@ -37,25 +42,47 @@ def _nvidia(name: str, gib: float, tflops: float | None, source: str, bfloat16: 
     return Device(name, "cuda", int(gib * GIB), tflops, source, bfloat16=bfloat16)
 
 
+def _cpu(gib: int) -> Device:
+    return Device(f"CPU {gib} GB", "cpu", gib * GIB, None, INSTALLED, usable=0.85)
+
+
 def _apple(chip: str, gib: int) -> Device:
     return Device(f"Apple {chip} {gib} GB", "mps", gib * GIB, None, APPLE, usable=0.75)
 
 
+UNIFIED = {
+    "M1": (8, 16),
+    "M1 Pro": (16, 32),
+    "M1 Max": (32, 64),
+    "M1 Ultra": (64, 128),
+    "M2": (8, 16, 24),
+    "M2 Pro": (16, 32),
+    "M2 Max": (32, 64, 96),
+    "M2 Ultra": (64, 128, 192),
+    "M3": (8, 16, 24),
+    "M3 Pro": (18, 36),
+    "M3 Max": (36, 48, 64, 96, 128),
+    "M4": (16, 24, 32),
+    "M4 Pro": (24, 48, 64),
+    "M4 Max": (36, 48, 64, 128),
+}
+"""Laptops and desktops of Apple: chip -> sizes of the memory, of which all or parts can be had."""
 DEVICES: tuple[Device, ...] = (
-    _nvidia("RTX 2060", 6, 25.8, TURING, bfloat16=False),
+    _nvidia("RTX 2060", 6, 25.8, BY_CLOCK, bfloat16=False),
     _nvidia("RTX 2080 Ti", 11, 53.8, TURING, bfloat16=False),
-    _nvidia("RTX 3060", 12, 25.5, AMPERE),
-    _nvidia("RTX 3060 Ti", 8, 32.4, AMPERE),
+    _nvidia("RTX 3060", 12, 25.5, BY_CLOCK),
+    _nvidia("RTX 3060 Ti", 8, 32.4, BY_CLOCK),
     _nvidia("RTX 3070", 8, 40.6, AMPERE),
     _nvidia("RTX 3080", 10, 59.5, AMPERE),
     _nvidia("RTX 3090", 24, 71.0, AMPERE),
-    _nvidia("RTX A6000", 48, 154.8, DATA_CENTRE),
-    _nvidia("RTX 4060", 8, None, ADA),
-    _nvidia("RTX 4060 Ti 16 GB", 16, None, ADA),
-    _nvidia("RTX 4070", 12, None, ADA),
+    _nvidia("RTX A6000", 48, 154.8, AMPERE),
+    _nvidia("RTX 4060", 8, 30.2, BY_CLOCK),
+    _nvidia("RTX 4060 Ti 16 GB", 16, 44.1, BY_CLOCK),
+    _nvidia("RTX 4070", 12, 58.3, BY_CLOCK),
     _nvidia("RTX 4070 Ti", 12, 80.2, ADA),
     _nvidia("RTX 4080", 16, 97.5, ADA),
     _nvidia("RTX 4090", 24, 165.2, ADA),
+    _nvidia("RTX 5090", 32, 209.5, BY_CLOCK),
     _nvidia("T4", 16, 65.0, DATA_CENTRE, bfloat16=False),
     _nvidia("V100 16 GB", 16, 125.0, DATA_CENTRE, bfloat16=False),
     _nvidia("V100 32 GB", 32, 125.0, DATA_CENTRE, bfloat16=False),
@@ -66,14 +93,14 @@ DEVICES: tuple[Device, ...] = (
     _nvidia("L40S", 48, 362.0, DATA_CENTRE),
     Device("H100 80 GB", "cuda", 80_000_000_000, 989.0, DATA_CENTRE),
     Device("H200", "cuda", 141_000_000_000, 989.0, DATA_CENTRE),
-    *(_apple(chip, size) for chip, size in (("M1", 8), ("M1", 16), ("M2", 16), ("M2", 24), ("M3", 16), ("M3", 24))),
-    *(_apple(chip, size) for chip, size in (("M4", 16), ("M4", 32), ("M3 Max", 64), ("M3 Max", 128))),
+    *(_apple(chip, size) for chip, sizes in UNIFIED.items() for size in sizes),
+    *(_cpu(size) for size in (8, 16, 32, 64, 128)),
 )
 
 
 def device(name: str) -> Device:
     """By its name, spaces and case aside, with or without its maker's.  RequestError with the nearest names."""
-    found = [each for each in DEVICES if _plain(each.name) == _plain(name)]
+    found = [each for each in DEVICES if _plain(name) in (_plain(each.name), _plain(each.name).removeprefix("apple"))]
     if found:
         return found[0]
     sizes = [each.name for each in DEVICES if _plain(each.name).startswith(_plain(name))]

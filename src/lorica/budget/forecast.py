@@ -4,11 +4,13 @@ flops a token = 4 N_linear + 4 N_head + 7 S Q layers + 6 N_trained        forwar
                 (+ 2 N_linear + 2 S Q layers + 2 N_trained recomputed)     of a trained one 2 more; S length, Q width
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lorica.adapter import Plan
 from lorica.budget.cautions import Caution, Training, cautions
+from lorica.budget.corrections import Correction
+from lorica.budget.elsewhere import Elsewhere, elsewhere, moved
 from lorica.budget.machine import Machine
 from lorica.budget.memory import Memory, Moments, Shapes, Workload, gigabytes, memory_of, two_moments
 
@@ -17,8 +19,9 @@ from lorica.budget.memory import Memory, Moments, Shapes, Workload, gigabytes, m
 class Forecast:
     """What would be trained, the bytes it takes, the arithmetic of one token, and whether it fits.
 
-    `fits` is None where the machine does not tell its memory; `warnings` are of settings that are known to fail, and
-    `remarks` say what learns how.
+    `fits` is None where the machine does not tell its memory; `warnings` are of settings that are known to fail,
+    `remarks` say what learns how, and `memory` is without the bytes that are kept `elsewhere`.  correction: what was
+    measured on this machine, which `memory` contains.
     """
 
     plan: Plan
@@ -28,34 +31,53 @@ class Forecast:
     machine: Machine
     warnings: tuple[Caution, ...] = ()
     remarks: tuple[str, ...] = ()
+    elsewhere: Elsewhere = field(default_factory=Elsewhere)
+    correction: Correction | None = None
 
     @property
     def fits(self) -> bool | None:
         return self.machine.holds(self.memory.peak)
 
     @property
+    def tflops(self) -> float | None:
+        """Of steps where they were measured here, otherwise of matrix products."""
+        steps = None if self.correction is None else self.correction.tflops
+        return self.machine.tflops if steps is None else steps
+
+    @property
     def seconds(self) -> float | None:
-        """The least that a micro-batch can take, at the published rate of the device; None where there is none."""
-        if self.machine.tflops is None:
-            return None
-        return self.work.tokens * self.flops_per_token / (self.machine.tflops * 1e12)
+        """Of a micro-batch: the least that it can take, where only the rate of products is known."""
+        return None if self.tflops is None else self.work.tokens * self.flops_per_token / (self.tflops * 1e12)
 
     def to_dict(self) -> dict[str, Any]:
         return {
             **self.plan.to_dict(),
             "memory_bytes": self.memory.to_dict(),
+            "elsewhere_bytes": asdict(self.elsewhere),
+            "host_layers": self.work.host_layers,
             "flops_per_token": self.flops_per_token,
             "recomputed_blocks": "all" if self.work.recomputed is None else self.work.recomputed,
             "fits": self.fits,
             "device": str(self.machine),
             "seconds_per_micro_batch": self.seconds,
+            "corrected": None if self.correction is None else asdict(self.correction),
             "warnings": [caution.to_dict() for caution in self.warnings],
         }
 
     def __str__(self) -> str:
         advice = list(filter(None, (method.advice() for method in self.plan.methods)))
         said = [*advice, *self.remarks, *map(str, self.warnings)]
-        lines = [str(self.plan), *said, "", self._headline(), str(self.memory), self._verdict(), *self._pace()]
+        lines = [
+            str(self.plan),
+            *said,
+            "",
+            self._headline(),
+            str(self.memory),
+            *self._elsewhere(),
+            *([] if self.correction is None else [str(self.correction)]),
+            self._verdict(),
+            *self._pace(),
+        ]
         return "\n".join(lines)
 
     def _headline(self) -> str:
@@ -64,10 +86,21 @@ class Forecast:
             f"({self.flops_per_token / 1e9:,.3g} GFLOP a token{self._recomputing()}):"
         )
 
+    def _elsewhere(self) -> list[str]:
+        place = "in a file" if self.machine.kind == "cpu" else "in host memory"
+        layers = f" ({self.work.host_layers} layers)" if self.work.host_layers else ""
+        return [f"kept {place} beside it: {self.elsewhere}{layers}"] if self.elsewhere.total else []
+
     def _pace(self) -> list[str]:
         if self.seconds is None:
             return []
-        return [f"at the published {self.machine.tflops:g} TFLOP/s a micro-batch takes {self.seconds:.2g} s at least"]
+        if self.tflops != self.machine.tflops:
+            return [
+                f"at the {self.tflops:.3g} TFLOP/s that steps reached here a micro-batch takes {self.seconds:.2g} s"
+            ]
+        which = "measured" if self.machine.measured else "published"
+        rate = f"{which} {self.tflops:.3g} TFLOP/s"
+        return [f"at the {rate} of matrix products a micro-batch takes {self.seconds:.2g} s at least"]
 
     def _recomputing(self) -> str:
         again = self.work.recomputed
@@ -75,8 +108,7 @@ class Forecast:
 
     def _verdict(self) -> str:
         verdict = {True: "fits", False: "does not fit", None: "cannot tell whether it fits"}[self.fits]
-        also = "" if self.work.recomputed is None else ", or set train.gradient_checkpointing"
-        remedy = f"; lower train.micro_batch_tokens{also}" if self.fits is False else ""
+        remedy = "; lorica plan RECIPE --fit shows what does" if self.fits is False else ""
         return f"{gigabytes(self.memory.peak)} on {self.machine}: {verdict}{remedy}"
 
 
@@ -89,21 +121,27 @@ def forecast(
     moments: Moments = two_moments,
     training: Training | None = None,
     remarks: tuple[str, ...] = (),
+    correction: Correction | None = None,
 ) -> Forecast:
     """decoder: the base runs on our own decoder rather than on transformers'.  moments: of the optimiser, for each
     trained tensor.  training: how the run learns, None where that is not decided."""
+    memory = memory_of(plan, work, machine.kind, decoder, moments)
+    away = elsewhere(memory, plan, work, moments)
+    held = moved(memory, away, plan, work, machine.kind)
     return Forecast(
         plan=plan,
-        memory=memory_of(plan, work, machine.kind, decoder, moments),
+        memory=held if correction is None else correction.of(held),
+        correction=correction,
+        elsewhere=away,
         work=work,
-        flops_per_token=_flops(plan, work),
+        flops_per_token=flops_a_token(plan, work),
         machine=machine,
         warnings=() if training is None else cautions(plan, training),
         remarks=remarks,
     )
 
 
-def _flops(plan: Plan, work: Workload) -> int:
+def flops_a_token(plan: Plan, work: Workload) -> int:
     shapes = Shapes.of(plan.base)
     attention = work.length * shapes.q * shapes.layers
     trained = plan.trainable_parameters

@@ -1,12 +1,14 @@
 """The device a run would use, and how much of its memory is free."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
 from lorica.budget.devices import device as device_called
 from lorica.budget.free import free_memory
+from lorica.budget.rate import product_gflops
 from lorica.errors import RequestError
 
 ROOM = 0.95
@@ -21,7 +23,8 @@ class Machine:
     kind: str
     available: int
     tflops: float | None = None
-    """The published rate of 16-bit products, where it is a card of the table."""
+    """Of matrix products: the published rate of a card of the table, or what was measured here."""
+    measured: bool = False
 
     def holds(self, peak: int) -> bool | None:
         """Whether a run of so many bytes may be planned; None where the memory is not known."""
@@ -37,6 +40,16 @@ def machine_called(name: str) -> Machine:
     """A card that is not here, with nothing else on it; RequestError where none is known by this name."""
     found = device_called(name)
     return Machine(found.name, found.kind, found.available, found.tflops)
+
+
+def rated(place: Machine, dtype: torch.dtype) -> Machine:
+    """This machine with the rate of its products in a type; measured once a process, a second at most."""
+    return replace(place, tflops=_tflops(dtype, place.kind), measured=True)
+
+
+@cache
+def _tflops(dtype: torch.dtype, kind: str) -> float:
+    return product_gflops(dtype, kind) / 1e3
 
 
 def machine(device: str | None = None, memory: float | None = None) -> Machine:

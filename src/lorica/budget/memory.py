@@ -59,11 +59,18 @@ keeps what was freed.  Giving it back block by block takes a third more time a s
 @dataclass(frozen=True, kw_only=True)
 class Workload:
     """How much is computed at a time: `tokens` of a micro-batch, documents of `length` tokens, and how many of the
-    blocks are recomputed (None: all)."""
+    blocks are recomputed (None: all).
+
+    What is kept elsewhere than on the device (`elsewhere.py`): the optimiser's state beyond `page_state` bytes, the
+    inputs of recomputed blocks where `offloaded`, and the linears of `host_layers` blocks.
+    """
 
     tokens: int = 8192
     length: int = 2048
     recomputed: int | None = 0
+    page_state: int | None = None
+    offloaded: bool = False
+    host_layers: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

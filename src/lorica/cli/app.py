@@ -26,6 +26,7 @@ def options(version: bool = typer.Option(False, "--version", help="Print the ver
 COMMANDS = {
     "quickstart": run.quickstart,
     "plan": run.plan,
+    "advise": look.advise,
     "train": run.train,
     "eval": use.evaluate,
     "generate": use.generate,

@@ -1,4 +1,4 @@
-"""The commands that only look: data, methods, doctor."""
+"""The commands that only look: data, advise, methods, doctor."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lorica.cli.output import show
-from lorica.cli.words import AsJson, Settings
+from lorica.cli.words import AsJson, Device, Memory, Settings
 
 
 def data(
@@ -43,6 +43,36 @@ def data(
     if settings:
         raise RequestError("data: --set changes a recipe; name one instead of rows")
     show(api.data_report(source, model, held=held, task=task), as_json)
+
+
+def advise(
+    source: Annotated[str, typer.Option("--data", metavar="FILE", help="The rows: a file, a folder, a named source.")],
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="The base that is to learn them.")],
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="TASK", help="What the rows are for. Default: causal_lm.", show_default=False),
+    ] = None,
+    memory: Memory = None,
+    device: Device = None,
+    hours: Annotated[float | None, typer.Option("--hours", help="That training may take.", show_default=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="RECIPE", help="A new file for the recipe.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which method suits rows and a base, with which settings, and why. Ends with a recipe to train."""
+    from lorica import api, durable
+    from lorica.budget import memory_in_bytes
+    from lorica.errors import RequestError
+
+    if out is not None and out.exists():
+        raise RequestError(f"--out {out}: is there already; choose another name")
+    size = None if memory is None else memory_in_bytes(memory)
+    found = api.advise(source, model, task=task, memory=size, device=device, hours=hours)
+    if out is not None:
+        durable.write_text(out, found.yaml)
+    show(found, as_json)
 
 
 def methods(

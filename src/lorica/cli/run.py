@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorica.cli.output import say, show
-from lorica.cli.words import AsJson, RecipePath, Settings
+from lorica.cli.words import AsJson, Device, Memory, RecipePath, Settings
 
 if TYPE_CHECKING:
     from lorica.recipe import Recipe
@@ -30,25 +30,37 @@ def quickstart(
 def plan(
     recipe: RecipePath,
     settings: Settings = None,
-    memory: Annotated[
-        str | None,
-        typer.Option("--memory", metavar="SIZE", help="Plan for this much memory instead of this machine's: 8GB."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="NAME", help="Plan for this card: 'RTX 3060 Ti'.")
-    ] = None,
+    memory: Memory = None,
+    device: Device = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Try its heaviest batch here, in a process of its own, and correct plans.")
+    ] = False,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Show the three best recipes for this machine, or for --device or --memory.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a recipe would train, and the memory it takes. Warns of settings known to fail; reads no weights."""
     from lorica import api
     from lorica.budget import memory_in_bytes
+    from lorica.errors import RequestError
 
     size = None if memory is None else memory_in_bytes(memory)
+    if measure and (fit or size or device):
+        raise RequestError("--measure tries the recipe on this machine; leave --fit, --device and --memory out")
     resolved = _recipe(recipe, settings)
+    if fit:
+        show(api.best_for(resolved, memory=size, device=device), as_json)
+        return
     planned = api.plan(resolved, memory=size, device=device)
     if not as_json:
-        print(resolved)
-    show(planned, as_json)
+        print(f"{resolved}\n{planned}")
+    if measure:
+        found = api.measure(resolved)
+        show(found, as_json)
+        found.require_room()
+    elif as_json:
+        show(planned, as_json)
 
 
 def train(

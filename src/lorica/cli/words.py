@@ -41,3 +41,8 @@ Dtype = Annotated[
     str | None,
     typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16. Default: as the base is stored."),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option("--memory", metavar="SIZE", help="For this much memory instead of this machine's: 8GB."),
+]
+Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="For this card: 'RTX 3060 Ti'.")]

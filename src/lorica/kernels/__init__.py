@@ -1,6 +1,7 @@
 """Tensors in, tensors out."""
 
 from lorica.kernels.attention import causal_attention, masked_attention
+from lorica.kernels.choice import is_native
 from lorica.kernels.cross_entropy import head_cross_entropy
 from lorica.kernels.few_shapes import rounded, with_rows
 from lorica.kernels.frozen_conv import FrozenConv
@@ -9,7 +10,6 @@ from lorica.kernels.gated_mlp import gated_mlp
 from lorica.kernels.low_rank import LowRank, reference
 from lorica.kernels.low_rank_linear import low_rank_linear, siblings
 from lorica.kernels.native import document_attention
-from lorica.kernels.native import takes as native_takes
 from lorica.kernels.noise import Noise, site_id
 from lorica.kernels.preconditioned import preconditioned
 from lorica.kernels.rms_norm import rms_norm
@@ -29,9 +29,9 @@ __all__ = [
     "document_attention",
     "gated_mlp",
     "head_cross_entropy",
+    "is_native",
     "low_rank_linear",
     "masked_attention",
-    "native_takes",
     "preconditioned",
     "reference",
     "rms_norm",

@@ -54,15 +54,25 @@ OPS: Mapping[str, Op] = {
         why="loss and gradient in two reads of the logits, which they overwrite",
         native="loss and gradient of a row while it is in cache, nothing of it in float32",
     ),
+    "gain": Op(
+        why="the gradient of the gain is a sum over all rows",
+        native="both gradients in one pass over the rows",
+        stays=True,
+    ),
     "attention": Op(
         why="no scores in memory, no padding between documents, keys shared",
-        native="no scores in memory, no padding between documents, keys shared",
+        native="scores of a block at a time, no padding between documents, keys laid out once for all their heads",
         what="head",
         widest=128,
     ),
     "low_rank": Op(why="the library's product of W outweighs the pass over y that a product of ours saves", stays=True),
     "dropped_low_rank": Op(why="neither mask nor dropped input ever exists", what="rank", widest=128),
-    "row_norms": Op(why="W is read once, in the type it is stored in", what="rank", widest=128),
+    "row_norms": Op(
+        why="W is read once, in the type it is stored in",
+        native="W is read once, in the type it is stored in",
+        what="rank",
+        widest=128,
+    ),
 }
 """`dropped_low_rank` is `low_rank` where dropout draws masks.  The reasons count passes over memory, untimed on any
 GPU (docs/decisions/0070)."""

@@ -1,7 +1,8 @@
 """FrozenWeight: a weight that is read and never written, whatever form it is stored in.
 
-DenseWeight here, FourBit and EightBit in `quantised.py`.  Autograd saves the FrozenWeight, never its tensor: a
-quantised one is made dense where a product reads it and let go of after it, so that one at a time is dense.
+DenseWeight here, FourBit and EightBit in `quantised.py`, Fetched in `fetched.py`.  Autograd saves the FrozenWeight,
+never its tensor: a quantised one is made dense where a product reads it and let go of after it, so that one at a time
+is dense.
 """
 
 from abc import ABC, abstractmethod
@@ -17,13 +18,14 @@ class FrozenWeight(ABC):
 
     @staticmethod
     def of(module: nn.Module) -> "FrozenWeight":
-        """The weight of a Linear, dense or quantised, of an Embedding (rows, d), of transformers' Conv1D or of a
+        """The weight of a Linear, however it is stored, of an Embedding (rows, d), of transformers' Conv1D or of a
         convolution.  ModelError where it is held in a form that cannot be read."""
         weight: Any = module._parameters.get("weight")
         if type(weight) is not nn.Parameter:
             from lorica.kernels.quantised import held_by
 
-            held = held_by(module)
+            own: Any = getattr(module, "frozen_weight", None)
+            held = held_by(module) if own is None else own()
             if held is not None:
                 return held
             weight = module.weight

@@ -18,7 +18,6 @@ from lorica.kernels.siblings import (
     Part,
     factor_gradients,
     factors,
-    gain_gradient,
     inner_gradients,
     input_gradient,
     parts_of,
@@ -54,10 +53,10 @@ class _GatedMLP(torch.autograd.Function):
         outer, (down,) = parts_of(branches[:2], given[:6]), parts_of(branches[2:], given[6:])
         flat = x.reshape(-1, x.shape[-1])
         m = stacked(outer) @ flat.T
-        g, u = (part.gained(part.product(x, m))[0] for part in outer)
+        g, u = (part.gained(part.product(x, m)) for part in outer)
         h = swiglu(g, u)
         m_down = stacked((down,)) @ h.T
-        y, _ = down.gained(down.product(h, m_down))
+        y = down.gained(down.product(h, m_down))
         ctx.save_for_backward(flat, m, g, u, m_down, *given)
         ctx.branches, ctx.shape = branches, x.shape
         return y.view(*x.shape[:-1], y.shape[-1])
@@ -67,11 +66,11 @@ class _GatedMLP(torch.autograd.Function):
         flat, m, g, u, m_down, *given = ctx.saved_tensors
         outer, (down,) = parts_of(ctx.branches[:2], given[:6]), parts_of(ctx.branches[2:], given[6:])
         grad = grad.reshape(-1, grad.shape[-1])
-        before = down.before_gain(grad)
+        before = grad if down.gain is None else grad * down.gain.to(grad.dtype)
         inner = inner_gradients((down,), (before,))
         *grads, h = swiglu_backward_(input_gradient((down,), (before,), inner, stacked((down,))), g, u)
-        z = None if down.gain is None else down.without_bias(down.product(h, m_down))
-        of_down = factor_gradients((down,), (before,), inner, h, m_down, (gain_gradient(down, grad, z),))
+        _, of_gain = down.before_gain(grad, None if down.gain is None else down.product(h, m_down))
+        of_down = factor_gradients((down,), (before,), inner, h, m_down, (of_gain,))
         return *_outer_gradients(ctx, outer, grads, (g, u), flat, m), *of_down
 
 
@@ -84,16 +83,15 @@ def _outer_gradients(
     m: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """Of x, of the branches themselves (None), and of the factors of gate and up."""
-    gains = [gain_gradient(part, grad, _ungained(part, y)) for part, grad, y in zip(outer, grads, outputs, strict=True)]
-    grads = [part.before_gain(grad) for part, grad in zip(outer, grads, strict=True)]
+    pairs = [_before_gain(part, grad, y) for part, grad, y in zip(outer, grads, outputs, strict=True)]
+    grads, gains = [grad for grad, _ in pairs], [gain for _, gain in pairs]
     inner = inner_gradients(outer, grads)
     wanted = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
     grad_x = input_gradient(outer, grads, inner, stacked(outer)).view(ctx.shape) if wanted else None  # type: ignore
     return grad_x, None, *factor_gradients(outer, grads, inner, x, m, gains)
 
 
-def _ungained(part: Part, y: Tensor) -> Tensor | None:
-    if part.gain is None:
-        return None
-    without = y if part.branch.bias is None else y - part.branch.bias
-    return without / part.gain.to(y.dtype)
+def _before_gain(part: Part, grad: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Of y after the gain, which is the gain times the product that the gradient of the gain is of."""
+    grad, of_gain = part.before_gain(grad, y)
+    return grad, None if of_gain is None or part.gain is None else of_gain / part.gain

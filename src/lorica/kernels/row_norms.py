@@ -9,7 +9,9 @@ The Gram form of DoRA's norm (Liu et al. 2024, arXiv:2402.09353, equation 5).
 import torch
 from torch import Tensor
 
+from lorica.kernels.choice import is_native
 from lorica.kernels.frozen_weight import FrozenWeight
+from lorica.kernels.native import row_norms as native
 
 WORKSPACE = 1 << 22
 """Elements of W that are widened at a time, 16 MB in float32."""
@@ -34,6 +36,8 @@ def _wide_product(W: Tensor, A: Tensor) -> Tensor:
     """W A^T (d_out, r) in A's type."""
     if W.dtype == A.dtype:
         return W @ A.T
+    if A.dtype == torch.float32 and is_native("row_norms", W):
+        return native.wide_product(W, A)
     rows = max(1, WORKSPACE // max(1, W.shape[1]))
     return torch.cat([part.to(A.dtype) @ A.T for part in W.split(rows)])
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lorica.kernels.frozen_weight import FrozenWeight
+from lorica.kernels.gain import gained, gained_backward
 from lorica.kernels.low_rank import LowRank
 from lorica.kernels.noise import Noise
 
@@ -72,18 +73,14 @@ class Part:
         y = y.reshape(-1, y.shape[-1])
         return y if self.B is None else y.addmm_(m[self.rows].T, self.B.T, alpha=self.scale)
 
-    def gained(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The output, and what the gradient of the gain reads; a gain of one leaves y to the bit."""
-        if self.gain is None:
-            return y, None
-        z = self.without_bias(y)
-        return torch.addcmul(y, z, (self.gain - 1).to(y.dtype)), z
+    def gained(self, z: Tensor) -> Tensor:
+        return z if self.gain is None else gained(z, self.branch.bias, self.gain)
 
-    def without_bias(self, y: Tensor) -> Tensor:
-        return y if self.branch.bias is None else y - self.branch.bias
-
-    def before_gain(self, grad: Tensor) -> Tensor:
-        return grad if self.gain is None else grad * self.gain.to(grad.dtype)
+    def before_gain(self, grad: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The gradient before the gain, and that of the gain, of the product z that it stands on."""
+        if self.gain is None or z is None:
+            return grad, None
+        return gained_backward(grad, z, self.branch.bias, self.gain)
 
     def grad_inner(self, grad: Tensor) -> Tensor | None:
         """The gradient of m: s (g B)^T, (r, T)."""
@@ -148,27 +145,23 @@ class _Siblings(torch.autograd.Function):
         parts = parts_of(branches, given)
         flat = x.reshape(-1, x.shape[-1])
         m = stacked(parts) @ flat.T
-        pairs = [part.gained(part.product(x, m)) for part in parts]
-        ctx.save_for_backward(flat, m, *given, *(z for _, z in pairs))
+        products = [part.product(x, m) for part in parts]
+        kept = (None if part.gain is None else z for part, z in zip(parts, products, strict=True))
+        ctx.save_for_backward(flat, m, *given, *kept)
         ctx.branches, ctx.shape = branches, x.shape
-        return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y, _ in pairs)
+        outputs = (part.gained(z) for part, z in zip(parts, products, strict=True))
+        return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in outputs)
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[override]
         flat, m, *rest = ctx.saved_tensors
         parts = parts_of(ctx.branches, rest[: 3 * len(ctx.branches)])
         products = rest[3 * len(ctx.branches) :]
-        grads = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
-        gains = [gain_gradient(*each) for each in zip(parts, grads, products, strict=True)]
-        grads = [part.before_gain(grad) for part, grad in zip(parts, grads, strict=True)]
+        flat_grads = (grad.reshape(-1, grad.shape[-1]) for grad in grads)
+        pairs = [part.before_gain(grad, z) for part, grad, z in zip(parts, flat_grads, products, strict=True)]
+        grads, gains = [grad for grad, _ in pairs], [gain for _, gain in pairs]
         inner = inner_gradients(parts, grads)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = input_gradient(parts, grads, inner, stacked(parts)).view(ctx.shape)
         return grad_x, None, *factor_gradients(parts, grads, inner, flat, m, gains)
-
-
-def gain_gradient(part: Part, grad: Tensor, z: Tensor | None) -> Tensor | None:
-    if part.gain is None or z is None:
-        return None
-    return (grad * z).sum(0, dtype=part.gain.dtype)

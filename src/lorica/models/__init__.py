@@ -4,6 +4,7 @@ from lorica.models.chat import renderer
 from lorica.models.checkpointing import checkpoint, recomputable
 from lorica.models.edits import Undo, install, parameter_of, weight_of
 from lorica.models.entry import enter
+from lorica.models.fetched import fetched_layers, hosted
 from lorica.models.fingerprint import fingerprint
 from lorica.models.generate import generate
 from lorica.models.heads import Head
@@ -25,8 +26,10 @@ __all__ = [
     "checkpoint",
     "context_limit",
     "enter",
+    "fetched_layers",
     "fingerprint",
     "generate",
+    "hosted",
     "install",
     "load_base",
     "load_tokenizer",

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lorica.kernels import causal_attention, document_attention, native_takes
+from lorica.kernels import causal_attention, document_attention, is_native
 from lorica.models.layout import Layout
 
 Prefix = tuple[Tensor, Tensor]
@@ -40,7 +40,7 @@ def choose(layout: Layout, like: Tensor, prefix: bool) -> Attention:
     """For queries of the device and dtype of `like`."""
     if layout.cache is not None or prefix or not layout.documents:
         return Padded(layout)
-    return Packed(layout.documents) if native_takes(like) else Grouped(rectangles_of(layout))
+    return Packed(layout.documents) if is_native("attention", like) else Grouped(rectangles_of(layout))
 
 
 @dataclass(frozen=True, eq=False)

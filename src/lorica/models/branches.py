@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lorica.kernels import Branch, FrozenWeight, Noise, gated_mlp, siblings, swiglu
 from lorica.models.edited import AroundModule, Flow, apply
-from lorica.models.quantised import QuantisedLinear
+from lorica.models.frozen_linear import FrozenLinear
 
 
 def project(modules: Sequence[nn.Module], x: Tensor, flow: Flow) -> Sequence[Tensor]:
@@ -50,7 +50,7 @@ def _branch(module: nn.Module, flow: Flow) -> Branch | None:
 
 
 def _is_frozen_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    return type(module) is QuantisedLinear or (type(module) is nn.Linear and not module.weight.requires_grad)
+    return isinstance(module, FrozenLinear) or (type(module) is nn.Linear and not module.weight.requires_grad)
 
 
 def _noise(modules: Sequence[nn.Module], flow: Flow) -> Noise | None:

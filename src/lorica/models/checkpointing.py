@@ -8,26 +8,30 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from lorica.errors import ModelError
+from lorica.kernels.elsewhere import Store
 from lorica.models.decoder import Decoder
 from lorica.models.edits.holders import Undo, together
 from lorica.models.entry import Reentering
+from lorica.models.recompute import Recompute, Waiting, recomputed
 
 
-def checkpoint(model: nn.Module, layers: int | None = None) -> Undo:
-    """Recomputes the first `layers` blocks, or all.  ModelError where the base has no blocks that are known."""
+def checkpoint(model: nn.Module, layers: int | None = None, store: Store | None = None) -> Undo:
+    """Recomputes the first `layers` blocks, or all; their inputs wait in `store`, None: on the device.
+
+    ModelError where the base has no blocks that are known.
+    """
     decoders, blocks = _decoders(model), _blocks(model)
+    recompute = recomputed if store is None else Waiting(store)
     if decoders:
-        return together([_in_decoder(decoder, layers) for decoder in decoders])
+        return together([_in_decoder(decoder, layers, recompute) for decoder in decoders])
     if not blocks:
         raise ModelError(
             f"gradient_checkpointing: {type(model).__name__} has no blocks that can be recomputed; "
             "the decoder family and transformers' models have; leave it out"
         )
-    recompute = Reentering(partial(torch_checkpoint, use_reentrant=False))
-    return together([_wrapped(block, recompute) for block in blocks[:layers]])
+    return together([_wrapped(block, Reentering(recompute)) for block in blocks[:layers]])
 
 
 def recomputable(model: nn.Module) -> int:
@@ -44,10 +48,15 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     return [m for m in model.modules() if any(k.__name__ == "GradientCheckpointingLayer" for k in type(m).__mro__)]
 
 
-def _in_decoder(decoder: Decoder, layers: int | None) -> Undo:
-    before = decoder.recomputed_layers
+def _in_decoder(decoder: Decoder, layers: int | None, recompute: Recompute) -> Undo:
+    before = decoder.recomputed_layers, decoder.recompute
     decoder.recomputed_layers = len(decoder.layers) if layers is None else min(layers, len(decoder.layers))
-    return lambda: setattr(decoder, "recomputed_layers", before)
+    decoder.recompute = recompute
+
+    def undo() -> None:
+        decoder.recomputed_layers, decoder.recompute = before
+
+    return undo
 
 
 def _no_cache(value: Any) -> Any:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lorica.kernels import rms_norm
 from lorica.models import attention
@@ -19,6 +18,7 @@ from lorica.models.branches import gated, project
 from lorica.models.config import DecoderConfig
 from lorica.models.edited import apply
 from lorica.models.layout import Layout
+from lorica.models.recompute import Recompute, recomputed
 from lorica.models.rope import Rotation, rotate
 
 
@@ -113,6 +113,7 @@ class Decoder(nn.Module):
         """Positions that KeysValuesBefore edits occupy: real tokens are rotated from there on."""
         self.recomputed_layers = 0
         """How many of the first blocks are recomputed in the backward pass instead of kept."""
+        self.recompute: Recompute = recomputed
 
     def forward(self, tokens: Tensor, layout: Layout, places: Tensor | None = None) -> Tensor:
         """tokens (T,) int64 -> hidden states (T, d), or (N, d) of the tokens at `places` (N,) alone."""
@@ -125,7 +126,7 @@ class Decoder(nn.Module):
         for index, block in enumerate(self.layers):
             read = places if index == len(self.layers) - 1 else None
             if index < self.recomputed_layers and torch.is_grad_enabled():
-                x_TD = checkpoint(block, x_TD, layout, rotation, attend, read, use_reentrant=False)  # type: ignore
+                x_TD = self.recompute(block, x_TD, layout, rotation, attend, read)
             else:
                 x_TD = block(x_TD, layout, rotation, attend, read)
         if layout.cache is not None:

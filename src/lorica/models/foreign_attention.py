@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorica.kernels import document_attention, masked_attention, native_takes
+from lorica.kernels import document_attention, is_native, masked_attention
 from lorica.models.attention import Rectangle, rectangles_of
 from lorica.models.layout import Layout
 from lorica.models.quiet import quiet
@@ -30,7 +30,7 @@ class Documents:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """(T, H, E) each, and out."""
-        if native_takes(query):
+        if is_native("attention", query):
             lengths = (*self.layout.documents, self.behind)
             return document_attention(query, key, value, lengths, causal=False, scale=scale)
         done, end = [], 0

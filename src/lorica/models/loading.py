@@ -16,6 +16,7 @@ from lorica.kernels.bitsandbytes import library
 from lorica.models import foreign_attention
 from lorica.models.causal_lm import CausalLM
 from lorica.models.config import FAMILIES
+from lorica.models.fetched import Away, linears_of, refuse_foreign
 from lorica.models.fingerprint import fingerprint_of_folder, whole_digest
 from lorica.models.folder import folder_of
 from lorica.models.foreign import (
@@ -55,6 +56,7 @@ def load_base(
     device: str | torch.device | None = None,
     head: Head | None = None,
     double_quant: bool = False,
+    host_layers: int = 0,
 ) -> nn.Module:
     """A frozen base in evaluation mode, with `.tokenizer` (None without one), `.source` and `.base_fingerprint`.
 
@@ -67,6 +69,7 @@ def load_base(
     device         None: the first CUDA device where there is one, else the CPU
     head           of a task, on transformers' model of the base; the model then has `.head` and `.head_modules`
     double_quant   the scales of nf4 are quantised too
+    host_layers    blocks of the decoder family whose linears are fetched as they are used
 
     ModelError, one line a problem, when the base is missing, incomplete, damaged, or needs code of its own.
     """
@@ -80,8 +83,10 @@ def load_base(
         _refuse_requantising(folder, config)
     ours = head is None and is_decoder(config)
     if ours:
-        model: nn.Module = _decoder(config, stored, kind, place, form)
+        model: nn.Module = _decoder(config, stored, kind, place, form, host_layers)
     else:
+        if host_layers:
+            refuse_foreign(folder)
         packed = stated_quantisation(config) is not None
         if packed:
             library()
@@ -182,7 +187,7 @@ def _refuse_requantising(folder: Path, config: Any) -> None:
 
 
 def _decoder(
-    config: Any, stored: Stored, dtype: torch.dtype, device: torch.device, form: Quantisation | None
+    config: Any, stored: Stored, dtype: torch.dtype, device: torch.device, form: Quantisation | None, host_layers: int
 ) -> CausalLM:
     """Tensor by tensor, so that beside what the model keeps there is one at a time."""
     with torch.device("meta"):
@@ -191,14 +196,17 @@ def _decoder(
     forget_stated(config)
     source_of = _matched(model, stored, packed)
     small = set() if form is None else {f"{name}.weight" for name in quantisable(model)}
+    away = Away(linears_of(model.model.layers, "model.layers", host_layers), device, dtype)
     for name, target in source_of.items():
-        owner = target.removesuffix(".weight")
+        owner, place = target.removesuffix(".weight"), away.put if target in away.names else put
         if name in packed:
             parts = {part: stored.entries[part].tensor().to(device) for part in packed[name].parts}
-            put(model, owner, packed[name].weight(parts, dtype))
+            place(model, owner, packed[name].weight(parts, dtype))
         elif target in small and form is not None:
-            put(model, owner, form.store(stored.entries[name].tensor().to(device, dtype)))
+            place(model, owner, form.store(stored.entries[name].tensor().to(device, dtype)))
             give_back()
+        elif target in away.names:
+            away.put_stored(model, owner, stored.entries[name])
         else:
             read = stored.entries[name].tensor().to(device, dtype)
             model.load_state_dict({target: read}, strict=False, assign=True)

@@ -1,9 +1,7 @@
 """Linears of a base whose weights are stored quantised.  Embeddings, norms, biases and heads stay as they are.
 
-    nf4, fp4   0.5 byte a number and its scales: 4.5 bits, doubly quantised 4.127
-    int8       1 byte a number and 4 a row
-
-`weight` is the dense weight, made anew at every read, for whoever reads it without calling the module.
+nf4, fp4   0.5 byte a number and its scales: 4.5 bits, doubly quantised 4.127
+int8       1 byte a number and 4 a row
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +13,9 @@ from torch import Tensor, nn
 
 from lorica.errors import ModelError, did_you_mean
 from lorica.kernels.quantised import EightBit, Form, Quantised, blank, held_by, quantised, tensors_of, with_tensors
+from lorica.models import frozen_linear
 from lorica.models.freed import give_back
+from lorica.models.frozen_linear import FrozenLinear
 
 PACKS = "support_avx512bf16_for_cpu"
 """The attribute of bitsandbytes' Linear4bit that lets its forward pack the weight."""
@@ -56,13 +56,13 @@ class Quantisation:
         return blank(shape, dtype, self.form, self.double)
 
 
-class QuantisedLinear(nn.Linear):
-    """y = x W^T + b.  Its buffers are bytes whatever they hold, so that no cast of the model reaches them."""
+class QuantisedLinear(FrozenLinear):
+    """Its buffers are bytes whatever they hold, so that no cast of the model reaches them."""
+
+    stored_as = "quantised"
 
     def __init__(self, stored: Quantised, bias: nn.Parameter | None = None) -> None:
-        nn.Module.__init__(self)
-        self.out_features, self.in_features = stored.shape
-        self.register_parameter("bias", bias)
+        super().__init__(stored.shape, bias)
         tensors = tensors_of(stored)
         self._kinds = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
         self._form = with_tensors(stored, {name: tensor.to("meta") for name, tensor in tensors.items()})
@@ -73,12 +73,8 @@ class QuantisedLinear(nn.Linear):
         held = {name: getattr(self, name).view(dtype).view(shape) for name, (dtype, shape) in self._kinds.items()}
         return with_tensors(self._form, held)
 
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        return self.quantised_weight().dense()
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        return self.quantised_weight().linear(x, self.bias)
+    def frozen_weight(self) -> Quantised:
+        return self.quantised_weight()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "QuantisedLinear":
         """A cast changes what products are computed in."""
@@ -86,45 +82,14 @@ class QuantisedLinear(nn.Linear):
         self._form = replace(self._form, kind=fn(torch.empty(0, dtype=self._form.kind)).dtype)
         return self
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: Any,
-        missing_keys: Any,
-        unexpected_keys: Any,
-        error_msgs: Any,
-    ) -> None:
-        """What `state_dict` gave is taken back, and nothing else: it would have to be quantised."""
-        given = state_dict.get(f"{prefix}weight")
-        if given is None:
-            missing_keys.append(f"{prefix}weight")
-        elif given.shape != self.quantised_weight().shape or not torch.equal(given.to(self.codes.device), self.weight):
-            error_msgs.append(
-                f"{prefix}weight is stored quantised, and another weight was given; load_base quantises it"
-            )
-        if self.bias is not None and f"{prefix}bias" in state_dict:
-            with torch.no_grad():
-                self.bias.copy_(state_dict[f"{prefix}bias"])
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """As a plain linear in 16 bit: what is saved is read by any loader, and is never quantised again by stealth."""
-        destination[f"{prefix}weight"] = self.weight
-        if self.bias is not None:
-            destination[f"{prefix}bias"] = self.bias if keep_vars else self.bias.detach()
-
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, stored={self._form.form}"
 
 
 def put(model: nn.Module, name: str, stored: Quantised) -> None:
     """In place of the linear `name`, the same with its weight so stored."""
-    before = model.get_submodule(name)
-    bias: Any = before.bias
-    after = QuantisedLinear(stored, bias)
-    after.training = before.training
-    model.set_submodule(name, after)
+    bias: Any = model.get_submodule(name).bias
+    frozen_linear.put(model, name, QuantisedLinear(stored, bias))
 
 
 def quantise(model: nn.Module, form: Quantisation) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorica import durable
-from lorica.models.quantised import QuantisedLinear
+from lorica.models.frozen_linear import FrozenLinear
 from lorica.models.stored import INDEX, SINGLE
 
 SHARD = 5_000_000_000
@@ -32,10 +32,10 @@ def save_base(model: Any, folder: str | Path, shard: int = SHARD) -> Path:
 
 
 def _stored_once(model: nn.Module) -> dict[str, Tensor]:
-    """A tied weight is stored under its first name, a quantised one dense."""
+    """A tied weight is stored under its first name, one that is quantised or elsewhere dense."""
     tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
-    quantised = {name: module for name, module in model.named_modules() if isinstance(module, QuantisedLinear)}
-    return tensors | {f"{name}.weight": module.weight for name, module in quantised.items()}
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, FrozenLinear)}
+    return tensors | {f"{name}.weight": module.weight for name, module in linears.items()}
 
 
 def _shards(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:

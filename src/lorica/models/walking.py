@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorica.kernels import FrozenWeight
-from lorica.kernels.quantised import Quantised, bytes_of, held_by
+from lorica.kernels.fetched import Fetched
+from lorica.kernels.quantised import EightBit, FourBit, bytes_of, held_by
 from lorica.models.decoder import SelfAttention
 from lorica.models.edited import Beside, Edited, original
 from lorica.models.families import (
@@ -25,6 +26,7 @@ from lorica.models.families import (
     roles_of,
     tower_of,
 )
+from lorica.models.frozen_linear import FrozenLinear
 from lorica.site import Kind, Site
 
 
@@ -195,7 +197,7 @@ class _Walk:
     def parameters(self) -> Iterator[Site]:
         seen: set[int] = set()
         for name, module in self.modules.items():
-            roles, held = self.roles(name, module), _quantised(module)
+            roles, held = self.roles(name, module), _held_weight(module)
             if held is not None:
                 yield _held(_site(f"{name}.weight", "parameter", roles, held.shape, held), held)
             for leaf, value in own_parameters(module).items():
@@ -244,18 +246,23 @@ def is_lookup(module: nn.Embedding) -> bool:
 def _linear(name: str, module: Any, roles: tuple[str, ...]) -> Site:
     transposed = is_transposed(module)
     shape = (module.nf, module.nx) if transposed else (module.out_features, module.in_features)
-    own, held = own_parameters(module), _quantised(module)
+    own, held = own_parameters(module), _held_weight(module)
     if held is not None:
         return replace(_held(_site(name, "linear", roles, shape, held), held), bias="bias" in own)
     return replace(_site(name, "linear", roles, shape, own["weight"]), bias="bias" in own, transposed=transposed)
 
 
-def _quantised(module: nn.Module) -> Quantised | None:
+def _held_weight(module: nn.Module) -> FrozenWeight | None:
+    """Of a linear whose weight is no parameter."""
+    if isinstance(module, FrozenLinear):
+        return module.frozen_weight()
     return held_by(module) if isinstance(module, nn.Linear) else None
 
 
-def _held(site: Site, weight: Quantised) -> Site:
-    return replace(site, stored=weight.form, held_bytes=bytes_of(weight))
+def _held(site: Site, weight: FrozenWeight) -> Site:
+    """Where its numbers lie is none of the site's."""
+    form = weight.form if isinstance(weight, Fetched) else weight
+    return replace(site, stored=form.form, held_bytes=bytes_of(form)) if isinstance(form, FourBit | EightBit) else site
 
 
 def _conv(name: str, module: Any, roles: tuple[str, ...]) -> Site:

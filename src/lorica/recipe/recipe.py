@@ -39,6 +39,9 @@ class ModelConfig(BaseModel):
     quantize: Literal["nf4", "int8"] | None = None
     double_quant: bool = False
     device: str | None = Field(default=None, description="None: the GPU where there is one")
+    host_layers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+        default=0, description="blocks whose weights are fetched as they are used; auto: as many as memory demands"
+    )
     add_tokens: tuple[str, ...] = Field(default=(), description="added to the vocabulary; LoRA trains their rows")
 
 
@@ -113,6 +116,13 @@ class Recipe(BaseModel):
             _set(tree, override)
         return cls(**tree)
 
+    def changed(self, settings: Mapping[str, Any]) -> Self:
+        """This recipe with settings such as `{"method.r": 16}`."""
+        tree = self.to_dict()
+        for key, value in settings.items():
+            _put(tree, key, value)
+        return type(self)(**tree)
+
     def to_dict(self) -> dict[str, Any]:
         """Every setting, defaults included, as plain values that build the same recipe again."""
         tree = self.model_dump(mode="json", exclude_none=True)
@@ -178,13 +188,17 @@ def _mapping(section: str, value: Any) -> Any:
 
 def _set(tree: dict[str, Any], override: str) -> None:
     path, equals, value = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
+    path = path.strip()
+    if not equals or not all(path.split(".")):
         raise RecipeError(f"--set {override}: write a key and a value, as in method.r=16")
+    _put(tree, path, text.read(value, f"--set {path}"))
+
+
+def _put(tree: dict[str, Any], path: str, new: Any) -> None:
+    keys = path.split(".")
     place: Any = tree
     for depth, key in enumerate(keys[:-1], 1):
         place = _inside(place, key, f"--set {path}: {'.'.join(keys[:depth])}")
-    new = text.read(value, f"--set {path}")
     if place is tree:
         tree[keys[-1]] = _mapping(keys[-1], new)
     elif isinstance(place, dict):

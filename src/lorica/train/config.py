@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from lorica.adapter.rates import Rates
-from lorica.train.numbers import AtLeastOne, Count, Every, Layers, NotNegative, Part, Positive, Seed
+from lorica.train.numbers import AtLeastOne, Count, Every, Layers, NotNegative, Part, Positive, Seed, Size
 from lorica.train.optimizers import ADAMW_RATE, OPTIMIZERS, Config, OptimizerConfig
 from lorica.train.optimizers.adamw import AdamWConfig
 
@@ -31,6 +31,11 @@ class TrainConfig(BaseModel):
     keep_checkpoints                how many of the newest stay
     gradient_checkpointing          recompute blocks in the backward pass: all, or the first n; auto: as many as memory
                                     demands; changes no bit of the results
+    measure                         the gradients of the heaviest micro-batch are made before the first step and thrown
+                                    away: a run that does not fit is refused at once; changes no bit of the results
+    page_state                      how much of the optimiser's state is on the device, as in 500MB; the rest is in host
+                                    memory, or where the device is the CPU in a file; null: all of it; changes no bit
+    offload_activations             the inputs of recomputed blocks wait there too; changes no bit
     base_dropout                    the base's own dropout too, which draws from torch's global generator
     tensorboard                     scalars in the run folder, beside metrics.jsonl
     """
@@ -56,6 +61,9 @@ class TrainConfig(BaseModel):
     checkpoint_every: Every = 200
     keep_checkpoints: Count = 2
     gradient_checkpointing: Layers = "auto"
+    measure: bool = True
+    page_state: Size | None = None
+    offload_activations: bool = False
     base_dropout: bool = False
     tensorboard: bool = False
     seed: Seed = 0
@@ -88,6 +96,11 @@ class TrainConfig(BaseModel):
             problems.append("lr_embedding is a part of LoRA+; give lora_plus_ratio beside it, or use learning_rates")
         if self.warmup >= 1 and self.warmup != int(self.warmup):
             problems.append(f"warmup: {self.warmup} is neither a share below 1 nor a whole number of steps")
+        if self.offload_activations and self.gradient_checkpointing is False:
+            problems.append(
+                "offload_activations moves the inputs of recomputed blocks, and gradient_checkpointing: false "
+                "recomputes none; leave either out"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -6,19 +6,22 @@ that is killed at any instant and resumed ends with the same bits.
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lorica.budget import Workload
 from lorica.data import Dataset, Example, Schedule, micro_batches, rectangles
 from lorica.data import steps as schedule_of
 from lorica.data.order import OVERHEAD
 from lorica.errors import DivergedError, NoRoomError, RunError
-from lorica.models import generators
+from lorica.kernels.elsewhere import Store
+from lorica.models import fetched_layers, generators
 from lorica.models.causal_lm import CausalLM
 from lorica.models.unpadded import stack_of
 from lorica.tasks import Task
@@ -28,9 +31,11 @@ from lorica.train.config import TrainConfig
 from lorica.train.interrupt import Interruption
 from lorica.train.loss_scale import LossScale
 from lorica.train.optimizers import optimizer
+from lorica.train.paging import OnCpu, Paged
 from lorica.train.progress import Progress
 from lorica.train.recomputing import machine_of, recomputing, workload
 from lorica.train.records import EvalRecord, Run, Status, StepRecord
+from lorica.train.rehearsal import rehearse
 from lorica.train.reporter import Quiet, Reporter, Several
 from lorica.train.run_folder import RunFolder
 from lorica.train.schedule import learning_rate
@@ -40,7 +45,15 @@ if TYPE_CHECKING:
     from lorica.adapter import Attached
 
 MEMORY_EVERY = 10
-FREE_TO_CHANGE = {"checkpoint_every", "keep_checkpoints", "tensorboard", "gradient_checkpointing"}
+FREE_TO_CHANGE = {
+    "checkpoint_every",
+    "keep_checkpoints",
+    "tensorboard",
+    "gradient_checkpointing",
+    "page_state",
+    "offload_activations",
+    "measure",
+}
 """Settings that leave every number of a run as it is, so that a resumed run may have others."""
 
 
@@ -57,19 +70,19 @@ def fit(
     resume: bool = False,
     identity: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
-    before: Mapping[str, Any] | None = None,
+    before: Callable[[], Mapping[str, Any]] | None = None,
 ) -> Run:
     """Trains `attached` in place; afterwards it holds the best evaluated adapter, else the last one.
 
     folder    the run folder; None keeps nothing on the disk.  resume goes on from its newest checkpoint that verifies
     seed      of the order of rows and of dropout; None: config.seed
     identity  what makes a resume wrong when it changes (the base's fingerprint, the method); config and data are added
-    before    the base's own score on `eval`, written as the line of step 0
+    before    scores the base itself on `eval`, which is written as the line of step 0
     facts     handed to `attached.save` for the adapter folder
 
     RequestError when the folder holds a run, or the method has no room in so few steps; CheckpointError when it is
-    another one; DivergedError when a loss or gradient is not finite.  Ctrl-C and SIGTERM finish the step, save, and
-    give a Run with status "interrupted".
+    another one; NoRoomError before the first step where the run does not fit; DivergedError when a loss or gradient is
+    not finite.  Ctrl-C and SIGTERM finish the step, save, and give a Run with status "interrupted".
     """
     seed = config.seed if seed is None else seed
     if attached.life is not None:
@@ -87,11 +100,26 @@ def fit(
             place = stack.enter_context(RunFolder(folder, resume=resume, identity=whole, keep=config.keep_checkpoints))
         trainer = Trainer(attached, task, train, eval, config, seed=seed, place=place, reporter=reporter)
         trainer.begin(stack)
+        if config.measure:
+            rehearse(trainer)
         if before is not None:
             trainer.note_base(before)
         wish = stack.enter_context(Interruption())
         trainer.train(wish)
         return trainer.finish(wish, facts or {})
+
+
+@contextmanager
+def trying(
+    attached: "Attached", task: Task, train: Dataset, held_out: Dataset | None, config: TrainConfig
+) -> Iterator["Trainer"]:
+    """A run that is ready for its first step and keeps nothing."""
+    if attached.life is not None:
+        attached.life.begin(len(_schedule(train, config, config.seed)))
+    with ExitStack() as stack:
+        trainer = Trainer(attached, task, train, held_out, config, seed=config.seed, place=None, reporter=Quiet())
+        trainer.begin(stack)
+        yield trainer
 
 
 class Trainer:
@@ -114,7 +142,8 @@ class Trainer:
         self.schedule = _schedule(train, config, seed)
         self.total = len(self.schedule)
         self.groups = config.rates.groups(attached.plan)
-        first = next(attached.model.parameters())
+        self.device = next(attached.model.parameters()).device
+        self.paged = None if config.page_state is None else Paged(config.page_state, self._store)
         self.learner = Learner(
             model=attached.model,
             task=task,
@@ -123,50 +152,63 @@ class Trainer:
                 dict(attached.named_parameters()),
                 factors={key: group.factor for group in self.groups for key in group.keys},
                 roles={key: tensor.role for key, tensor in attached.plan.tensors.items()},
+                state=self.paged,
             ),
             seed=seed,
-            device=first.device,
+            device=self.device,
             clip=config.clip,
             life=attached.life,
             scale=LossScale.of(attached.model),
         )
         self.most = config.micro_batch_tokens
         """Tokens of a micro-batch; less than was asked for once memory has run out."""
+        self.work = Workload()
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         self._warned = False
 
+    @cached_property
+    def _store(self) -> Store:
+        """Room beside the device: where it is the CPU in the run folder, which has the room that checkpoints need."""
+        return Store(self.device, None if self.place is None else self.place.path)
+
     def begin(self, stack: ExitStack) -> None:
         """Ready for the first step, or for the first after the checkpoint that is gone on from."""
-        stack.enter_context(recomputing(self.attached, self._recomputed()))
+        self.work = self._workload()
+        store = self._store if self.config.offload_activations else None
+        stack.enter_context(recomputing(self.attached, self.work.recomputed, store))
         if self.config.base_dropout:
             torch.manual_seed(self.learner.seed)
         if self.place is not None:
             self._resume(self.place)
             self._add_tensorboard(stack, self.place)
         self.reporter.on_plan(self.total, self.progress.step, self.schedule.epoch_of(self.total - 1))
-        _learning_mode(self.attached, self.config.base_dropout)
+        self.learning_mode(self.config.base_dropout)
         stack.callback(self.attached.eval)
 
-    def _recomputed(self) -> int | None:
-        """Blocks, None for all; said where it was not asked for."""
+    def _workload(self) -> Workload:
+        """Of the largest micro-batch; said where blocks are recomputed and nobody asked for it."""
         attached, longest = self.attached, int(max(self.data.lengths))
         machine = machine_of(attached.model)
-        blocks = workload(self.config, attached.plan, attached.model, longest, machine).recomputed
+        work = workload(self.config, attached.plan, attached.model, longest, machine, fetched_layers(attached.model))
+        blocks = work.recomputed
         if self.config.gradient_checkpointing == "auto" and blocks != 0:
             told = "all blocks are" if blocks is None else f"{blocks} blocks are"
             self.reporter.on_note(f"{told} computed again in the backward pass, to fit into {machine}")
-        return blocks
+        return work
 
-    def note_base(self, score: Mapping[str, Any]) -> None:
+    def note_base(self, scored: Callable[[], Mapping[str, Any]]) -> None:
         """The line of step 0, once: it outlives the lines after it when a run is resumed."""
         lines = self.history if self.place is None else self.place.history
         if not lines:
+            self.attached.eval()
+            score = scored()
+            self.learning_mode(self.config.base_dropout)
             metrics = {name: value for name, value in score.items() if name != "loss"}
             self._write({"step": 0, "epoch": 0.0, "eval_loss": score["loss"], **metrics})
 
     def train(self, wish: Interruption) -> None:
-        while not self._done and not wish.made:
+        while not self.done and not wish.made:
             self._learn()
             if self._due(self.config.evaluate_every) and self.held_out is not None:
                 self._evaluate(self.held_out)
@@ -174,7 +216,7 @@ class Trainer:
                 self._save(self.place)
 
     def finish(self, wish: Interruption, facts: Mapping[str, Any]) -> Run:
-        if wish.made and not self._done:
+        if wish.made and not self.done:
             self._say_how_to_resume(wish.made)
             return self._outcome("interrupted", None)
         if self.progress.best:
@@ -188,19 +230,19 @@ class Trainer:
         return self._outcome("stopped early" if self.progress.stopped else "finished", adapter)
 
     @property
-    def _done(self) -> bool:
+    def done(self) -> bool:
         return self.progress.stopped or self.progress.step >= self.total
 
     def _due(self, every: int | str) -> bool:
         """After the step just taken; always after the last."""
         step = self.progress.step
-        if self._done:
+        if self.done:
             return True
         if every == "epoch":
             return self.schedule.place(step)[0] != self.schedule.place(step - 1)[0]
         return step % int(every) == 0
 
-    def _parts(self, step: int) -> tuple[tuple[int, ...], ...]:
+    def parts(self, step: int) -> tuple[tuple[int, ...], ...]:
         """The micro-batches of a step; as few as may be, where padding costs nothing."""
         model, most = self.attached.model, self.most
         if isinstance(model, CausalLM):
@@ -211,7 +253,7 @@ class Trainer:
     def _learn(self) -> None:
         step, started = self.progress.step + 1, time.perf_counter()
         rate = learning_rate(self.config, step, self.total)
-        taken = self._taken(step, rate)
+        taken = self.taken(step, rate)
         seconds = time.perf_counter() - started
         record = StepRecord(
             step=step,
@@ -225,23 +267,28 @@ class Trainer:
             seconds=seconds,
             tokens_per_second=taken.tokens / seconds,
             memory_bytes=memory.used_bytes(self.learner.device),
+            pages=self._pages(),
         )
         self.progress.stepped(record)
         self._write(record.to_dict())
         self.reporter.on_step(record)
         self._notice(taken.grad_norm)
 
-    def _taken(self, step: int, rate: float) -> Taken:
+    def _pages(self) -> dict[str, int] | None:
+        """Of the optimiser's state, moved since this process began."""
+        return None if self.paged is None else {"in": self.paged.pages_in, "out": self.paged.pages_out}
+
+    def taken(self, step: int, rate: float) -> Taken:
         """The step, in smaller micro-batches from here on where memory runs out: the same step but for rounding."""
         while True:
-            rows = [[self.data[index] for index in part] for part in self._parts(step)]
+            rows = [[self.data[index] for index in part] for part in self.parts(step)]
             try:
                 return optimiser_step(self.learner, rows, step=step, total=self.total, learning_rate=rate)
             except NoRoomError as error:
-                self.most = self._smaller(rows, error)
+                self.most = self.smaller(rows, error)
                 memory.give_back(self.learner.device)
 
-    def _smaller(self, rows: Sequence[Sequence[Example]], error: NoRoomError) -> int:
+    def smaller(self, rows: Sequence[Sequence[Example]], error: NoRoomError) -> int:
         """Half of the largest micro-batch that can be cut.  NoRoomError where each holds one row."""
         largest = max((sum(map(len, part)) for part in rows if len(part) > 1), default=0)
         if not largest:
@@ -266,7 +313,7 @@ class Trainer:
         started = time.perf_counter()
         self.attached.eval()
         metrics = self.task.evaluate(self.attached.model, held_out, micro_batch_tokens=self.config.micro_batch_tokens)
-        _learning_mode(self.attached, self.config.base_dropout)
+        self.learning_mode(self.config.base_dropout)
         loss = metrics.pop("loss")
         if not math.isfinite(loss):
             raise DivergedError(f"step {self.progress.step}: the evaluation loss is not finite; lower learning_rate")
@@ -300,13 +347,18 @@ class Trainer:
         tensors = {
             "adapter": self._adapter_state(),
             "start": {name: tensor.cpu().contiguous() for name, tensor in self.attached.start().items()},
-            "optimizer": {name: tensor.cpu() for name, tensor in self.learner.optimizer.state().items()},
+            "optimizer": OnCpu(self.learner.optimizer.state()),
             "best": self.progress.best,
             "life": {} if life is None else {name: tensor.cpu() for name, tensor in life.state_dict().items()},
             "generators": generators.states(),
         }
         state = {"progress": self.progress.state(), "loss_scale": vars(self.learner.scale)}
         place.save(self.progress.step, tensors, state)
+
+    def learning_mode(self, base_dropout: bool) -> None:
+        """Adapter modules learn; the base's own dropout, which follows no law of ours, is off unless asked for."""
+        self.attached.model.train(base_dropout)
+        self.attached.train(base=False)
 
     def _resume(self, place: RunFolder) -> None:
         for folder, reason in place.skipped:
@@ -373,6 +425,7 @@ class Trainer:
             tokens_per_second=progress.tokens / progress.seconds if progress.seconds else 0.0,
             peak_bytes=memory.peak_bytes(self.learner.device),
             skipped_steps=self.learner.scale.skipped,
+            pages=self._pages(),
             history=tuple(self.history if self.place is None else self.place.history),
         )
 
@@ -407,9 +460,3 @@ def _identity(
         "data.train": train.fingerprint,
         "data.eval": None if held_out is None else held_out.fingerprint,
     }
-
-
-def _learning_mode(attached: "Attached", base_dropout: bool) -> None:
-    """Adapter modules learn; the base's own dropout, which follows no law of ours, is off unless asked for."""
-    attached.model.train(base_dropout)
-    attached.train(base=False)

@@ -4,6 +4,7 @@ import gc
 import os
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -32,6 +33,38 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def held_bytes(device: torch.device) -> int:
+    """What the process, or the device, holds now."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS") or used_bytes(device)
+
+
+def forget_peak(device: torch.device) -> None:
+    """`most_held` begins again from what is held now, where the system allows it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def most_held(device: torch.device, context: int) -> int:
+    """The most since `forget_peak`, the context of a device among it.
+
+    Unlike getrusage's, Linux's own number does not begin with what the parent of the process held.
+    """
+    if device.type == "cuda":
+        return context + torch.cuda.max_memory_allocated(device)
+    return _status("VmHWM") or peak_bytes(device)
+
+
+def _status(name: str) -> int:
+    """Bytes of this process by Linux's name for them; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def give_back(device: torch.device) -> None:

@@ -1,15 +1,16 @@
-"""How many blocks are computed again in the backward pass: what the config says, or what memory demands."""
+"""How many blocks are computed again in the backward pass, or fetched: what the config says, or what memory demands."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
 from lorica.adapter import Plan
-from lorica.budget import Machine, Workload, fewest_recomputed, machine
+from lorica.budget import Machine, Workload, fewest_fetched, fewest_recomputed, machine
 from lorica.budget.memory import CONTEXT, Shapes
+from lorica.kernels.elsewhere import Store
 from lorica.models import recomputable
 from lorica.models.causal_lm import CausalLM
 from lorica.train.config import TrainConfig
@@ -18,11 +19,27 @@ if TYPE_CHECKING:
     from lorica.adapter import Attached
 
 
-def workload(config: TrainConfig, plan: Plan, model: nn.Module, longest: int, place: Machine) -> Workload:
-    """What is computed at a time, of rows of `longest` tokens at most."""
+def workload(
+    config: TrainConfig, plan: Plan, model: nn.Module, longest: int, place: Machine, host_layers: int | Literal["auto"]
+) -> Workload:
+    """What is computed at a time, of rows of `longest` tokens at most, and what is kept elsewhere.
+
+    Recomputing a block costs less than fetching its weights, so that `auto` fetches where all are recomputed and it
+    does not fit yet.
+    """
     step = config.rows_per_step * longest if config.rows_per_step else config.tokens_per_step or longest
-    work = Workload(tokens=max(longest, min(step, config.micro_batch_tokens)), length=longest)
-    return replace(work, recomputed=_blocks(config, plan, model, work, place))
+    work = Workload(
+        tokens=max(longest, min(step, config.micro_batch_tokens)),
+        length=longest,
+        page_state=config.page_state,
+        offloaded=config.offload_activations,
+        host_layers=0 if host_layers == "auto" else host_layers,
+    )
+    work = replace(work, recomputed=_blocks(config, plan, model, work, place))
+    if host_layers != "auto" or not isinstance(model, CausalLM):
+        return work
+    layers, moments = Shapes.of(plan.base).layers, config.optimizer.elements
+    return replace(work, host_layers=fewest_fetched(plan, work, place, layers, decoder=True, moments=moments))
 
 
 def _blocks(config: TrainConfig, plan: Plan, model: nn.Module, work: Workload, place: Machine) -> int | None:
@@ -48,12 +65,12 @@ def machine_of(model: nn.Module) -> Machine:
 
 
 @contextmanager
-def recomputing(attached: "Attached", blocks: int | None) -> Iterator[None]:
-    """None: all of them."""
+def recomputing(attached: "Attached", blocks: int | None, store: Store | None) -> Iterator[None]:
+    """None: all of them.  store: where their inputs wait, None: on the device."""
     if blocks == 0:
         yield
         return
-    undo = attached.checkpoint(blocks)
+    undo = attached.checkpoint(blocks, store)
     try:
         yield
     finally:

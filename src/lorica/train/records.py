@@ -19,6 +19,7 @@ class StepRecord:
     grad_norm       before clipping; None where float16 scaling skipped the step
     seconds         of this step; tokens_per_second: of real tokens
     memory_bytes    resident memory of the process, or the device's peak so far
+    pages           of the optimiser's state, `in` and `out` since the process began, where it is paged
     """
 
     step: int
@@ -32,10 +33,11 @@ class StepRecord:
     tokens_per_second: float
     memory_bytes: int
     learning_rates: Mapping[str, float] | None = None
+    pages: Mapping[str, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        values = asdict(self)
-        return values if self.learning_rates else {key: v for key, v in values.items() if key != "learning_rates"}
+        absent = {name for name in ("learning_rates", "pages") if not getattr(self, name)}
+        return {name: value for name, value in asdict(self).items() if name not in absent}
 
     def __str__(self) -> str:
         return f"step {self.step}: loss {self.loss:.4f}, {self.tokens_per_second:,.0f} tokens/s"
@@ -73,6 +75,7 @@ class Run:
     steps       optimiser steps done, of `total_steps`; best_step: the one whose adapter is kept
     loss        of the last step; eval: the record of the kept adapter's evaluation
     seconds     over all resumes; history: the lines of metrics.jsonl
+    pages       of the optimiser's state, `in` and `out` of this process; None where it is not paged
     """
 
     status: Status
@@ -86,6 +89,7 @@ class Run:
     tokens_per_second: float
     peak_bytes: int
     skipped_steps: int = 0
+    pages: Mapping[str, int] | None = None
     history: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
     @property
@@ -98,5 +102,6 @@ class Run:
     def __str__(self) -> str:
         loss = "" if self.loss is None else f", loss {self.loss:.4f}"
         evaluated = "" if self.eval is None else f", eval_loss {self.eval['eval_loss']:.4f} at step {self.best_step}"
+        paged = "" if self.pages is None else ", {in:,} pages of state in and {out:,} out".format(**self.pages)
         pace = f"{self.seconds:.1f} s, {self.tokens_per_second:,.0f} tokens/s"
-        return f"{self.status} after {self.steps} of {self.total_steps} steps{loss}{evaluated}, {pace}"
+        return f"{self.status} after {self.steps} of {self.total_steps} steps{loss}{evaluated}, {pace}{paged}"

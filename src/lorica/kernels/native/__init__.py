@@ -5,6 +5,6 @@ Sums are float32; every result is the same at every call, whatever the number of
 """
 
 from lorica.kernels.native.attention import document_attention
-from lorica.kernels.native.build import Library, library, takes
+from lorica.kernels.native.build import Library, library
 
-__all__ = ["Library", "document_attention", "library", "takes"]
+__all__ = ["Library", "document_attention", "library"]

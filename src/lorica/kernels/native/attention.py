@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lorica.errors import NoRoomError
-from lorica.kernels.native.build import library
+from lorica.kernels.native.build import Function, library
 
 
 def document_attention(
@@ -34,15 +34,12 @@ def document_attention(
 
 
 @cache
-def _functions() -> tuple[ctypes._CFuncPtr, ctypes._CFuncPtr]:
-    functions = library().functions
-    assert functions is not None
-    assert functions.lorica_tiles() == 0
-    forward, backward = functions.lorica_attention, functions.lorica_attention_backward
-    numbers = [ctypes.c_int64] * 6
-    forward.argtypes = [ctypes.c_void_p] * 6 + numbers + [ctypes.c_float]
-    backward.argtypes = [ctypes.c_void_p] * 10 + numbers + [ctypes.c_float]
-    return forward, backward
+def _functions() -> tuple[Function, Function]:
+    numbers = (*[ctypes.c_int64] * 6, ctypes.c_float)
+    return (
+        library().function("lorica_attention", 6, *numbers),
+        library().function("lorica_attention_backward", 10, *numbers),
+    )
 
 
 @lru_cache(maxsize=64)
@@ -70,6 +67,6 @@ class _Attention(torch.autograd.Function):
         return *grads, None, None, None, None
 
 
-def _called(function: ctypes._CFuncPtr, tensors: Sequence[Tensor], sizes: tuple[float, ...]) -> None:
+def _called(function: Function, tensors: Sequence[Tensor], sizes: tuple[float, ...]) -> None:
     if function(*(tensor.data_ptr() for tensor in tensors), *sizes):
         raise NoRoomError("attention: out of memory")

@@ -16,8 +16,6 @@ from functools import cache
 from pathlib import Path
 from shutil import which
 
-from torch import Tensor, bfloat16
-
 FOLDER = Path(__file__).parent
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11", "-fno-math-errno", "-Wall", "-Werror")
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")
@@ -64,15 +62,13 @@ def library() -> Library:
         if GNU not in version:
             return Library(None, f"{Path(compiler).name} is not GCC: install gcc", "none")
         path = _built(compiler, version)
-        return Library(ctypes.CDLL(str(path)), f"compiled by {Path(compiler).name} for this processor", path.stem)
+        functions = ctypes.CDLL(str(path))
+        if functions.lorica_tiles():
+            return Library(None, "the system keeps the processor's tiles from this process", "none")
+        return Library(functions, f"compiled by {Path(compiler).name} for this processor", path.stem)
     except (OSError, subprocess.SubprocessError) as error:
         told = getattr(error, "stderr", None) or str(error)
         return Library(None, f"{Path(compiler).name} failed: {told.strip().splitlines()[0]}", "none")
-
-
-def takes(x: Tensor) -> bool:
-    """Whether what stands beside such a tensor is computed here."""
-    return x.dtype == bfloat16 and x.device.type == "cpu" and library().functions is not None
 
 
 def _missing() -> str | None:

@@ -11,12 +11,18 @@ from lorica.errors import TargetError, did_you_mean
 from lorica.models.edited import AroundModule, slot
 from lorica.models.edits.computed import Cast, compute
 from lorica.models.edits.holders import Undo, holders, parameter_holders, together
+from lorica.models.fetched import FetchedLinear
 from lorica.site import Site
 
 
 def parameter_of(model: nn.Module, site: Site) -> Tensor:
     """The parameter at this path, or what an edit computes in its place."""
     owner, _, leaf = site.name.rpartition(".")
+    if leaf == "weight" and isinstance(model.get_submodule(owner), FetchedLinear):
+        raise TargetError(
+            f"{site.name} is fetched as it is used, so that no copy of it can be trained; load the base without "
+            "host_layers, or adapt it by lora"
+        )
     try:
         value = getattr(model.get_submodule(owner), leaf)
     except AttributeError:

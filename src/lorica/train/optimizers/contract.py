@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lorica.errors import CheckpointError
 from lorica.methods.contract import Role
+from lorica.train.paging import Held, State
 
 ADAMW_RATE = 2e-4
 Parameters = Mapping[str, nn.Parameter]
@@ -55,7 +56,7 @@ class Optimizer(Protocol):
 
     def step(self, learning_rate: float) -> None: ...
 
-    def state(self) -> dict[str, Tensor]: ...
+    def state(self) -> Mapping[str, Tensor]: ...
 
     def load_state(self, state: Mapping[str, Tensor]) -> None: ...
 
@@ -81,9 +82,12 @@ class ByName(ABC, Generic[C]):
         config: C,
         factors: Mapping[str, float] | None = None,
         roles: Mapping[str, Role] | None = None,
+        state: State | None = None,
     ) -> None:
         self.parameters, self.config = dict(parameters), config
-        self._parts = {name: self.start(parameter) for name, parameter in self.parameters.items()}
+        self._parts = Held() if state is None else state
+        for name, parameter in self.parameters.items():
+            self._parts.add(name, self.start(parameter))
         self._groups = tuple(_groups(self.parameters, factors or {}, roles or {}))
 
     @abstractmethod
@@ -97,12 +101,12 @@ class ByName(ABC, Generic[C]):
     def step(self, learning_rate: float) -> None:
         for group in self._groups:
             names = [name for name in group.names if self.parameters[name].grad is not None]
-            if names:
-                self.update(names, learning_rate * group.factor, group.decays)
+            for some in self._parts.together(names) if names else ():
+                self.update(some, learning_rate * group.factor, group.decays)
 
-    def state(self) -> dict[str, Tensor]:
-        """Tensors by `<parameter>.<part>`, the optimiser's own and not copies."""
-        return {f"{name}.{part}": tensor for name, parts in self._parts.items() for part, tensor in parts.items()}
+    def state(self) -> Mapping[str, Tensor]:
+        """Tensors by `<parameter>.<part>`, the optimiser's own, or copies of what is paged out."""
+        return self._parts.tensors(list(self.parameters))
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -111,8 +115,9 @@ class ByName(ABC, Generic[C]):
         wrong = sorted(own.keys() ^ state.keys()) or [key for key in own if own[key].shape != state[key].shape]
         if wrong:
             raise CheckpointError(f"optimizer: {wrong[0]} and {len(wrong) - 1} more differ from this run's parameters")
-        for key, tensor in own.items():
-            tensor.copy_(state[key])
+        for name in self.parameters:
+            for part, tensor in self._parts[name].items():
+                tensor.copy_(state[f"{name}.{part}"])
 
     def tensors(self, names: list[str]) -> list[Tensor]:
         return [self.parameters[name] for name in names]

@@ -21,6 +21,7 @@ from lorica.methods.contract import Role
 from lorica.train.numbers import Count, NotNegative, Positive, Share
 from lorica.train.optimizers.adamw import AdamW, AdamWConfig
 from lorica.train.optimizers.contract import ADAMW_RATE, ByName, Config, Parameters, size
+from lorica.train.paging import Held, State
 
 A, B, C = 3.4445, -4.7750, 2.0315
 """Of the quintic: chosen by the author for the steepest slope at zero."""
@@ -63,6 +64,7 @@ class Muon:
         config: MuonConfig,
         factors: Mapping[str, float] | None = None,
         roles: Mapping[str, Role] | None = None,
+        state: State | None = None,
     ) -> None:
         self.parameters = dict(parameters)
         own = {
@@ -71,15 +73,16 @@ class Muon:
             if config.takes(tuple(parameter.shape), (roles or {}).get(name, "matrix"))
         }
         rest = {name: parameter for name, parameter in self.parameters.items() if name not in own}
-        self._matrices = Matrices(own, config, factors, roles)
-        self._rest = AdamW(rest, config.beside, factors, roles)
+        self._parts = Held() if state is None else state
+        self._matrices = Matrices(own, config, factors, roles, self._parts)
+        self._rest = AdamW(rest, config.beside, factors, roles, self._parts)
 
     def step(self, learning_rate: float) -> None:
         self._matrices.step(learning_rate)
         self._rest.step(learning_rate)
 
-    def state(self) -> dict[str, Tensor]:
-        return {**self._matrices.state(), **self._rest.state()}
+    def state(self) -> Mapping[str, Tensor]:
+        return self._parts.tensors(list(self.parameters))
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         own = {key: value for key, value in state.items() if key.rpartition(".")[0] in self._matrices.parameters}
