@@ -19,9 +19,11 @@ from lorica.data import DataConfig, Dataset
 from lorica.errors import RecipeError, by_field, did_you_mean
 from lorica.models import fingerprint, quantisation_of
 from lorica.recipe import Recipe
+from lorica.tasks import Task
 from lorica.train import Run, TrainConfig
 from lorica.train import fit as learn
 from lorica.train.reporter import Quiet, Reporter
+from lorica.train.room import Room, compared, evaluated
 from lorica.train.run_folder import HOLDINGS, refuse_occupied
 
 
@@ -49,13 +51,13 @@ def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None
     methods = with_head(model, with_tokens(model, base.add_tokens, recipe.method))
     plan_of(model, methods)
     learned, held = from_files(model, recipe.data, recipe.task)
-    learned = recipe.task.compared(model, learned, micro_batch_tokens=recipe.train.micro_batch_tokens)
-    if held is not None:
-        held = recipe.task.compared(model, held, micro_batch_tokens=recipe.train.micro_batch_tokens)
+    room = Room.of(recipe.train, learned, held, folder=folder, resume=resume, reporter=reporter)
+    learned = compared(recipe.task, model, learned, room)
+    held = None if held is None else compared(recipe.task, model, held, room)
     start = for_run(model, methods, learned, recipe.task, folder, resume)
     attached = attach(model, methods, seed=recipe.train.seed, statistics=start)
     _tell(reporter, "train", learned)
-    before = None if resume and (folder / "metrics.jsonl").exists() else _before(recipe, model, held, reporter)
+    before = None if resume and (folder / "metrics.jsonl").exists() else _before(recipe.task, model, held, room)
     _keep_recipe(recipe, folder)
     run = learn(
         attached,
@@ -69,6 +71,7 @@ def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None
         identity=_identity(recipe, model),
         facts={"recipe": recipe.to_dict(), "task": recipe.task.to_entry(), "data": learned.to_dict()},
         before=before,
+        room=room,
     )
     if run.adapter is not None:
         _report(recipe, run)
@@ -149,13 +152,13 @@ def _stored(model: nn.Module) -> dict[str, str]:
     return {} if found is None else {"model.quantize": str(found)}
 
 
-def _before(recipe: Recipe, model: nn.Module, held: Dataset | None, reporter: Reporter) -> dict[str, float] | None:
+def _before(task: Task, model: nn.Module, held: Dataset | None, room: Room) -> dict[str, float] | None:
     """The base's own score, which an adapter that has not learned yet leaves as it is."""
     if held is None:
         return None
-    _tell(reporter, "eval", held)
-    score = recipe.task.evaluate(model, held, micro_batch_tokens=recipe.train.micro_batch_tokens)
-    reporter.on_note(f"before training: eval_loss {score['loss']:.4f}")
+    _tell(room.reporter, "eval", held)
+    score = evaluated(task, model, held, room, "evaluation before training")
+    room.reporter.on_note(f"before training: eval_loss {score['loss']:.4f}")
     return score
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from lorica.data import Dataset, Example, Schedule, micro_batches, rectangles
 from lorica.data import steps as schedule_of
 from lorica.data.order import OVERHEAD
-from lorica.errors import DivergedError, NoRoomError, RunError
+from lorica.errors import ROUNDING, WHAT_FITS, DivergedError, NoRoomError, RunError
 from lorica.models import generators
 from lorica.models.causal_lm import CausalLM
 from lorica.models.unpadded import stack_of
@@ -32,6 +32,7 @@ from lorica.train.progress import Progress
 from lorica.train.recomputing import machine_of, recomputing, workload
 from lorica.train.records import EvalRecord, Run, Status, StepRecord
 from lorica.train.reporter import Quiet, Reporter, Several
+from lorica.train.room import Room, compared, evaluated
 from lorica.train.run_folder import RunFolder
 from lorica.train.schedule import learning_rate
 from lorica.train.step import Learner, Taken, optimiser_step
@@ -58,6 +59,7 @@ def fit(
     identity: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
     before: Mapping[str, Any] | None = None,
+    room: Room | None = None,
 ) -> Run:
     """Trains `attached` in place; afterwards it holds the best evaluated adapter, else the last one.
 
@@ -66,6 +68,7 @@ def fit(
     identity  what makes a resume wrong when it changes (the base's fingerprint, the method); config and data are added
     before    the base's own score on `eval`, written as the line of step 0
     facts     handed to `attached.save` for the adapter folder
+    room      what the caller has found; None: what the config and the folder say
 
     RequestError when the folder holds a run, or the method has no room in so few steps; CheckpointError when it is
     another one; DivergedError when a loss or gradient is not finite.  Ctrl-C and SIGTERM finish the step, save, and
@@ -75,18 +78,19 @@ def fit(
     if attached.life is not None:
         attached.life.begin(len(_schedule(train, config, seed)))
     reporter = reporter or Quiet()
+    room = room or Room.of(config, train, eval, folder=folder, resume=resume, reporter=reporter)
     if task.compares:
         with attached.off() as base:
-            train = task.compared(base, train, micro_batch_tokens=config.micro_batch_tokens)
-            held = None if eval is None else task.compared(base, eval, micro_batch_tokens=config.micro_batch_tokens)
-            eval = held  # noqa: A001
+            train = compared(task, base, train, room)
+            eval = None if eval is None else compared(task, base, eval, room)  # noqa: A001
     with ExitStack() as stack:
         place = None
         if folder is not None:
             whole = _identity(identity or {}, attached, task, train, eval, config, seed)
             place = stack.enter_context(RunFolder(folder, resume=resume, identity=whole, keep=config.keep_checkpoints))
-        trainer = Trainer(attached, task, train, eval, config, seed=seed, place=place, reporter=reporter)
+        trainer = Trainer(attached, task, train, eval, config, seed=seed, place=place, room=room)
         trainer.begin(stack)
+        stack.enter_context(memory.no_slow_products())
         if before is not None:
             trainer.note_base(before)
         wish = stack.enter_context(Interruption())
@@ -107,10 +111,10 @@ class Trainer:
         *,
         seed: int,
         place: RunFolder | None,
-        reporter: Reporter,
+        room: Room,
     ) -> None:
         self.attached, self.task, self.data, self.held_out = attached, task, train, held_out
-        self.config, self.place, self.reporter = config, place, reporter
+        self.config, self.place, self.room, self.reporter = config, place, room, room.reporter
         self.schedule = _schedule(train, config, seed)
         self.total = len(self.schedule)
         self.groups = config.rates.groups(attached.plan)
@@ -130,8 +134,6 @@ class Trainer:
             life=attached.life,
             scale=LossScale.of(attached.model),
         )
-        self.most = config.micro_batch_tokens
-        """Tokens of a micro-batch; less than was asked for once memory has run out."""
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         self._warned = False
@@ -202,7 +204,7 @@ class Trainer:
 
     def _parts(self, step: int) -> tuple[tuple[int, ...], ...]:
         """The micro-batches of a step; as few as may be, where padding costs nothing."""
-        model, most = self.attached.model, self.most
+        model, most = self.attached.model, self.room.tokens
         if isinstance(model, CausalLM):
             return micro_batches(self.schedule[step - 1], self.data.lengths, most)
         overhead = OVERHEAD if stack_of(model) is None else most
@@ -238,7 +240,7 @@ class Trainer:
             try:
                 return optimiser_step(self.learner, rows, step=step, total=self.total, learning_rate=rate)
             except NoRoomError as error:
-                self.most = self._smaller(rows, error)
+                self.room.cut(self._smaller(rows, error))
                 memory.give_back(self.learner.device)
 
     def _smaller(self, rows: Sequence[Sequence[Example]], error: NoRoomError) -> int:
@@ -249,12 +251,10 @@ class Trainer:
             kept = "" if self.place is None else f"; what was saved stands, {self.place.how_to_resume()} goes on"
             raise NoRoomError(
                 f"{error} with a single row of {longest:,} tokens; set train.gradient_checkpointing: true or "
-                f"model.quantize: nf4, or lower data.max_length{kept}"
+                f"model.quantize: nf4, or lower data.max_length ({WHAT_FITS}){kept}"
             ) from None
-        most = max(min(largest, self.most) // 2, 1)
-        self.reporter.on_note(
-            f"{error} with {largest:,} tokens at a time; going on with {most:,}, which changes rounding alone"
-        )
+        most = max(min(largest, self.room.tokens) // 2, 1)
+        self.reporter.on_note(f"{error} with {largest:,} tokens at a time; going on with {most:,}, {ROUNDING}")
         return most
 
     def _rates(self, rate: float) -> dict[str, float] | None:
@@ -265,7 +265,9 @@ class Trainer:
     def _evaluate(self, held_out: Dataset) -> None:
         started = time.perf_counter()
         self.attached.eval()
-        metrics = self.task.evaluate(self.attached.model, held_out, micro_batch_tokens=self.config.micro_batch_tokens)
+        metrics = evaluated(
+            self.task, self.attached.model, held_out, self.room, f"evaluation of step {self.progress.step}"
+        )
         _learning_mode(self.attached, self.config.base_dropout)
         loss = metrics.pop("loss")
         if not math.isfinite(loss):

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 def workload(config: TrainConfig, plan: Plan, model: nn.Module, longest: int, place: Machine) -> Workload:
     """What is computed at a time, of rows of `longest` tokens at most."""
-    step = config.rows_per_step * longest if config.rows_per_step else config.tokens_per_step or longest
-    work = Workload(tokens=max(longest, min(step, config.micro_batch_tokens)), length=longest)
+    work = Workload(tokens=config.at_once(longest), length=longest)
     return replace(work, recomputed=_blocks(config, plan, model, work, place))
 
 
