@@ -90,7 +90,8 @@ def _refused(error: OSError) -> int:
 
 
 def _no_room(error: Exception, note: Note) -> int:
-    line = str(error) if isinstance(error, NoRoomError) else f"{how_memory_ran_out(error)}; {REMEDY}"
+    where = f"{note.said['folder']}: " if "folder" in note.said else ""
+    line = str(error) if isinstance(error, NoRoomError) else f"{where}{how_memory_ran_out(error)}; {REMEDY}"
     if not note.leave(line):
         complain(line)
     return 1

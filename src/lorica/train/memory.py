@@ -47,10 +47,20 @@ def give_back(device: torch.device) -> None:
 
 @contextmanager
 def no_slow_products() -> Iterator[None]:
-    """A product that oneDNN has no room for is an error, instead of torch's own at a fortieth of the speed."""
+    """A product that oneDNN has no room for is an error, instead of a warning and torch's own slow product."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=r"mkldnn_\w+ failed.*could not create a primitive(?! desc)")
         yield
+
+
+@contextmanager
+def products_stay_fast() -> Iterator[None]:
+    """After the first product without room torch asks oneDNN for none again; here it does, once there may be room."""
+    enabled = torch.backends.mkldnn.enabled
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.set_flags(enabled, _fp32_precision=None)
 
 
 def shortage(device: torch.device) -> str | None:

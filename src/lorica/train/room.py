@@ -66,7 +66,7 @@ class Room:
         """`work(tokens)` over rows, in smaller micro-batches where memory runs out.  NoRoomError where none are."""
         while True:
             try:
-                with memory.no_slow_products():
+                with memory.no_slow_products(), memory.products_stay_fast():
                     return work(self.tokens)
             except Exception as error:
                 if not is_out_of_memory(error):

@@ -17,6 +17,7 @@ from lorica.errors import DivergedError, NoRoomError, RunError, how_memory_ran_o
 from lorica.methods.contract import Life
 from lorica.models import generators
 from lorica.tasks import Draw, Task
+from lorica.train import memory
 from lorica.train.loss_scale import LossScale
 from lorica.train.optimizers import Optimizer
 
@@ -81,7 +82,8 @@ def gradients(learner: Learner, micro_batches: Sequence[Sequence[Example]], step
     """
     before = generators.states()
     try:
-        return _gradients(learner, micro_batches, step)
+        with memory.products_stay_fast():
+            return _gradients(learner, micro_batches, step)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
