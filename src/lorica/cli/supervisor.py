@@ -187,6 +187,7 @@ def _kills() -> int | None:
 
 
 def _ended_by(number: int) -> int:
-    signal.signal(number, signal.SIG_DFL)
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     return 128 + number
