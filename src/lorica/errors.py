@@ -13,6 +13,7 @@ LoricaError (ValueError)
     └── CheckpointError a checkpoint cannot be written or read
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Protocol
@@ -84,7 +85,7 @@ OUT_OF_MEMORY = (
     "can't allocate memory",  # torch on a CPU
     "annot allocate memory",  # the system, through Python, torch or Rust
     "bad_alloc",
-    "could not create a primitive",  # oneDNN, in the type it has for everything
+    "could not create a primitive(?! desc)",  # oneDNN; of a descriptor: it has no such primitive
     "could not create a memory",
     "could not execute a primitive",
     "can't start new thread",
@@ -94,14 +95,14 @@ OUT_OF_MEMORY = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
-"""What libraries say of an allocation that failed, in errors of all types."""
+"""What libraries say of an allocation that failed, in errors of all types; patterns."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, in this error or in one that it came of: Python's, a library's or a device's."""
     if isinstance(error, MemoryError | NoRoomError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    if any(words in str(error) for words in OUT_OF_MEMORY):
+    if re.search("|".join(OUT_OF_MEMORY), str(error)):
         return True
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return before is not None and is_out_of_memory(before)

@@ -30,7 +30,7 @@ def die(number):
         signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 def smaller(tokens, least=100):
-    note.tell(folder="run", recipe="r.yaml", tokens=tokens, smaller=max(tokens // 2, least) if tokens > least else None)
+    note.tell(folder="run", tokens=tokens, smaller=max(tokens // 2, least) if tokens > least else None)
 """
 
 
@@ -115,7 +115,7 @@ die(signal.SIGSEGV)
     assert len(begun()) == times
     *_, last = capsys.readouterr().err.splitlines()
     assert last.startswith("error: run: ended by SIGSEGV, as happens where memory runs out")
-    assert "is saved, and lorica train r.yaml --resume goes on from there; lorica plan RECIPE --fit" in last
+    assert "is saved, lorica train run/recipe.yaml --resume goes on from there; lorica plan RECIPE --fit" in last
 
 
 def test_a_death_before_the_run_is_known_is_one_line_and_no_loop(

@@ -68,7 +68,7 @@ def train(
 
     resolved = _recipe(recipe, settings)
     note = context.obj or Note()
-    note.tell(folder=resolved.output, recipe=str(recipe))
+    note.tell(folder=resolved.output)
     if note.tokens:
         room.keep(Path(resolved.output), note.tokens)
     say(api.plan(resolved))

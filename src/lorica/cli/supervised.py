@@ -1,9 +1,11 @@
 """The supervised process: a short note to its supervisor, written anew each time and read once the process has ended.
 
-folder, recipe    where the run is, and what it is of
-tokens, smaller   computed at a time, and what there would be next (None: nothing is smaller)
-no_room           the line of the error, where memory ran out and nothing else was said
-status            how the command ended; native code that ends the process leaves none
+    folder            where the run is
+    tokens, smaller   computed at a time, and what there would be next (None: nothing is smaller)
+    no_room           the line of the error, where memory ran out and nothing else was said
+    status            how the command ended
+
+Native code that ends the process leaves no status.
 """
 
 import ctypes

@@ -156,7 +156,7 @@ def _last_word(end: End) -> str:
         return str(end.note["no_room"])
     kept = "nothing was saved yet"
     if end.saved is not None:
-        kept = f"step {end.saved} is saved, and lorica train {end.note['recipe']} --resume goes on from there"
+        kept = f"step {end.saved} is saved, lorica train {end.note['folder']}/recipe.yaml --resume goes on from there"
     return f"{_what(end)}; {kept}; {WHAT_FITS}"
 
 
@@ -164,10 +164,8 @@ def _what(end: End) -> str:
     if "no_room" in end.note:
         return str(end.note["no_room"]).partition(";")[0]
     tokens = end.note.get("tokens")
-    many = f" with {tokens:,} tokens at a time at most" if tokens else ""
-    return f"{end.note.get('folder', 'the run')}: ended by {end.how}, as happens where memory runs out,{many}".rstrip(
-        ","
-    )
+    many = f", with {tokens:,} tokens at a time at most" if tokens else ""
+    return f"{end.note.get('folder', 'the run')}: ended by {end.how}, as happens where memory runs out{many}"
 
 
 def _saved(note: Mapping[str, Any]) -> int | None:

@@ -56,11 +56,11 @@ def no_slow_products() -> Iterator[None]:
 @contextmanager
 def products_stay_fast() -> Iterator[None]:
     """After the first product without room torch asks oneDNN for none again; here it does, once there may be room."""
-    enabled = torch.backends.mkldnn.enabled
+    enabled = torch._C._get_mkldnn_enabled()
     try:
         yield
     finally:
-        torch.backends.mkldnn.set_flags(enabled, _fp32_precision=None)
+        torch._C._set_mkldnn_enabled(enabled)
 
 
 def shortage(device: torch.device) -> str | None:
