@@ -34,12 +34,10 @@ from torch import Tensor
 
 from benchmarks.machine import machine
 from campaign import trees
+from campaign.broken_train import BROKEN
 from campaign.ledger import ROOT, Ledger, Tally, say, source_stamp
-from campaign.sabotage import Breakage, instead
 from lorica.adapter.file import read
-from lorica.cli.supervisor import Supervisor
 from lorica.train import checkpoint
-from lorica.train.loop import Trainer
 
 RESULT = ROOT / "benchmarks/results/memory_limit.json"
 PROGRESS = ROOT / "runs/memory_limit.json"
@@ -267,6 +265,7 @@ def tried(
         done = "done in smaller micro-batches"
     tally.count(done)
     tally.count("processes", end.processes)
+    tally.count("mib", limit // MEBIBYTE)
     tally.failures = [f"{limit // MEBIBYTE} MiB: {wrong}" for wrong in workplace.wrong(case, end)]
     trees.erase(case)
     return tally
@@ -275,53 +274,18 @@ def tried(
 # Controls
 
 
-def _swallowing(self: Supervisor) -> int:
-    _run(self)
-    return 0
-
-
-def _without_the_last(self: Trainer, step: int) -> Any:
-    parts = _parts(self, step)
-    return parts[:-1] if self.room.tokens < self.config.micro_batch_tokens else parts
-
-
-def _torn(root: Any, step: int, *rest: Any, **words: Any) -> Path:
-    folder = _save(root, step, *rest, **words)
-    os.truncate(folder / "adapter.safetensors", 1000)
-    return folder
-
-
-_run, _parts, _save = Supervisor.run, Trainer._parts, checkpoint.save
-BROKEN: dict[str, Breakage] = {
-    "a supervisor that swallows the exit status": instead(Supervisor, "run", _swallowing),
-    "rows left out once memory ran out": instead(Trainer, "_parts", _without_the_last),
-    "checkpoints that are torn": instead(checkpoint, "save", _torn),
-}
-
-
 def controlled(workplace: Workplace, case: Path, name: str, limit: int) -> Tally:
-    return tried(workplace, case, limit, start=("campaign.memory_limit", "--broken", name))
+    return tried(workplace, case, limit, start=("campaign.broken_train", name))
 
 
 # The whole
 
 
 def main(words: list[str]) -> int:
-    if words[:1] == ["--broken"]:
-        return _as_lorica(words[2:], BROKEN[words[1]]())
     if words[:1] == ["--peaks"]:
         return _peaks(words[1:])
     with tempfile.TemporaryDirectory(prefix="lorica-limits-") as place:
         return _sample(Path(place)) if words == ["--sample"] else _all(Path(place))
-
-
-def _as_lorica(words: Sequence[str], broken: Any) -> int:
-    from lorica.cli import main as lorica
-
-    sys.argv = ["lorica", *words]
-    with broken:
-        lorica()
-    return 0
 
 
 def _peaks(words: Sequence[str]) -> int:
@@ -347,13 +311,13 @@ def _sample(place: Path) -> int:
 
 
 def _all(place: Path) -> int:
-    ledger, began = Ledger(PROGRESS, source_stamp()), time.monotonic()
+    ledger = Ledger(PROGRESS, source_stamp())
     workplaces = {dtype: Workplace(place / dtype, dtype=dtype) for dtype in ("bfloat16", "float32")}
     parts = {series.name: _swept(ledger, series, workplaces[series.dtype], place / "case") for series in SERIES}
     controls = _controls(ledger, parts, workplaces["bfloat16"], place / "case")
     result = {
         "machine": machine(),
-        "seconds": round(time.monotonic() - began),
+        "seconds": round(sum(entry["seconds"] for entry in ledger.entries.values() if isinstance(entry, dict))),
         "limits": sum(part["cases"] for part in parts.values()),
         "failures": sum(len(part["failures"]) for part in parts.values()),
         "controls": controls,
@@ -377,8 +341,8 @@ def _swept(ledger: Ledger, series: Series, workplace: Workplace, case: Path) -> 
         why = why or tally.refused
         failures += tally.failures
         if tally.cases:
-            end = next(name for name in tally.counts if name != "processes")
-            rows.append({"mib": limit // MEBIBYTE, "end": end, "processes": tally.counts["processes"]})
+            end = next(name for name in tally.counts if name not in ("processes", "mib"))
+            rows.append({"mib": tally.counts["mib"], "end": end, "processes": tally.counts["processes"]})
     peak = workplace.peaks[1 if series.grouped else 0]
     ends = {end: sum(row["end"] == end for row in rows) for end in dict.fromkeys(row["end"] for row in rows)}
     refused = {"not_tried": why} if why else {}
@@ -387,14 +351,13 @@ def _swept(ledger: Ledger, series: Series, workplace: Workplace, case: Path) -> 
 
 
 def _controls(ledger: Ledger, parts: Mapping[str, Any], workplace: Workplace, case: Path) -> dict[str, bool]:
-    """On the least limit of all, and on the least that is enough in smaller micro-batches."""
-    rows = parts[SERIES[0].name]["limits"]
-    least, smaller = rows[0], next(row for row in rows if row["end"] == "done in smaller micro-batches")
+    """On the least limit of all where one is to be stopped by it, otherwise on the largest."""
+    least, *_, most = parts[SERIES[0].name]["limits"]
     found = {}
     for name in BROKEN:
         key = f"control: {name}"
         if ledger.get(key) is None:
-            row = least if "status" in name else smaller
+            row = least if "status" in name else most
             ledger.put(key, controlled(workplace, case, name, row["mib"] * MEBIBYTE), 0.0)
         found[name] = bool((ledger.get(key) or Tally()).failures)
         say(f"{key}: {'red' if found[name] else 'NOT FOUND'}")
