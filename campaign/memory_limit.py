@@ -133,8 +133,8 @@ class Workplace:
         """What of an end is not as it must be; a run that stopped is gone on with, without a limit."""
         run = case / "run"
         found = damaged(run)
-        if end.status == 0:
-            return found + self.differences(run)
+        if found or end.status == 0:
+            return found or self.differences(run)
         lines = [line for line in end.said.splitlines() if line.startswith("error: ")]
         if end.status != 1 or len(lines) != 1 or "Traceback" in end.said or "unexpected" in lines[0]:
             found.append(f"exit status {end.status} and {lines}: {end.said[-300:]}")
