@@ -343,10 +343,9 @@ def _swept(ledger: Ledger, series: Series, workplace: Workplace, case: Path) -> 
         if tally.cases:
             end = next(name for name in tally.counts if name not in ("processes", "mib"))
             rows.append({"mib": tally.counts["mib"], "end": end, "processes": tally.counts["processes"]})
-    peak = workplace.peaks[1 if series.grouped else 0]
     ends = {end: sum(row["end"] == end for row in rows) for end in dict.fromkeys(row["end"] for row in rows)}
     refused = {"not_tried": why} if why else {}
-    head = {"dtype": series.dtype, "peak_mib": peak // MEBIBYTE, "tolerance": workplace.tolerance, **refused}
+    head = {"dtype": series.dtype, "tolerance": workplace.tolerance, **refused}
     return {**head, "cases": len(rows), **ends, "failures": failures, "limits": rows}
 
 
