@@ -1,7 +1,7 @@
 # make quickstart   install, then teach the embedded base text-to-SQL and show it before and after
 # make test         install, then lint, types, import contract and every test
 # make check        lint, types and import contract alone
-# make campaign     kills, power failures, full disks and damaged files at length; goes on where it stopped
+# make campaign     kills, power failures, full disks, damaged files and too little memory at length; goes on where it stopped
 # make laws         every method before every law on every base; the tests alone take a sample of some rows
 # make interop      adapters of 20 families between PEFT and Lorica, both ways, and what must turn them red
 # make tasks        every task taught on drawn rows and on docstrings, beside the head alone; some minutes
@@ -50,6 +50,7 @@ format: .venv/.dev
 campaign: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m campaign.runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m campaign.files
+	OMP_NUM_THREADS=1 $(BIN)/python -m campaign.memory_limit
 
 clean:
 	rm -rf .venv build dist

@@ -13,6 +13,7 @@ LoricaError (ValueError)
     └── CheckpointError a checkpoint cannot be written or read
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Protocol
@@ -78,10 +79,40 @@ class CheckpointError(RunError):
     pass
 
 
+ROUNDING = "which changes rounding alone"
+WHAT_FITS = "lorica plan RECIPE --fit shows what fits"
+OUT_OF_MEMORY = (
+    "can't allocate memory",  # torch on a CPU
+    "annot allocate memory",  # the system, through Python, torch or Rust
+    "bad_alloc",
+    "could not create a primitive(?! desc)",  # oneDNN; of a descriptor: it has no such primitive
+    "could not create a memory",
+    "could not execute a primitive",
+    "can't start new thread",
+    "failed to map segment",  # a library that is loaded
+    "without exception set",  # CPython, where there was no room for the exception
+    "without setting an exception",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""What libraries say of an allocation that failed, in errors of all types; patterns."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: Python's, torch's on a CPU, or that of a device."""
-    allocator = "DefaultCPUAllocator: can't allocate memory" in str(error)
-    return allocator or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    """Whether an allocation failed, in this error or in one that it came of: Python's, a library's or a device's."""
+    if isinstance(error, MemoryError | NoRoomError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if re.search("|".join(OUT_OF_MEMORY), str(error)):
+        return True
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return before is not None and is_out_of_memory(before)
+
+
+def how_memory_ran_out(error: BaseException) -> str:
+    """`out of memory`, and the words of the error where they do not say so themselves."""
+    words = " ".join(str(error).split())[:100]
+    plain = isinstance(error, MemoryError) or "memory" in words
+    return "out of memory" if plain or not words else f"out of memory ({words})"
 
 
 def _plain(line: str) -> str:

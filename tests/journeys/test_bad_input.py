@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import lorica
 from lorica.cli.entry import run
+from lorica.tasks.causal_lm import CausalLanguageModelling
 from tiny_bases import stir
 
 WRONG, FAILED = 2, 1
@@ -173,6 +175,7 @@ def plan(*settings: str) -> tuple[str, ...]:
     return ("plan", *train(*settings)[1:])
 
 
+NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 GOOD = '{"prompt": "a", "completion": "b"}\n'
 LONG = json.dumps({"prompt": "a" * 300, "completion": "b"}) + "\n"
 UNDER_A_FILE = "is a file, and a folder is needed there"
@@ -267,6 +270,27 @@ CASES: dict[str, Case] = {
         ("'flot32'", "did you mean 'float32'?"),
     ),
     "a device there is not": Case(train("model.device=abacus"), WRONG, ("abacus",)),
+    "a device there is not, planned for": Case(plan("model.device=abacus"), WRONG, ("'abacus' is no device", "cuda:1")),
+    "a card there is not": Case(
+        (*plan(), "--device", "RTX 9090"), WRONG, ("--device: no device is called 'RTX 9090'", "'RTX 4090'")
+    ),
+    "no memory": Case((*plan(), "--memory", "0GB"), WRONG, ("--memory: '0GB' is no amount of memory", "24GiB")),
+    "less than no memory": Case((*plan(), "--memory", "-4GB"), WRONG, ("--memory: '-4GB' is no amount",)),
+    "memory in other words": Case((*plan(), "--memory", "plenty"), WRONG, ("--memory: 'plenty' is no amount",)),
+    "memory beyond any machine": Case((*plan(), "--memory", "1e30GB"), WRONG, ("--memory: '1e30GB' is no amount",)),
+    "a base quantised twice": Case(
+        plan("model={source: ./four, quantize: nf4}"),
+        WRONG,
+        ("quantize: four is stored as nf4 already; leave quantize out",),
+        base("four", config(quantization_config=NF4)),
+    ),
+    "a base quantised twice, trained": Case(
+        train("model={source: ./four, quantize: int8}"), WRONG, ("quantize: four is stored as nf4 already",)
+    ),
+    "a quantisation there is not": Case(plan("model={source: ./base, quantize: nf5}"), WRONG, ("did you mean 'nf4'?",)),
+    "double quantisation of nothing": Case(
+        plan("model={source: ./base, double_quant: true}"), WRONG, ("double_quant: is of quantize: nf4",)
+    ),
     # Rows
     "no file of rows": Case(train("data.train=row.jsonl"), WRONG, ("row.jsonl: no such file", "'rows.jsonl'")),
     "an empty file": Case(train("data.train=e.jsonl"), WRONG, ("there are no rows",), file("e.jsonl", "")),
@@ -413,6 +437,35 @@ def test_bad_input_is_one_line_with_its_exit_status_and_nothing_is_damaged(
     for word in case.said:
         assert word in "\n".join(errors)
     assert tree(here) == before
+
+
+def test_a_base_whose_weights_are_not_at_hand_is_planned_from_its_config(
+    here: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = run((*plan("model={source: ./bare, quantize: nf4}"), "--json"))
+    out, err = capsys.readouterr()
+    assert (status, err) == (0, "")
+    assert json.loads(out)["memory_bytes"]["weights"] > 0
+
+
+def test_rows_that_do_not_fit_at_once_are_scored_in_smaller_parts_and_that_is_said(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("eval", "adapter", "--model", "base", "--data", "rows.jsonl", "--json")
+    assert run(words) == 0
+    whole, real = json.loads(capsys.readouterr().out), CausalLanguageModelling.loss
+
+    def cramped(self: CausalLanguageModelling, model: Any, batch: Any) -> Any:
+        if len(batch.layout.documents) > 2:
+            raise MemoryError
+        return real(self, model, batch)
+
+    monkeypatch.setattr(CausalLanguageModelling, "loss", cramped)
+    assert run(words) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == pytest.approx(whole, rel=1e-5)
+    assert "evaluation: out of memory with" in err
+    assert "which changes rounding alone" in err
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_rows(

@@ -92,7 +92,7 @@ def test_a_resumed_run_is_tried_again_and_ends_with_the_same_bits(tmp_path: Path
 def test_the_heaviest_micro_batch_is_found_among_all_of_a_pass() -> None:
     rows = dataset(60, seed=3)
     config = TrainConfig(epochs=1, rows_per_step=7, micro_batch_tokens=40)
-    with trying(attach(base(), lora()), CausalLanguageModelling(), rows, None, config) as trainer:
+    with trying(attach(base(), lora()), CausalLanguageModelling(), rows, None, config, room) as trainer:
         parts = [part for step in trainer.schedule for part in micro_batches(step, rows.lengths, 40)]
         most = max(int(rows.lengths[list(part)].sum()) for part in parts)
         step, found = heaviest(trainer.schedule, trainer.parts, lambda part: int(rows.lengths[list(part)].sum()))

@@ -15,8 +15,8 @@ from lorica.api.tasked import TaskLike, task_for
 from lorica.data import Dataset
 from lorica.errors import RequestError
 from lorica.models import load_base
-
-MICRO_BATCH_TOKENS = 8192
+from lorica.train import Quiet, Reporter, TrainConfig
+from lorica.train.room import Room, compared, evaluated
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def evaluate(
     task: TaskLike | None = None,
     untrained: bool = False,
     other_base: bool = False,
+    reporter: Reporter | None = None,
 ) -> Score:
     """Loss and metrics on `data`: a file or other source, rows in memory, or a data set.
 
@@ -54,16 +55,18 @@ def evaluate(
     base      scores the bare base of the adapter
     untrained, other_base   as in `load`: an adapter without effect or not finished, or for another base, is accepted
     task      None: the one the adapter was trained for
+    reporter  is told where memory runs out and rows are scored in smaller micro-batches
     """
     accepted = {"untrained": untrained, "other_base": other_base}
     holder, manifest, attached = _holder(adapter, model, base, dtype, accepted)
     source = str(data) if isinstance(data, Path) else data
     chosen = task_for(holder, task, manifest)
     rows = from_anything(holder, source, data_config(manifest, source if isinstance(source, str) else "rows"), chosen)
+    room = Room.of(TrainConfig(), rows, reporter=reporter or Quiet())
     if chosen.compares:
         with nullcontext(holder) if attached is None else attached.off() as bare:
-            rows = chosen.compared(bare, rows, micro_batch_tokens=MICRO_BATCH_TOKENS)
-    return Score(chosen.evaluate(holder, rows, micro_batch_tokens=MICRO_BATCH_TOKENS))
+            rows = compared(chosen, bare, rows, room)
+    return Score(evaluated(chosen, holder, rows, room, "evaluation"))
 
 
 def _holder(

@@ -23,11 +23,13 @@ from lorica.data import DataConfig, Dataset
 from lorica.errors import RecipeError, by_field, did_you_mean
 from lorica.models import fingerprint, quantisation_of
 from lorica.recipe import Recipe
+from lorica.tasks import Task
 from lorica.train import Run, TrainConfig, memory
 from lorica.train import fit as learn
 from lorica.train.loop import trying
 from lorica.train.rehearsal import measure
 from lorica.train.reporter import Quiet, Reporter
+from lorica.train.room import Room, compared, evaluated
 from lorica.train.run_folder import HOLDINGS, refuse_occupied
 
 
@@ -51,7 +53,9 @@ def _train(recipe: Recipe, resume: bool, reporter: Reporter) -> Run:
     if recipe.train.measure:
         require_room(recipe)
     recipe, model = _loaded(recipe)
-    attached, learned, held = _prepared(recipe, model, resume)
+    learned, held = from_files(model, recipe.data, recipe.task)
+    room = Room.of(recipe.train, learned, held, folder=folder, resume=resume, reporter=reporter)
+    attached, learned, held = _prepared(recipe, model, learned, held, room, resume)
     _tell(reporter, "train", learned)
     scored = resume and (folder / "metrics.jsonl").exists()
     _keep_recipe(recipe, folder)
@@ -66,7 +70,8 @@ def _train(recipe: Recipe, resume: bool, reporter: Reporter) -> Run:
         resume=resume,
         identity=_identity(recipe, model),
         facts={"recipe": recipe.to_dict(), "task": recipe.task.to_entry(), "data": learned.to_dict()},
-        before=None if held is None or scored else partial(_before, recipe, model, held, reporter),
+        before=None if held is None or scored else partial(_before, recipe.task, model, held, room),
+        room=room,
     )
     if run.adapter is not None:
         _report(recipe, run)
@@ -81,8 +86,10 @@ def measured(recipe: Recipe) -> Measured:
     recipe, model = _loaded(recipe)
     memory.give_back(place)
     weights = memory.held_bytes(place) - (0 if place.type == "cuda" else context)
-    attached, learned, held = _prepared(recipe, model, resume=False)
-    with trying(attached, recipe.task, learned, held, recipe.train) as trainer:
+    learned, held = from_files(model, recipe.data, recipe.task)
+    room = Room.of(recipe.train, learned, held, reporter=Quiet())
+    attached, learned, held = _prepared(recipe, model, learned, held, room, resume=False)
+    with trying(attached, recipe.task, learned, held, recipe.train, room) as trainer:
         return measure(trainer, weights, context)
 
 
@@ -103,14 +110,15 @@ def _loaded(recipe: Recipe) -> tuple[Recipe, nn.Module]:
     return recipe, model
 
 
-def _prepared(recipe: Recipe, model: nn.Module, resume: bool) -> tuple[Attached, Dataset, Dataset | None]:
+def _prepared(
+    recipe: Recipe, model: nn.Module, learned: Dataset, held: Dataset | None, room: Room, resume: bool
+) -> tuple[Attached, Dataset, Dataset | None]:
     """The base adapted, what it learns and what it is scored on."""
-    task, most = recipe.task, recipe.train.micro_batch_tokens
+    task = recipe.task
     methods = with_head(model, with_tokens(model, recipe.model.add_tokens, recipe.method))
     plan_of(model, methods)
-    learned, held = from_files(model, recipe.data, task)
-    learned = task.compared(model, learned, micro_batch_tokens=most)
-    held = None if held is None else task.compared(model, held, micro_batch_tokens=most)
+    learned = compared(task, model, learned, room)
+    held = None if held is None else compared(task, model, held, room)
     start = for_run(model, methods, learned, task, Path(recipe.output), resume)
     return attach(model, methods, seed=recipe.train.seed, statistics=start), learned, held
 
@@ -189,11 +197,11 @@ def _stored(model: nn.Module) -> dict[str, str]:
     return {} if found is None else {"model.quantize": str(found)}
 
 
-def _before(recipe: Recipe, model: nn.Module, held: Dataset, reporter: Reporter) -> dict[str, float]:
+def _before(task: Task, model: nn.Module, held: Dataset, room: Room) -> dict[str, float]:
     """The base's own score, which an adapter that has not learned yet leaves as it is."""
-    _tell(reporter, "eval", held)
-    score = recipe.task.evaluate(model, held, micro_batch_tokens=recipe.train.micro_batch_tokens)
-    reporter.on_note(f"before training: eval_loss {score['loss']:.4f}")
+    _tell(room.reporter, "eval", held)
+    score = evaluated(task, model, held, room, "evaluation before training")
+    room.reporter.on_note(f"before training: eval_loss {score['loss']:.4f}")
     return score
 
 

@@ -10,6 +10,7 @@ from lorica.budget.devices import device as device_called
 from lorica.budget.free import free_memory
 from lorica.budget.rate import product_gflops
 from lorica.errors import RequestError
+from lorica.models.loading import known_device
 
 ROOM = 0.95
 """The share of the free memory that a run may plan for: allocators lose some of it to gaps."""
@@ -54,7 +55,7 @@ def _tflops(dtype: torch.dtype, kind: str) -> float:
 
 def machine(device: str | None = None, memory: float | None = None) -> Machine:
     """The device that `device` names (None: the GPU where there is one), or that kind with `memory` bytes instead."""
-    kind = (device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")[0]
+    kind = known_device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
     if memory is not None:
         if memory <= 0:
             raise RequestError(f"--memory: {memory / 1e9:g} GB is no amount of memory; give decimal GB, as in 24")

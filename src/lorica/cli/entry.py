@@ -13,10 +13,13 @@ import typer
 
 from lorica.cli.app import app
 from lorica.cli.output import complain, say
+from lorica.cli.supervised import Note, note_of_this_process
+from lorica.cli.supervisor import Supervisor, supervised_command
 from lorica.durable import complaint
-from lorica.errors import LoricaError, did_you_mean, is_out_of_memory
+from lorica.errors import WHAT_FITS, LoricaError, NoRoomError, did_you_mean, how_memory_ran_out, is_out_of_memory
 
 INTERRUPTED = 130
+REMEDY = f"lower train.micro_batch_tokens, or set train.gradient_checkpointing to true ({WHAT_FITS})"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 WRONG_USE: type[Exception] = typer.BadParameter.__mro__[1]
 """The error of options and arguments that do not parse, which typer has no name of its own for."""
@@ -24,19 +27,30 @@ WRONG_USE: type[Exception] = typer.BadParameter.__mro__[1]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Never returns; `arguments` without the program's name."""
-    status = run(list(sys.argv[1:] if arguments is None else arguments))
-    sys.exit(_flushed(status))
+    note = note_of_this_process()
+    command = None if note is not None or arguments is not None else supervised_command()
+    if command is not None:
+        sys.exit(Supervisor(command).run())
+    status = 1
+    try:
+        status = _flushed(run(list(sys.argv[1:] if arguments is None else arguments), note))
+    finally:
+        (note or Note()).tell(status=status)
+    sys.exit(status)
 
 
-def run(arguments: Sequence[str]) -> int:
-    """The exit status of one command."""
+def run(arguments: Sequence[str], note: Note | None = None) -> int:
+    """The exit status of one command; `note` is for the supervisor of its process."""
+    note = note or Note()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        return int(app(args=list(arguments), prog_name="lorica", standalone_mode=False) or 0)
+        return int(app(args=list(arguments), prog_name="lorica", standalone_mode=False, obj=note) or 0)
     except WRONG_USE as error:
         complain(_wrong_use(error))
         return 2
     except LoricaError as error:
+        if is_out_of_memory(error):
+            return _no_room(error, note)
         complain(str(error))
         return error.exit_status
     except (KeyboardInterrupt, typer.Abort):
@@ -45,10 +59,10 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (stays open: Python flushes it when it ends)
         return 1
-    except OSError as error:
-        return _refused(error)
     except Exception as error:
-        return _unexpected(error)
+        if is_out_of_memory(error) and not os.environ.get("LORICA_TRACEBACK"):
+            return _no_room(error, note)
+        return _refused(error) if isinstance(error, OSError) else _unexpected(error)
 
 
 def _wrong_use(error: Exception) -> str:
@@ -75,12 +89,17 @@ def _refused(error: OSError) -> int:
     return 1
 
 
+def _no_room(error: Exception, note: Note) -> int:
+    where = f"{note.said['folder']}: " if "folder" in note.said else ""
+    line = str(error) if isinstance(error, NoRoomError) else f"{where}{how_memory_ran_out(error)}; {REMEDY}"
+    if not note.leave(line):
+        complain(line)
+    return 1
+
+
 def _unexpected(error: Exception) -> int:
     if os.environ.get("LORICA_TRACEBACK"):
         raise error
-    if is_out_of_memory(error):
-        complain("out of memory; lower train.micro_batch_tokens, or set train.gradient_checkpointing to true")
-        return 1
     reason = " ".join(str(error).split())[:300]
     complain(f"{type(error).__name__}: {reason} (unexpected; LORICA_TRACEBACK=1 shows where)")
     return 1

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from lorica.cli.supervised import Note
+
 if TYPE_CHECKING:
     from lorica.train.records import EvalRecord, StepRecord
     from lorica.train.reporter import Reporter
@@ -19,13 +21,14 @@ PLAIN_EVERY = 5.0
 
 
 @contextmanager
-def live() -> Iterator["Reporter"]:
-    """A reporter for one run."""
+def live(note: Note | None = None) -> Iterator["Reporter"]:
+    """A reporter for one run, which tells a supervisor too what it has room for."""
+    note = note or Note()
     if not sys.stderr.isatty():
-        yield Lines()
+        yield Lines(note)
         return
     with _bar() as progress:
-        yield Bar(progress)
+        yield Bar(progress, note)
 
 
 def _bar() -> Progress:
@@ -48,6 +51,7 @@ def pace(record: "StepRecord") -> str:
 @dataclass
 class Bar:
     progress: Progress
+    note: Note
     task: TaskID | None = None
 
     def on_plan(self, total_steps: int, done_steps: int, epochs: float) -> None:
@@ -60,6 +64,9 @@ class Bar:
     def on_eval(self, record: "EvalRecord") -> None:
         self.progress.console.print(str(record), highlight=False, markup=False)
 
+    def on_room(self, tokens: int, smaller: int | None) -> None:
+        self.note.tell(tokens=tokens, smaller=smaller)
+
     def on_note(self, text: str) -> None:
         self.progress.console.print(text, highlight=False, markup=False)
 
@@ -68,6 +75,7 @@ class Bar:
 class Lines:
     """A line now and then; the first and the last step always."""
 
+    note: Note = field(default_factory=Note)
     total: int = 0
     started: float = field(default_factory=time.monotonic)
     first_step: int = 0
@@ -86,6 +94,9 @@ class Lines:
 
     def on_eval(self, record: "EvalRecord") -> None:
         self._print(str(record))
+
+    def on_room(self, tokens: int, smaller: int | None) -> None:
+        self.note.tell(tokens=tokens, smaller=smaller)
 
     def on_note(self, text: str) -> None:
         self._print(text)

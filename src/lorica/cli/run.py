@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorica.cli.output import say, show
+from lorica.cli.supervised import Note
 from lorica.cli.words import AsJson, Device, Memory, RecipePath, Settings
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def plan(
 
 
 def train(
+    context: typer.Context,
     recipe: RecipePath,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest checkpoint that verifies.")
@@ -74,10 +76,15 @@ def train(
     """Train an adapter as a recipe says. Ctrl-C saves; --resume goes on from there."""
     from lorica import api
     from lorica.cli.progress import live
+    from lorica.train import room
 
     resolved = _recipe(recipe, settings)
+    note = context.obj or Note()
+    note.tell(folder=resolved.output)
+    if note.tokens:
+        room.keep(Path(resolved.output), note.tokens)
     say(api.plan(resolved))
-    with live() as reporter:
+    with live(note) as reporter:
         done = api.train(resolved, resume=resume, reporter=reporter)
     show(done, as_json)
     if done.exit_status:

@@ -30,8 +30,18 @@ def evaluate(
 ) -> None:
     """Score an adapter, or its bare base, on a data file. Loss, perplexity and the task's metrics."""
     from lorica import api
+    from lorica.cli.progress import Lines
 
-    found = api.evaluate(adapter, data, model=model, base=base, dtype=dtype, untrained=untrained, other_base=other_base)
+    found = api.evaluate(
+        adapter,
+        data,
+        model=model,
+        base=base,
+        dtype=dtype,
+        untrained=untrained,
+        other_base=other_base,
+        reporter=Lines(),
+    )
     show(found, as_json)
     note_unverified(adapter)
 

@@ -160,13 +160,18 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 def parse_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ModelError(f"device: {device!r} is no device; it takes cpu, cuda or cuda:1") from error
+    place = known_device(device)
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device: {device!r} was asked for, and torch sees no CUDA device here")
     return place
+
+
+def known_device(device: str | torch.device) -> torch.device:
+    """One that torch has a name for, whether it is here or not."""
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"device: {device!r} is no device; it takes cpu, cuda or cuda:1") from error
 
 
 def refuse_stored_types(stored: Stored) -> None:

@@ -94,12 +94,14 @@ class PreferenceTuning(Task):
         modes = [module for module in base.modules() if module.training]
         base.eval()
         known: dict[int, npt.NDArray[np.float64]] = {}
-        with torch.no_grad():
-            for examples in by_length(dataset, micro_batch_tokens):
-                said = self._log_probabilities(base, self._documents(examples, base)).double().cpu().numpy()
-                known.update(zip(map(id, examples), said, strict=True))
-        for module in modes:
-            module.training = True
+        try:
+            with torch.no_grad():
+                for examples in by_length(dataset, micro_batch_tokens):
+                    said = self._log_probabilities(base, self._documents(examples, base)).double().cpu().numpy()
+                    known.update(zip(map(id, examples), said, strict=True))
+        finally:
+            for module in modes:
+                module.training = True
         return replace(dataset, examples=tuple(replace(e, reference=known[id(e)]) for e in dataset.examples))  # type: ignore[call-arg]
 
     def told(self, example: Any) -> str:

@@ -105,6 +105,11 @@ class TrainConfig(BaseModel):
             raise ValueError("; ".join(problems))
         return self
 
+    def at_once(self, longest: int) -> int:
+        """Tokens that are computed at a time at most, of rows no longer than `longest`."""
+        step = self.rows_per_step * longest if self.rows_per_step else self.tokens_per_step or longest
+        return max(longest, min(step, self.micro_batch_tokens))
+
     @property
     def rates(self) -> Rates:
         return Rates(

@@ -19,7 +19,7 @@ from lorica.budget import Workload
 from lorica.data import Dataset, Example, Schedule, micro_batches, rectangles
 from lorica.data import steps as schedule_of
 from lorica.data.order import OVERHEAD
-from lorica.errors import DivergedError, NoRoomError, RunError
+from lorica.errors import ROUNDING, WHAT_FITS, DivergedError, NoRoomError, RunError
 from lorica.kernels.elsewhere import Store
 from lorica.models import fetched_layers, generators
 from lorica.models.causal_lm import CausalLM
@@ -37,6 +37,7 @@ from lorica.train.recomputing import machine_of, recomputing, workload
 from lorica.train.records import EvalRecord, Run, Status, StepRecord
 from lorica.train.rehearsal import rehearse
 from lorica.train.reporter import Quiet, Reporter, Several
+from lorica.train.room import Room, compared, evaluated
 from lorica.train.run_folder import RunFolder
 from lorica.train.schedule import learning_rate
 from lorica.train.step import Learner, Taken, optimiser_step
@@ -71,6 +72,7 @@ def fit(
     identity: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
     before: Callable[[], Mapping[str, Any]] | None = None,
+    room: Room | None = None,
 ) -> Run:
     """Trains `attached` in place; afterwards it holds the best evaluated adapter, else the last one.
 
@@ -79,6 +81,7 @@ def fit(
     identity  what makes a resume wrong when it changes (the base's fingerprint, the method); config and data are added
     before    scores the base itself on `eval`, which is written as the line of step 0
     facts     handed to `attached.save` for the adapter folder
+    room      what the caller has found; None: what the config and the folder say
 
     RequestError when the folder holds a run, or the method has no room in so few steps; CheckpointError when it is
     another one; NoRoomError before the first step where the run does not fit; DivergedError when a loss or gradient is
@@ -88,18 +91,19 @@ def fit(
     if attached.life is not None:
         attached.life.begin(len(_schedule(train, config, seed)))
     reporter = reporter or Quiet()
+    room = room or Room.of(config, train, eval, folder=folder, resume=resume, reporter=reporter)
     if task.compares:
         with attached.off() as base:
-            train = task.compared(base, train, micro_batch_tokens=config.micro_batch_tokens)
-            held = None if eval is None else task.compared(base, eval, micro_batch_tokens=config.micro_batch_tokens)
-            eval = held  # noqa: A001
+            train = compared(task, base, train, room)
+            eval = None if eval is None else compared(task, base, eval, room)  # noqa: A001
     with ExitStack() as stack:
         place = None
         if folder is not None:
             whole = _identity(identity or {}, attached, task, train, eval, config, seed)
             place = stack.enter_context(RunFolder(folder, resume=resume, identity=whole, keep=config.keep_checkpoints))
-        trainer = Trainer(attached, task, train, eval, config, seed=seed, place=place, reporter=reporter)
+        trainer = Trainer(attached, task, train, eval, config, seed=seed, place=place, room=room)
         trainer.begin(stack)
+        stack.enter_context(memory.no_slow_products())
         if config.measure:
             rehearse(trainer)
         if before is not None:
@@ -111,13 +115,13 @@ def fit(
 
 @contextmanager
 def trying(
-    attached: "Attached", task: Task, train: Dataset, held_out: Dataset | None, config: TrainConfig
+    attached: "Attached", task: Task, train: Dataset, held_out: Dataset | None, config: TrainConfig, room: Room
 ) -> Iterator["Trainer"]:
     """A run that is ready for its first step and keeps nothing."""
     if attached.life is not None:
         attached.life.begin(len(_schedule(train, config, config.seed)))
     with ExitStack() as stack:
-        trainer = Trainer(attached, task, train, held_out, config, seed=config.seed, place=None, reporter=Quiet())
+        trainer = Trainer(attached, task, train, held_out, config, seed=config.seed, place=None, room=room)
         trainer.begin(stack)
         yield trainer
 
@@ -135,10 +139,10 @@ class Trainer:
         *,
         seed: int,
         place: RunFolder | None,
-        reporter: Reporter,
+        room: Room,
     ) -> None:
         self.attached, self.task, self.data, self.held_out = attached, task, train, held_out
-        self.config, self.place, self.reporter = config, place, reporter
+        self.config, self.place, self.room, self.reporter = config, place, room, room.reporter
         self.schedule = _schedule(train, config, seed)
         self.total = len(self.schedule)
         self.groups = config.rates.groups(attached.plan)
@@ -160,8 +164,6 @@ class Trainer:
             life=attached.life,
             scale=LossScale.of(attached.model),
         )
-        self.most = config.micro_batch_tokens
-        """Tokens of a micro-batch; less than was asked for once memory has run out."""
         self.work = Workload()
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
@@ -244,7 +246,7 @@ class Trainer:
 
     def parts(self, step: int) -> tuple[tuple[int, ...], ...]:
         """The micro-batches of a step; as few as may be, where padding costs nothing."""
-        model, most = self.attached.model, self.most
+        model, most = self.attached.model, self.room.tokens
         if isinstance(model, CausalLM):
             return micro_batches(self.schedule[step - 1], self.data.lengths, most)
         overhead = OVERHEAD if stack_of(model) is None else most
@@ -285,7 +287,7 @@ class Trainer:
             try:
                 return optimiser_step(self.learner, rows, step=step, total=self.total, learning_rate=rate)
             except NoRoomError as error:
-                self.most = self.smaller(rows, error)
+                self.room.cut(self.smaller(rows, error))
                 memory.give_back(self.learner.device)
 
     def smaller(self, rows: Sequence[Sequence[Example]], error: NoRoomError) -> int:
@@ -296,12 +298,10 @@ class Trainer:
             kept = "" if self.place is None else f"; what was saved stands, {self.place.how_to_resume()} goes on"
             raise NoRoomError(
                 f"{error} with a single row of {longest:,} tokens; set train.gradient_checkpointing: true or "
-                f"model.quantize: nf4, or lower data.max_length{kept}"
+                f"model.quantize: nf4, or lower data.max_length ({WHAT_FITS}){kept}"
             ) from None
-        most = max(min(largest, self.most) // 2, 1)
-        self.reporter.on_note(
-            f"{error} with {largest:,} tokens at a time; going on with {most:,}, which changes rounding alone"
-        )
+        most = max(min(largest, self.room.tokens) // 2, 1)
+        self.reporter.on_note(f"{error} with {largest:,} tokens at a time; going on with {most:,}, {ROUNDING}")
         return most
 
     def _rates(self, rate: float) -> dict[str, float] | None:
@@ -312,7 +312,9 @@ class Trainer:
     def _evaluate(self, held_out: Dataset) -> None:
         started = time.perf_counter()
         self.attached.eval()
-        metrics = self.task.evaluate(self.attached.model, held_out, micro_batch_tokens=self.config.micro_batch_tokens)
+        metrics = evaluated(
+            self.task, self.attached.model, held_out, self.room, f"evaluation of step {self.progress.step}"
+        )
         self.learning_mode(self.config.base_dropout)
         loss = metrics.pop("loss")
         if not math.isfinite(loss):

@@ -4,7 +4,9 @@ import gc
 import os
 import resource
 import sys
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -73,6 +75,24 @@ def give_back(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     freed.give_back()
+
+
+@contextmanager
+def no_slow_products() -> Iterator[None]:
+    """A product that oneDNN has no room for is an error, instead of a warning and torch's own slow product."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=r"mkldnn_\w+ failed.*could not create a primitive(?! desc)")
+        yield
+
+
+@contextmanager
+def products_stay_fast() -> Iterator[None]:
+    """After the first product without room torch asks oneDNN for none again; here it does, once there may be room."""
+    enabled = torch._C._get_mkldnn_enabled()
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
 
 
 def shortage(device: torch.device) -> str | None:

@@ -27,9 +27,8 @@ def workload(
     Recomputing a block costs less than fetching its weights, so that `auto` fetches where all are recomputed and it
     does not fit yet.
     """
-    step = config.rows_per_step * longest if config.rows_per_step else config.tokens_per_step or longest
     work = Workload(
-        tokens=max(longest, min(step, config.micro_batch_tokens)),
+        tokens=config.at_once(longest),
         length=longest,
         page_state=config.page_state,
         offloaded=config.offload_activations,

@@ -79,7 +79,7 @@ def _gradients(trainer: "Trainer") -> int:
             gradients(replace(trainer.learner, life=None), [examples], step)
             return sum(map(len, examples))
         except NoRoomError as error:
-            trainer.most = trainer.smaller([examples], error)
+            trainer.room.cut(trainer.smaller([examples], error))
             memory.give_back(trainer.learner.device)
 
 

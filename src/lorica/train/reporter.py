@@ -16,6 +16,10 @@ class Reporter(Protocol):
 
     def on_eval(self, record: EvalRecord) -> None: ...
 
+    def on_room(self, tokens: int, smaller: int | None) -> None:
+        """Tokens computed at a time from here on, and how many there would be next; None: nothing is smaller."""
+        ...
+
     def on_note(self, text: str) -> None:
         """One line that a person should see."""
         ...
@@ -31,6 +35,9 @@ class Quiet:
         return None
 
     def on_eval(self, record: EvalRecord) -> None:
+        return None
+
+    def on_room(self, tokens: int, smaller: int | None) -> None:
         return None
 
     def on_note(self, text: str) -> None:
@@ -54,6 +61,10 @@ class Several:
     def on_eval(self, record: EvalRecord) -> None:
         for reporter in self.reporters:
             reporter.on_eval(record)
+
+    def on_room(self, tokens: int, smaller: int | None) -> None:
+        for reporter in self.reporters:
+            reporter.on_room(tokens, smaller)
 
     def on_note(self, text: str) -> None:
         for reporter in self.reporters:

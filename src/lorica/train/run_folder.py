@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lorica import durable
 from lorica.errors import CheckpointError, RequestError
-from lorica.train import checkpoint
+from lorica.train import checkpoint, room
 from lorica.train.checkpoint import Checkpoint
 
 HOLDINGS = ("metrics.jsonl", "checkpoints", "adapter")
@@ -35,6 +35,7 @@ class RunFolder:
                 self._find_start()
             else:
                 refuse_occupied(self.path)
+                room.forget(self.path)
             self._metrics = held.enter_context(durable.JsonLines(self.metrics_file))
             self._held = held.pop_all()
         return self

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from lorica.data import Example
-from lorica.errors import DivergedError, NoRoomError, RunError, is_out_of_memory
+from lorica.errors import DivergedError, NoRoomError, RunError, how_memory_ran_out, is_out_of_memory
 from lorica.methods.contract import Life
 from lorica.models import generators
 from lorica.tasks import Draw, Task
+from lorica.train import memory
 from lorica.train.loss_scale import LossScale
 from lorica.train.optimizers import Optimizer
 
@@ -81,14 +82,16 @@ def gradients(learner: Learner, micro_batches: Sequence[Sequence[Example]], step
     """
     before = generators.states()
     try:
-        return _gradients(learner, micro_batches, step)
+        with memory.products_stay_fast():
+            return _gradients(learner, micro_batches, step)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
+        told = how_memory_ran_out(error)
     # outside of the handler: the error's frames hold the activations that there was no room for
     clear(learner.optimizer)
     generators.restore(before)
-    raise NoRoomError(f"step {step}: out of memory")
+    raise NoRoomError(f"step {step}: {told}")
 
 
 def _gradients(learner: Learner, micro_batches: Sequence[Sequence[Example]], step: int) -> tuple[list[Tensor], int]:
