@@ -9,6 +9,7 @@ from lorica.api.merging import merge
 from lorica.api.method_table import MethodTable, method_table
 from lorica.api.planning import plan
 from lorica.api.recorded import unverified
+from lorica.api.residuals import Residual, residual
 from lorica.api.scoring import Score, evaluate
 from lorica.api.tasked import attach, load_base
 from lorica.api.training import fit, next_steps, train
@@ -20,6 +21,7 @@ __all__ = [
     "Bank",
     "Machinery",
     "MethodTable",
+    "Residual",
     "Score",
     "Speaker",
     "add_tokens",
@@ -36,6 +38,7 @@ __all__ = [
     "method_table",
     "next_steps",
     "plan",
+    "residual",
     "statistics",
     "train",
     "unverified",

@@ -4,8 +4,9 @@
     y  = m/n o (W x) + bias + m/n o (s B A x)
     y  = W x + bias + (m/n - 1) o (W d) + m/n o (s B A d)           d = dropout(x)
 
-m (d_out,) starts at n, with B at zero at |W|, so m/n is one and training starts at W + s B A, the base; A (r, d_in).  n takes its new value
-in each forward pass.  A row without length keeps the gain one: 0/0 has no direction, and a zero B could not leave it.
+m (d_out,) starts at n, which is |W| where B is zero, so m/n is one and training starts at the base, or at W + s B A
+where B is not; A (r, d_in).  n takes its new value in each forward pass.  A row without length keeps the gain one: 0/0
+has no direction, and a zero B could not leave it.
 On an embedding (rows, d) the magnitudes are those of the d columns, m (d,).
 
 Liu et al. 2024, arXiv:2402.09353, equations 5 and 11; with dropout as in the authors' code (NVlabs/DoRA).

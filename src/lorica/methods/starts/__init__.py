@@ -1,7 +1,7 @@
 """Starts of the LoRA family: one file each, with what it declares at step 0 and its equation.
 
-They start exactly at the base, B being zero or the starting product subtracted in one of its own; loftq alone starts near
-a quantised one, and nearer to what was quantised.
+They start exactly at the base, B being zero or the starting product subtracted in one of its own; loftq alone starts
+near a quantised one, and nearer to what was quantised.
 """
 
 from collections.abc import Mapping

@@ -4,8 +4,8 @@
     Moved     A0, B0 = start.factors(...), neither of them zero         W' = W + s (B A - B0 A0),  A = A0, B = B0
     Near      A0, B0 = start.factors(...), neither of them zero         W' = Q + s B A,            A = A0, B = B0
 
-Of the first two step 0 is exactly the base.  Of the third it is near it: of a quantised base, whose numbers are Q, it is
-nearer to the weight W that was quantised.  The base is never written.  A start that `reads` the training data has a
+Of the first two step 0 is exactly the base.  Of the third it is near it: of a quantised base, whose numbers are Q, it
+is nearer to the weight W that was quantised.  The base is never written.  A start that `reads` the training data has a
 `statistic`, which sees the inputs of the layers, or the gradients of their weights, before anything is attached; what
 it found comes back as `start.given`.  Every start is a frozen config, so that its options are a recipe's entries.
 """

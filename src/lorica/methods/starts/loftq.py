@@ -1,4 +1,4 @@
-"""LoftQ: W - Q = U S V^T,  B = U_r (S_r / s)^1/2,  A = (S_r / s)^1/2 V_r^T.        Near the base: Q + s B A is nearer to W.
+"""LoftQ: W - Q = U S V^T,  B = U_r (S_r / s)^1/2,  A = (S_r / s)^1/2 V_r^T.        Near the base, nearer to W.
 
 Q are the numbers of the quantised base and W those that were quantised, so rank r puts back as much as it can of what
 quantising took: |W - Q - s B A|^2 is the sum of the squares of the singular values from r on.  Li et al. 2023,
@@ -8,12 +8,11 @@ arXiv:2310.08659, algorithm 1 with T = 1; later rounds quantise W - s B A, which
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from lorica.errors import TargetError
-from lorica.kernels.quantised import Quantised, like
+from lorica.kernels.quantised import like
 from lorica.methods.contract import Start
 from lorica.methods.starts.contract import Init, Near
 from lorica.methods.starts.leading import halves, leading_or_fast, wide
@@ -24,10 +23,13 @@ FURTHER = 2
 """How many times further from W than its own quantising Q may be: types, devices and libraries round a few codes
 differently; a model that was trained on in between is further."""
 
+COPIES = 6
+"""Matrices of one weight's size in float32 that are alive at once: W, Q, W - Q, U, V^T, and what LAPACK works in."""
+
 
 class LoftQ(Near):
-    """original: the checkpoint before it was quantised, where the base was not quantised as it was loaded.  niter: power
-    iterations of the fast SVD, None for the whole one."""
+    """original: the checkpoint before it was quantised, where the base was not quantised as it was loaded.  niter:
+    power iterations of the fast SVD, None for the whole one."""
 
     kind: ClassVar[str] = "loftq"
     original: str | None = None
@@ -57,8 +59,8 @@ class LoftQ(Near):
     def remark(self, sites: Sequence[Site]) -> str:
         largest = max((site.d_in * site.d_out for site in sites), default=0)
         return (
-            f"init: loftq reads {len(sites)} weights as they were before quantising, one at a time, and makes an SVD of "
-            f"each: about {4 * COPIES * largest / 1e9:.2g} GB beside the base while it is attached"
+            f"init: loftq reads {len(sites)} weights as they were before quantising, one at a time, and makes an SVD "
+            f"of each: about {4 * COPIES * largest / 1e9:.2g} GB beside the base while it is attached"
         )
 
     @classmethod
@@ -69,10 +71,6 @@ class LoftQ(Near):
         ours = {"loftq_bits": 4, "loftq_iter": 1}
         strange = [f"loftq_config.{key}: {value!r}" for key, value in options.items() if ours.get(key) != value]
         return cls(), [f"{told} has no counterpart here; write {ours}, on a base in four bits" for told in strange]
-
-
-COPIES = 6
-"""Matrices of one weight's size in float32 that are alive at once: W, Q, W - Q, U, V^T, and what LAPACK works in."""
 
 
 def _require_same(site: Site, lost: Tensor, quantising: Tensor) -> None:

@@ -34,10 +34,11 @@ class LoRAGA(Moved):
     rows: int = Field(default=64, ge=1)
 
     def problems(self, linears: Sequence[Adapted]) -> list[str]:
+        most = {each: min(each.site.shape) // 2 for each in linears}
         return [
-            f"r: {each.r} at {each.site.name}, of which lora_ga takes 2 r directions; use 1 to {min(each.site.shape) // 2}"
+            f"r: {each.r} at {each.site.name}, of which lora_ga takes 2 r directions; use 1 to {most[each]}"
             for each in linears
-            if each.r > min(each.site.shape) // 2
+            if each.r > most[each]
         ]
 
     def statistic(self, sites: Sequence[Adapted]) -> Statistic:
