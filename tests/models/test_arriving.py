@@ -1,5 +1,6 @@
 """Models of transformers quantised as they are read: tensor for tensor what they are when they are quantised whole."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return dict(named)
 
 
+def computed_in(model: nn.Module) -> dict[str, torch.dtype]:
+    held = {name: module for name, module in model.named_modules() if isinstance(module, QuantisedLinear)}
+    assert held
+    return {name: module.quantised_weight().dtype for name, module in held.items()}
+
+
 def require_same(folder: Path, head: Head | None = None, form: Quantisation = NF4) -> Any:
     whole: Any = load_foreign(folder, read_config(folder), torch.bfloat16, head)
     quantise(whole, form)
@@ -38,6 +45,7 @@ def require_same(folder: Path, head: Head | None = None, form: Quantisation = NF
     assert [name for name, tensor in here.items() if tensor.dtype != expected[name].dtype] == []
     assert [name for name, tensor in here.items() if not torch.equal(tensor, expected[name])] == []
     assert {name: type(m) for name, m in found.named_modules()} == {n: type(m) for n, m in whole.named_modules()}
+    assert computed_in(found) == computed_in(whole)
     assert vars(found).keys() == vars(whole).keys()
     assert found.config.to_dict() == whole.config.to_dict()
     assert str(getattr(found, "generation_config", None)) == str(getattr(whole, "generation_config", None))
@@ -50,9 +58,10 @@ def test_every_family_is_what_it_is_when_quantised_whole(base: Any, tmp_path: Pa
     require_same(tmp_path)
 
 
-def test_a_head_of_a_task_stays_dense(tmp_path: Path):
+@pytest.mark.parametrize("outputs", [3, 5], ids=["drawn", "kept"])
+def test_a_head_of_a_task_stays_dense(tmp_path: Path, outputs: int):
     filled(BERT.make()).save_pretrained(tmp_path)  # type: ignore[operator]
-    found = require_same(tmp_path, HEAD, Quantisation(form="int8"))
+    found = require_same(tmp_path, replace(HEAD, outputs=outputs), Quantisation(form="int8"))
     assert type(found.classifier) is nn.Linear
 
 
