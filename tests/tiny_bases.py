@@ -7,10 +7,14 @@ tolerance can be a few thousand rounding errors.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from zlib import crc32
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lorica.models.causal_lm import CausalLM
@@ -245,6 +249,32 @@ class QuantisedBase(Base):
         return model
 
 
+@dataclass(frozen=True, repr=False)
+class KeptBase(QuantisedBase):
+    """Its checkpoint is kept: the weights as they were before can be read again."""
+
+    def build(self, dtype: torch.dtype = torch.float64) -> nn.Module:
+        model: Any = super().build(dtype)
+        model.source = str(_checkpoint(self.make))
+        return model
+
+    def original(self, name: str) -> Tensor:
+        return load_file(_checkpoint(self.make) / "model.safetensors")[name]
+
+
+_kept = TemporaryDirectory()
+
+
+@cache
+def _checkpoint(make: Callable[[], nn.Module]) -> Path:
+    folder = Path(_kept.name) / make.__name__
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    weights = {name: tensor.clone() for name, tensor in filled(make()).double().state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 LLAMA = Base("llama", llama, _text, _logits)
 GPT2 = Base("gpt2", gpt2, _text, _logits)
 OPT = Base("opt", opt, _text, _logits)
@@ -253,5 +283,7 @@ BERT = Base("bert", bert, _text, _logits)
 T5 = Base("t5", t5, _translation, _logits)
 VIT = Base("vit", vit, _images, _logits)
 NF4 = QuantisedBase("llama-nf4", llama, _text, _logits, Quantisation(form="nf4", double=True))
+NF4_KEPT = KeptBase("llama-nf4", llama, _text, _logits, Quantisation(form="nf4", double=True))
+INT8_KEPT = KeptBase("bert-int8", bert, _text, _logits, Quantisation(form="int8"))
 INT8 = QuantisedBase("bert-int8", bert, _text, _logits, Quantisation(form="int8"))
 BASES = (LLAMA, GPT2, BERT, T5, VIT)

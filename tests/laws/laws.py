@@ -6,6 +6,7 @@ Tolerances are relative to the largest value compared.
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import torch
@@ -18,12 +19,14 @@ from lorica.kernels import Noise
 from lorica.methods import Method
 from lorica.models import ambient, parameter_of, sites, weight_of
 from lorica.site import Site
-from tiny_bases import Base, stir
+from tiny_bases import Base, KeptBase, stir
 from traces import traces
 
 Methods = Method | Sequence[Method]
 ROUNDING = 1e-12
 """What double precision leaves after a forward and a backward pass of these bases: some thousand roundings of 1e-16."""
+REPAIRED = {torch.float64: ROUNDING, torch.float32: 1e-5, torch.bfloat16: 1e-5}
+"""Factors are float32 on a base of fewer bits: forty roundings of 1e-7, which the least is stationary against."""
 STEP, SLOPE_ERROR = 1e-5, 1e-6
 """Of a central difference: its error is STEP^2 times a third derivative, and ROUNDING / STEP."""
 KEY_BIASES = ("k_proj.bias", "key.bias")
@@ -51,6 +54,20 @@ def the_start_is_the_base(base: Base, method: Methods) -> None:
             before = base.output(model)
             attach(model, method)
             assert torch.equal(base.output(model), before), f"the start differs from the base in {dtype}"
+
+
+@torch.no_grad()
+def the_start_repairs_what_quantising_took(base: KeptBase, method: Methods) -> None:
+    """In every type |W - W'|^2 is what the best product of rank r leaves of |W - Q|^2, at every site."""
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        attached = attach(base.build(dtype), method)
+        for planned in attached.plan.edits:
+            module: Any = attached.modules[planned.key]
+            W, Q = base.original(planned.site.weight), weight_of(attached.model, planned.site).dense().double()
+            left = (W - module.merged(Q)).square().sum()
+            best = torch.linalg.svdvals(W - Q)[len(module.A) :].square().sum()
+            error = abs(float(left / best) - 1)
+            assert error <= REPAIRED[dtype], f"{planned.site.name}: {error:.1e} beside the least that is left, {dtype}"
 
 
 def forward_is_the_merged_weight(base: Base, method: Methods) -> None:

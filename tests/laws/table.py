@@ -30,7 +30,7 @@ from lorica.methods import (
 from lorica.methods.targets import select
 from lorica.site import Site
 from ten_line_methods import Scales
-from tiny_bases import BASES, BERT, GPT2, INT8, LLAMA, NF4, T5, VIT, VOCABULARY, Base
+from tiny_bases import BASES, BERT, GPT2, INT8, INT8_KEPT, LLAMA, NF4, NF4_KEPT, T5, VIT, VOCABULARY, Base
 from tiny_layers import ATTENTION, CONVNET, GPT_OSS, MOE, UNET
 from tiny_seeing import BLIP, LLAVA
 
@@ -38,6 +38,7 @@ from tiny_seeing import BLIP, LLAVA
 @dataclass(frozen=True)
 class Row:
     """count: the closed form of the trained parameters.  starts: step 0 is the base.  stored: `load` knows it.
+    repairs: step 0 is nearer to what was quantised than the base is.
     bent: why the gradients are not the slopes of the loss; empty where they are, and the law asks for it.
     sampled: the test command takes each law on the first base and on one of the others in turn, `make laws` on all."""
 
@@ -46,6 +47,7 @@ class Row:
     count: Callable[[Sequence[Site]], int]
     bases: tuple[Base, ...] = BASES
     starts: bool = True
+    repairs: bool = False
     stored: bool = False
     bent: str = ""
     sampled: bool = False
@@ -239,6 +241,25 @@ ROWS = (
         _low_rank("attention", 3),
         stored=True,
         sampled=True,
+    ),
+    Row(
+        "lora-loftq",
+        LoRA(r=3, alpha=8, dropout=0.2, init="loftq"),
+        _low_rank("all-linear", 3),
+        bases=(NF4_KEPT, INT8_KEPT),
+        starts=False,
+        repairs=True,
+        stored=True,
+    ),
+    Row(
+        "dora-loftq",
+        DoRA(r=3, alpha=8, rslora=True, init="loftq", target_modules="attention"),
+        _dora("attention", 3),
+        bases=(NF4_KEPT,),
+        starts=False,
+        repairs=True,
+        stored=True,
+        bent=NORMS_HELD,
     ),
     Row("lora-patterns", PATTERNED, _patterned, bases=(LLAMA,), stored=True),
     Row(

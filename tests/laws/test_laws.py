@@ -10,7 +10,7 @@ import pytest
 from table import CASES, Row, in_turn
 
 import laws
-from tiny_bases import Base
+from tiny_bases import Base, KeptBase
 
 WHOLE = os.environ.get("LORICA_LAWS") == "whole"
 TURNS = count()
@@ -25,6 +25,11 @@ def over(condition: Callable[[Row], bool] = lambda row: True) -> Any:
 @over(lambda row: row.starts)
 def test_the_start_is_the_base(base: Base, row: Row):
     laws.the_start_is_the_base(base, row.method)
+
+
+@over(lambda row: row.repairs)
+def test_the_start_repairs_what_quantising_took(base: KeptBase, row: Row):
+    laws.the_start_repairs_what_quantising_took(base, row.method)
 
 
 @over(lambda row: row.mergeable)

@@ -5,9 +5,10 @@ import torch
 
 import laws
 from lorica.adapter import attach
-from lorica.methods import LoRA
+from lorica.methods import DoRA, LoRA, dora
 from lorica.methods.lora import MovedLinear
-from tiny_bases import GPT2, LLAMA
+from lorica.methods.starts import loftq
+from tiny_bases import GPT2, LLAMA, NF4_KEPT
 
 PISSA = LoRA(r=3, alpha=8, dropout=0.3, init="pissa")
 
@@ -45,3 +46,22 @@ def test_training_moves_what_starts_and_not_what_is_subtracted():
         parameter.data.add_(0.1)
     assert frozen
     assert all(torch.equal(tensor, frozen[key]) for key, tensor in attached.start().items())
+
+
+def test_a_repair_without_the_scale_is_none(monkeypatch):
+    """As PEFT's replace_lora_weights_loftq has it, which is right where alpha is r."""
+    method = LoRA(r=3, alpha=8, init="loftq")
+    laws.the_start_repairs_what_quantising_took(NF4_KEPT, method)
+    real = loftq.halves
+    monkeypatch.setattr(loftq, "halves", lambda U, S, Vt, scale: real(U, S, Vt, 1.0))
+    with pytest.raises(AssertionError, match="beside the least"):
+        laws.the_start_repairs_what_quantising_took(NF4_KEPT, method)
+
+
+def test_a_dora_whose_rows_keep_the_lengths_of_the_base_repairs_less(monkeypatch):
+    method = DoRA(r=3, alpha=8, init="loftq", target_modules="minimal")
+    laws.the_start_repairs_what_quantising_took(NF4_KEPT, method)
+    real = dora.Magnitude
+    monkeypatch.setattr(dora, "Magnitude", lambda weight, A, B, scale: real(weight, A, 0 * B, scale))
+    with pytest.raises(AssertionError, match="beside the least"):
+        laws.the_start_repairs_what_quantising_took(NF4_KEPT, method)

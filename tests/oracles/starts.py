@@ -3,10 +3,13 @@
     PiSSA     arXiv:2404.02948, equations 2 and 3     eigenvectors of W^T W
     OLoRA     arXiv:2406.01775                        Gram-Schmidt, column by column
     LoRA-GA   arXiv:2407.05000, section 3             eigenvectors of G^T G and G G^T
+    LoftQ     arXiv:2310.08659, algorithm 1            eigenvectors of (W - Q)^T (W - Q)
     EVA       arXiv:2410.07170, section 3             eigenvectors of X^T X; ranks dealt out one at a time
 
 W and G are (d_out, d_in), X is (tokens, d_in), A (r, d_in), B (d_out, r).
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -23,6 +26,15 @@ def pissa(W: Tensor, r: int, s: float) -> tuple[Tensor, Tensor]:
     sizes, V = squares[:r].sqrt(), V[:, :r]
     U = (W @ V) / sizes
     return (sizes / s).sqrt()[:, None] * V.T, U * (sizes / s).sqrt()
+
+
+def loftq(W: Tensor, q: Callable[[Tensor], Tensor], r: int, s: float, T: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Q, A and B after T rounds; q quantises and gives the numbers that are then stored."""
+    Q, A, B = W, torch.zeros(r, W.shape[1]).to(W), torch.zeros(W.shape[0], r).to(W)
+    for _ in range(T):
+        Q = q(W - s * B @ A)
+        A, B = pissa(W - Q, r, s)
+    return Q, A, B
 
 
 def olora(W: Tensor, r: int) -> tuple[Tensor, Tensor]:

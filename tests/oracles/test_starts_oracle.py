@@ -1,13 +1,18 @@
 """Each start is what its paper says, and the identities that follow from it hold."""
 
+from dataclasses import replace
+
+import nf4
 import pytest
 import starts as oracle
 import torch
 from torch import Tensor, nn
 
+from lorica.errors import TargetError
 from lorica.kernels import DenseWeight
+from lorica.kernels.quantised import quantised
 from lorica.methods.contract import Start
-from lorica.methods.lora import LoRA, MovedLinear
+from lorica.methods.lora import LoRA, LoRALinear, MovedLinear
 from lorica.methods.starts import EVA, LoRAGA, PiSSA
 from lorica.methods.starts.eva import BUFFER, Inputs, Stream, dealt
 from lorica.methods.starts.lora_ga import Gradients
@@ -17,6 +22,7 @@ from lorica.site import Site
 
 D_OUT, D_IN, R = 14, 11, 3
 SITE = Site(name="layers.0.q", kind="linear", shape=(D_OUT, D_IN))
+STORED = Site(name="layers.0.q", kind="linear", shape=(D_OUT, D_IN), stored="nf4")
 ROUNDING = 1e-12
 
 
@@ -75,6 +81,58 @@ def test_the_fast_svd_leaves_hardly_more():
         left[niter] = float((W - 2.0 * B @ A).norm())
     assert left[None] <= left[4] <= 1.001 * left[None]
     assert left[0] > left[4]
+
+
+def in_four_bits(W: Tensor) -> Tensor:
+    codes, scales = nf4.quantised(W.float().flatten().numpy())
+    return torch.from_numpy(nf4.dequantised(codes, scales, W.numel())).view_as(W).double()
+
+
+def repaired(W: Tensor, r: int = R, **options: object) -> LoRALinear:
+    weight = quantised(W, "nf4", double=False)
+    begin = replace(start(W), weight=weight, original=lambda _: W)
+    return LoRALinear(LoRA(r=r, alpha=8, init={"name": "loftq", **options}), STORED, begin).requires_grad_(False)
+
+
+@pytest.mark.parametrize("r", [1, R, D_IN])
+def test_loftq_is_the_papers_first_round_and_leaves_the_least(r: int):
+    W = normal(D_OUT, D_IN)
+    layer = repaired(W, r)
+    Q, A, B = oracle.loftq(W, in_four_bits, r, layer.scale, T=1)
+    assert near(layer.B @ layer.A, B @ A, 1e-6), "absmax of a block is rounded to float32 in either"
+    assert near(layer.A @ layer.A.T, A @ A.T, 1e-6)
+    squares = oracle.eigenvectors((W - Q).T @ (W - Q))[0]
+    left = float((W - layer.merged(Q)).square().sum())
+    assert left == pytest.approx(float(squares[r:].sum()), abs=1e-6 * float(squares.sum()))
+    assert left < float(squares.sum())
+
+
+def test_the_larger_the_rank_the_less_is_left_and_nothing_at_the_full_one():
+    W = normal(D_OUT, D_IN)
+    Q = in_four_bits(W)
+    left = [float((W - repaired(W, r).merged(Q)).norm()) for r in range(1, D_IN + 1)]
+    assert left == sorted(left, reverse=True)
+    assert left[-1] < 1e-6 * W.norm()
+
+
+def test_a_fast_repair_leaves_hardly_more():
+    W = normal(D_OUT, D_IN)
+    Q = in_four_bits(W)
+    whole, fast = (float((W - repaired(W, 1, **options).merged(Q)).norm()) for options in ({}, {"niter": 2}))
+    assert whole <= fast < 1.01 * whole
+
+
+def test_another_model_s_weight_is_no_original():
+    W = normal(D_OUT, D_IN)
+    weight = quantised(W, "nf4", double=False)
+    for other in (normal(D_OUT, D_IN, seed=3), W + 0.3 * normal(D_OUT, D_IN, seed=3)):
+        with pytest.raises(TargetError, match=r"layers\.0\.q: the base is .* from the original"):
+            LoRALinear(LoRA(init="loftq"), STORED, replace(start(W), weight=weight, original=lambda _: other))  # noqa: B023
+
+
+def test_a_weight_that_quantising_leaves_as_it_is_has_nothing_to_put_back():
+    with pytest.raises(TargetError, match="took less than rank 3"):
+        repaired(in_four_bits(normal(D_OUT, D_IN)))
 
 
 def test_olora_has_orthonormal_columns_and_the_first_rows_of_R():

@@ -10,6 +10,7 @@ from lorica.errors import TargetError
 from lorica.kernels import DenseWeight, FrozenWeight
 from lorica.methods import LoRA
 from lorica.methods.starts import STARTS
+from lorica.models.quantised import Quantisation, quantise
 from lorica.tasks import TASKS
 from tiny_bases import GPT2
 from traces import traces
@@ -138,6 +139,7 @@ def test_a_layer_that_no_row_reaches_is_named(init, words):
 @pytest.mark.parametrize("init", STARTS)
 def test_a_plan_needs_shapes_alone(init):
     model = base().to("meta")
+    quantise(model, Quantisation(form="nf4"))
     assert lorica.plan(model, LoRA(r=3, init=init)).plan.trainable_parameters == 3 * (4 * 64 - 32 + 3 * 80)
 
 

@@ -18,6 +18,7 @@ from lorica.train import TrainConfig, fit, rehearsal
 from lorica.train.heaviest import heaviest
 from lorica.train.loop import trying
 from lorica.train.reporter import Quiet
+from lorica.train.room import Room
 
 METHODS_TRIED = {
     "lora": {"r": 4, "alpha": 12, "dropout": 0.1},
@@ -92,6 +93,7 @@ def test_a_resumed_run_is_tried_again_and_ends_with_the_same_bits(tmp_path: Path
 def test_the_heaviest_micro_batch_is_found_among_all_of_a_pass() -> None:
     rows = dataset(60, seed=3)
     config = TrainConfig(epochs=1, rows_per_step=7, micro_batch_tokens=40)
+    room = Room.of(config, rows, reporter=Quiet())
     with trying(attach(base(), lora()), CausalLanguageModelling(), rows, None, config, room) as trainer:
         parts = [part for step in trainer.schedule for part in micro_batches(step, rows.lengths, 40)]
         most = max(int(rows.lengths[list(part)].sum()) for part in parts)

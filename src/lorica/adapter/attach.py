@@ -3,6 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import partial
 from weakref import WeakSet
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 
 from lorica.adapter.attached import Attached
 from lorica.adapter.installed import Installed, Modules, Undo, undone
+from lorica.adapter.peft_format import base_name
 from lorica.adapter.plan import READING, Methods, Plan, PlannedEdit
 from lorica.adapter.plan import plan as plan_of
 from lorica.errors import AdapterError, TargetError
 from lorica.kernels import FrozenWeight
 from lorica.methods.contract import Start
-from lorica.models import enter, parameter_of, weight_of
+from lorica.models import enter, original_weight, parameter_of, weight_of
 from lorica.models.ambient import Clock
 from lorica.models.quantised import unpacked
 from lorica.models.walking import tied_names
@@ -92,7 +94,8 @@ def _built(
     parameter = parameter_of(model, edit.site) if edit.place == "instead" else None
     near = weight if weight is not None else parameter
     near = near if near is not None else next(model.parameters())
-    return edit.build(Start(generator, near.device, _training_dtype(near), weight, parameter, given, shared))
+    before = partial(original_weight, model, planned.site, base_name(model))
+    return edit.build(Start(generator, near.device, _training_dtype(near), weight, parameter, given, before, shared))
 
 
 def _training_dtype(base: Tensor | FrozenWeight) -> torch.dtype:

@@ -264,10 +264,7 @@ class _Merge:
             self.biases[stored] = planned
 
     def _stored_name(self, parameter: str) -> str | None:
-        """Checkpoints of a bare model leave out the prefix under which a model with a head holds it, or add it."""
-        prefix = getattr(self.model, "base_model_prefix", "") + "."
-        names = (parameter, parameter.removeprefix(prefix), prefix + parameter)
-        return next((name for name in names if name in self.stored.entries), None)
+        return self.stored.named(parameter, getattr(self.model, "base_model_prefix", ""))
 
     @staticmethod
     def _like(stored: str, parameter: str, other: str) -> str:

@@ -12,6 +12,7 @@ from lorica.api.method_table import MethodTable, method_table
 from lorica.api.planning import plan
 from lorica.api.recorded import unverified
 from lorica.api.rehearsing import measure
+from lorica.api.residuals import Residual, residual
 from lorica.api.scoring import Score, evaluate
 from lorica.api.tasked import attach, load_base
 from lorica.api.training import fit, next_steps, train
@@ -23,6 +24,7 @@ __all__ = [
     "Bank",
     "Machinery",
     "MethodTable",
+    "Residual",
     "Score",
     "Speaker",
     "add_tokens",
@@ -42,6 +44,7 @@ __all__ = [
     "method_table",
     "next_steps",
     "plan",
+    "residual",
     "statistics",
     "train",
     "unverified",

@@ -45,7 +45,7 @@ def merge(
         form = {} if onto == "original" else loading_of(file.manifest)
         whole = load_base(base, dtype=dtype, device="cpu", head=head, **form)
         return _with_head(base, whole, file, out, untrained=untrained, other_base=other_base)
-    short = _without_room(folder_of(base), dtype)
+    short = without_room(folder_of(base), dtype)
     accepted = {"untrained": untrained, "other_base": other_base}
     return merge_checkpoint(base, file, out, dtype=dtype, onto=onto, unprobed=short, **accepted)
 
@@ -77,7 +77,7 @@ def _with_head(
     )
 
 
-def _without_room(base: Path, dtype: str | None) -> str | None:
+def without_room(base: Path, dtype: str | None) -> str | None:
     stored, asked = Stored(base), parse_dtype(dtype)
     needed = sum(path.stat().st_size for path in stored.files)
     needed *= 1 if asked is None else asked.itemsize / stored.dtype.itemsize

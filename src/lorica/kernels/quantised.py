@@ -173,6 +173,12 @@ def quantised(W: Tensor, form: Form, double: bool = True) -> Quantised:
     return replace(plain, absmax=compressed, scales=state.absmax, offset=offset, levels=state.code)
 
 
+def like(weight: Quantised, W: Tensor) -> Quantised:
+    """W (d_out, d_in) stored in the form of this weight."""
+    double = isinstance(weight, FourBit) and weight.double
+    return quantised(W.to(weight.dtype), weight.form, double)
+
+
 def blank(shape: tuple[int, int], dtype: torch.dtype, form: Form, double: bool = True) -> Quantised:
     """The tensors of such a weight without their values, on the device in force."""
     if form == "int8":

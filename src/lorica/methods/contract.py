@@ -50,6 +50,8 @@ class Start:
     weight: FrozenWeight | None = None
     parameter: Tensor | None = None
     given: Mapping[str, Tensor] = field(default_factory=dict)
+    original: Callable[[str | None], Tensor] | None = None
+    """The weight (d_out, d_in) as it was before it was quantised: from the checkpoint so named, or the base's own."""
     shared: dict[str, nn.Module] = field(default_factory=dict)
     """What the modules of one method have in common: the first that needs it makes it, and trains it as its own."""
 

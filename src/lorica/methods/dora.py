@@ -4,8 +4,9 @@
     y  = m/n o (W x) + bias + m/n o (s B A x)
     y  = W x + bias + (m/n - 1) o (W d) + m/n o (s B A d)           d = dropout(x)
 
-m (d_out,) starts at |W|, B at zero, so m/n is one and training starts at the base; A (r, d_in).  n takes its new value
-in each forward pass.  A row without length keeps the gain one: 0/0 has no direction, and a zero B could not leave it.
+m (d_out,) starts at n, which is |W| where B is zero, so m/n is one and training starts at the base, or at W + s B A
+where B is not; A (r, d_in).  n takes its new value in each forward pass.  A row without length keeps the gain one: 0/0
+has no direction, and a zero B could not leave it.
 On an embedding (rows, d) the magnitudes are those of the d columns, m (d,).
 
 Liu et al. 2024, arXiv:2402.09353, equations 5 and 11; with dropout as in the authors' code (NVlabs/DoRA).
@@ -55,10 +56,10 @@ class Magnitude(nn.Module):
 
     squares: Tensor
 
-    def __init__(self, weight: FrozenWeight, start: Start) -> None:
+    def __init__(self, weight: FrozenWeight, A: Tensor, B: Tensor, scale: float) -> None:
         super().__init__()
-        self.register_buffer("squares", row_squares(weight, start.dtype), persistent=False)
-        self.m = nn.Parameter(self.squares.sqrt())
+        self.register_buffer("squares", row_squares(weight, A.dtype), persistent=False)
+        self.m = nn.Parameter(row_norms(weight, self.squares, A.detach(), B.detach(), scale))
 
     def gain(self, weight: FrozenWeight, squares: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
         """m/n (d_out,)"""
@@ -75,7 +76,7 @@ class DoRALinear(LoRALinear):
     def __init__(self, config: LoRA, site: Site, start: Start) -> None:
         super().__init__(config, site, start)
         assert start.weight is not None
-        self.magnitude = Magnitude(start.weight, start)
+        self.magnitude = Magnitude(start.weight, self.A, self.B, self.scale)
 
     def low_rank(self) -> None:  # type: ignore[override]
         """None: the gains depend on the weight, see `on`."""
@@ -103,7 +104,7 @@ class DoRAEmbedding(LoRAEmbedding):
     def __init__(self, config: LoRA, site: Site, start: Start) -> None:
         super().__init__(config, site, start)
         assert start.weight is not None
-        self.magnitude = Magnitude(_columns(start.weight.dense()), start)
+        self.magnitude = Magnitude(_columns(start.weight.dense()), self.A, self.B, self.scale)
 
     def factors(self) -> LowRank | None:  # type: ignore[override]
         return super().factors() if self.magnitude.started() and not self.A.any() else None

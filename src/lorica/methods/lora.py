@@ -24,7 +24,7 @@ from lorica.methods.lora_conv import LoRAConv
 from lorica.methods.lora_experts import LoRAExperts
 from lorica.methods.peft_keys import PREFIX
 from lorica.methods.ranked import Ranked, plain_number
-from lorica.methods.starts import Beside, Kaiming, Moved
+from lorica.methods.starts import Kaiming, Moved
 from lorica.methods.statistic import Adapted, Statistic
 from lorica.methods.token_rows import TokenRows, Tokens
 from lorica.site import Kind, Site
@@ -43,7 +43,7 @@ class LoRA(Ranked):
     trainable_token_indices     tokens whose rows of the input embedding, and of what is tied to it, are trained;
                     a mapping names other embeddings, such as an untied head
     init            of A and B: kaiming (U(-1/sqrt(d_in), 1/sqrt(d_in)), as the authors' code), gaussian (std 1/r),
-                    pissa, olora, eva or lora_ga; with options {name: eva, rho: 1}; see `lorica.methods.starts`
+                    pissa, olora, eva, lora_ga or loftq; with options {name: eva, rho: 1}; see `lorica.methods.starts`
     rslora          s = alpha / sqrt(r)
 
     `preset: small | medium | large` stands for the numbers of a size; what is written beside it counts more.
@@ -56,7 +56,7 @@ class LoRA(Ranked):
         "lora_dropout": "write dropout",
         "use_rslora": "write rslora",
         "use_dora": "write method: dora (lorica.DoRA)",
-        "init_lora_weights": "write init: kaiming, gaussian, pissa, olora, eva or lora_ga",
+        "init_lora_weights": "write init: kaiming, gaussian, pissa, olora, eva, lora_ga or loftq",
         "rank": "write r",
         "fan_in_fan_out": "leave it out, it is read off the layer",
         "task_type": "leave it out, the task is named in the recipe",
@@ -87,6 +87,7 @@ class LoRA(Ranked):
             "init_lora_weights",
             "eva_config",
             "lora_ga_config",
+            "loftq_config",
         }
     )
 
@@ -131,8 +132,8 @@ class LoRA(Ranked):
             for site in adapted
             if (site.kind != "linear" and not self.init.embeddings) or (site.part_of and self.init.reads)
         ]
-        unfit = [self.init.problem(site, self.rank(site)) for site in adapted if site.kind == "linear"]
-        return [*problems, *super().problems(adapted, sites), *twice, *started, *filter(None, unfit)]
+        linears = [Adapted(site, self.rank(site)) for site in adapted if site.kind == "linear"]
+        return [*problems, *super().problems(adapted, sites), *twice, *started, *self.init.problems(linears)]
 
     def statistic(self, sites: tuple[Site, ...]) -> Statistic | None:
         return self.init.statistic([Adapted(site, self.rank(site)) for site in self.adapted(sites)])
@@ -188,7 +189,7 @@ class LoRA(Ranked):
 
     def remarks(self, sites: tuple[Site, ...]) -> tuple[str, ...]:
         dealt = all(site.name in self.rank_pattern for site in self.adapted(sites))
-        remark = "" if dealt else self.init.remark()
+        remark = "" if dealt else self.init.remark(self.adapted(sites))
         rows = token_rows.remarks(self.trainable_token_indices, sites)
         return (*rows, *self.left_out(sites), *([remark] if remark else []))
 
@@ -314,13 +315,16 @@ MOVES_THE_BASE = frozenset({"pissa", "olora", "corda", "loftq", "lora_ga"})
 class LoRALinear(AroundLinear):
     def __init__(self, config: LoRA, site: Site, start: Start) -> None:
         super().__init__()
-        r = config.rank(site)
-        if not isinstance(config.init, Beside):
+        if config.init.moves:
             raise TargetError(f"init: {config.kind} cannot start from {config.init.kind}; lora can")
-        self.A = config.init.A(site, r, start)
-        self.B = start.zeros(site.d_out, r)
+        self.init = config.init
+        self.A, self.B = config.init.pair(site, config.rank(site), config.scale(site), start)
         dropout = 0.0 if site.part_of else config.dropout  # what enters A is never seen there
         self.scale, self.dropout, self.site = config.scale(site), dropout, site_id(site.name)
+
+    def start(self) -> dict[str, Tensor]:
+        """What a checkpoint has to hold beside the parameters."""
+        return self.init.kept(self.A.detach(), self.B.detach())
 
     def low_rank(self) -> LowRank:
         return LowRank(A=self.A, B=self.B, scale=self.scale, dropout=self.dropout, site=self.site)
@@ -352,7 +356,6 @@ class MovedLinear(LoRALinear):
         return {"A": torch.cat([self.A, self.A - self.A0]), "B": torch.cat([self.B - self.B0, self.B0], dim=1)}
 
     def start(self) -> dict[str, Tensor]:
-        """What a checkpoint has to hold beside the parameters."""
         return {"A": self.A0, "B": self.B0}
 
     def low_rank(self) -> LowRank:

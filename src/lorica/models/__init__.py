@@ -10,6 +10,7 @@ from lorica.models.generate import generate
 from lorica.models.heads import Head
 from lorica.models.loading import load_base, load_tokenizer, shapes_only
 from lorica.models.numerics import Numerics, numerics
+from lorica.models.originals import original_weight
 from lorica.models.probe import Probe, Reading
 from lorica.models.quantised import Quantisation, quantisation_of
 from lorica.models.vocabulary import add_tokens
@@ -34,6 +35,7 @@ __all__ = [
     "load_base",
     "load_tokenizer",
     "numerics",
+    "original_weight",
     "parameter_of",
     "quantisation_of",
     "recomputable",

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from lorica.errors import ModelError, did_you_mean
+from lorica.models.arriving import quantising, unread
 from lorica.models.heads import Head, draw, head_class, head_modules, may_be_drawn, with_answers
-from lorica.models.quantised import Quantisation
+from lorica.models.quantised import Quantisation, forget_stated
 from lorica.models.quiet import first_line, quiet
+from lorica.models.stored import Stored
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -105,21 +107,23 @@ def model_class(folder: Path, config: Any) -> type[nn.Module]:
     return bare
 
 
-def load_foreign(folder: Path, config: Any, dtype: torch.dtype, head: Head | None = None) -> nn.Module:
+def load_foreign(
+    folder: Path, config: Any, dtype: torch.dtype, head: Head | None = None, form: Quantisation | None = None
+) -> nn.Module:
     """A model of transformers with the folder's weights, every one of them found and of the right shape, but for what
-    is drawn of a head."""
+    is drawn of a head; its linears quantised as they are read where a form is given."""
     if head is not None:
-        return _with_head(folder, config, dtype, head)
+        return _with_head(folder, config, dtype, head, form)
     kind: Any = model_class(folder, config)
-    model, told = _loaded(kind, folder, config, dtype)
+    model, told = _loaded(kind, folder, config, dtype, form)
     _require_whole(kind, folder, told["missing_keys"], told["mismatched_keys"])
     return model
 
 
-def _with_head(folder: Path, config: Any, dtype: torch.dtype, head: Head) -> nn.Module:
+def _with_head(folder: Path, config: Any, dtype: torch.dtype, head: Head, form: Quantisation | None) -> nn.Module:
     kind: Any = head_class(folder, config, head)
     kept = head.fits(config) and kind.__name__ in (getattr(config, "architectures", None) or ())
-    model, told = _loaded(kind, folder, with_answers(config, head), dtype)
+    model, told = _loaded(kind, folder, with_answers(config, head), dtype, form, head=True)
     missing, other = set(told["missing_keys"]), list(told["mismatched_keys"])
     lost = {name for name in missing if not may_be_drawn(model, name)}
     strange = [entry for entry in other if not may_be_drawn(model, entry[0])]
@@ -132,20 +136,30 @@ def _with_head(folder: Path, config: Any, dtype: torch.dtype, head: Head) -> nn.
     return model
 
 
-def _loaded(kind: Any, folder: Path, config: Any, dtype: torch.dtype) -> tuple[Any, Any]:
+def _loaded(
+    kind: Any, folder: Path, config: Any, dtype: torch.dtype, form: Quantisation | None, head: bool = False
+) -> tuple[Any, Any]:
+    asked = {"config": config, "dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
-            return kind.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
+            if form is None or getattr(type(config), "extra_files", ()):
+                return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, **asked)
+            return _arrived(kind, folder, form, head, asked)
     except Exception as error:  # every family loads by code of its own, which may raise anything
         raise ModelError(f"{folder}: {kind.__name__} cannot be loaded ({first_line(error)})") from error
+
+
+def _arrived(kind: Any, folder: Path, form: Quantisation, head: bool, asked: dict[str, Any]) -> tuple[Any, Any]:
+    """Without the folder's name transformers leaves out what it reads beside the weights."""
+    how = quantising(form, head=head)
+    model, told = kind.from_pretrained(None, state_dict=unread(Stored(folder)), quantization_config=how, **asked)
+    forget_stated(asked["config"])
+    model.name_or_path = model.config._name_or_path = str(folder)
+    if model.can_generate():
+        here = {"local_files_only": True, "trust_remote_code": False, "subfolder": "", "revision": "main"}
+        unused = dict.fromkeys(("cache_dir", "force_download", "proxies", "token"))
+        model.adjust_generation_fn(None, False, False, str(folder), **here, **unused)
+    return model, told
 
 
 def _require_whole(kind: Any, folder: Path, missing: Iterable[str], mismatched: Iterable[Any]) -> None:

@@ -90,7 +90,7 @@ def load_base(
         packed = stated_quantisation(config) is not None
         if packed:
             library()
-        model = load_foreign(folder, config, kind, head)
+        model = load_foreign(folder, config, kind, head, form)
         if packed:
             adopt(model, kind)
         if form is not None:

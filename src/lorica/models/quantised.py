@@ -93,9 +93,9 @@ def put(model: nn.Module, name: str, stored: Quantised) -> None:
 
 
 def quantise(model: nn.Module, form: Quantisation) -> None:
-    """Every linear that is `quantisable`, one after another; on the meta device shapes alone."""
+    """Every linear that is `quantisable` and not stored so yet, one after another; on the meta device shapes alone."""
     names = quantisable(model)
-    if not names:
+    if not names and quantisation_of(model) is None:
         raise ModelError(f"quantize: {type(model).__name__} has no linear that can be stored as {form}; leave it out")
     for name in names:
         linear: Any = model.get_submodule(name)

@@ -98,6 +98,12 @@ class Stored:
         floating = (DTYPES.get(entry.dtype) for entry in self.entries.values())
         return next((dtype for dtype in floating if dtype is not None and dtype.is_floating_point), torch.float32)
 
+    def named(self, parameter: str, prefix: str = "") -> str | None:
+        """The stored name of a parameter; None where there is none.  Checkpoints of a bare model leave out the prefix
+        under which a model with a head holds it, or add it."""
+        names = (parameter, parameter.removeprefix(f"{prefix}."), f"{prefix}.{parameter}")
+        return next((name for name in names if name in self.entries), None)
+
     def same(self, first: str, second: str) -> bool:
         """Whether two stored tensors are equal to the bit."""
         entries = [self.entries[name] for name in (first, second)]

@@ -1,6 +1,7 @@
 """Starts of the LoRA family: one file each, with what it declares at step 0 and its equation.
 
-Every one of them starts exactly at the base: B is zero, or the starting product is subtracted in one of its own.
+They start exactly at the base, B being zero or the starting product subtracted in one of its own; loftq alone starts
+near a quantised one, and nearer to what was quantised.
 """
 
 from collections.abc import Mapping
@@ -9,15 +10,16 @@ from typing import Annotated, Any
 from pydantic import PlainSerializer, PlainValidator, ValidationError
 
 from lorica.errors import by_field, did_you_mean
-from lorica.methods.starts.contract import Beside, Init, Moved
+from lorica.methods.starts.contract import Beside, Init, Moved, Near
 from lorica.methods.starts.eva import EVA
 from lorica.methods.starts.gaussian import Gaussian
 from lorica.methods.starts.kaiming import Kaiming
+from lorica.methods.starts.loftq import LoftQ
 from lorica.methods.starts.lora_ga import LoRAGA
 from lorica.methods.starts.olora import OLoRA
 from lorica.methods.starts.pissa import PiSSA
 
-STARTS: dict[str, type[Init]] = {start.kind: start for start in (Kaiming, Gaussian, PiSSA, OLoRA, EVA, LoRAGA)}
+STARTS: dict[str, type[Init]] = {start.kind: start for start in (Kaiming, Gaussian, PiSSA, OLoRA, EVA, LoRAGA, LoftQ)}
 
 
 def parsed(value: Any) -> Init:
@@ -81,7 +83,9 @@ __all__ = [
     "Init",
     "Kaiming",
     "LoRAGA",
+    "LoftQ",
     "Moved",
+    "Near",
     "OLoRA",
     "PiSSA",
     "Start",

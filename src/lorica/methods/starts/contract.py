@@ -2,8 +2,10 @@
 
     Beside    A = start.A(...), B = 0                                   W' = W
     Moved     A0, B0 = start.factors(...), neither of them zero         W' = W + s (B A - B0 A0),  A = A0, B = B0
+    Near      A0, B0 = start.factors(...), neither of them zero         W' = Q + s B A,            A = A0, B = B0
 
-Either way step 0 is exactly the base, and the base is not written.  A start that `reads` the training data has a
+Of the first two step 0 is exactly the base.  Of the third it is near it: of a quantised base, whose numbers are Q, it
+is nearer to the weight W that was quantised.  The base is never written.  A start that `reads` the training data has a
 `statistic`, which sees the inputs of the layers, or the gradients of their weights, before anything is attached; what
 it found comes back as `start.given`.  Every start is a frozen config, so that its options are a recipe's entries.
 """
@@ -33,16 +35,24 @@ class Init(BaseModel):
     embeddings: ClassVar[bool] = False
     """Whether it starts embeddings too."""
 
-    def problem(self, site: Site, r: int) -> str:
-        """Why this layer cannot start so with rank r; empty when it can."""
-        return ""
+    def pair(self, site: Site, r: int, scale: float, start: Start) -> tuple[nn.Parameter, nn.Parameter]:
+        """A (r, d_in) and B (d_out, r) of a module that is that product and nothing else."""
+        raise NotImplementedError
+
+    def kept(self, A: Tensor, B: Tensor) -> dict[str, Tensor]:
+        """What a checkpoint holds of these factors, so that a resumed run does not look for them again."""
+        return {}
+
+    def problems(self, linears: Sequence[Adapted]) -> list[str]:
+        """Why some of these layers cannot start so with their ranks."""
+        return []
 
     def statistic(self, sites: Sequence[Adapted]) -> Statistic | None:
         """What sees the training data on these sites; None for a start that needs none of it."""
         return None
 
-    def remark(self) -> str:
-        """What a plan says about it; empty when there is nothing to say."""
+    def remark(self, sites: Sequence[Site]) -> str:
+        """What a plan says about it on these layers; empty when there is nothing to say."""
         return ""
 
     def peft(self) -> str | bool:
@@ -59,15 +69,16 @@ class Init(BaseModel):
 class Beside(Init):
     """B is zero and A is not."""
 
+    def pair(self, site: Site, r: int, scale: float, start: Start) -> tuple[nn.Parameter, nn.Parameter]:
+        return self.A(site, r, start), start.zeros(site.d_out, r)
+
     def A(self, site: Site, r: int, start: Start) -> nn.Parameter:
         """(r, d_in)"""
         raise NotImplementedError
 
 
-class Moved(Init):
-    """B A is not zero at the start, and B0 A0 is subtracted."""
-
-    moves: ClassVar[bool] = True
+class Started(Init):
+    """B A is not zero at the start."""
 
     def factors(self, site: Site, r: int, scale: float, start: Start) -> tuple[Tensor, Tensor]:
         """A0 (r, d_in) and B0 (d_out, r) as the start's own type and device; those that were given come first, so that
@@ -84,6 +95,23 @@ class Moved(Init):
     def found(self, site: Site, r: int, scale: float, start: Start) -> tuple[Tensor, Tensor]:
         """A0 and B0 from the weight alone."""
         raise NotImplementedError
+
+
+class Moved(Started):
+    """B0 A0 is subtracted."""
+
+    moves: ClassVar[bool] = True
+
+
+class Near(Started):
+    """B0 A0 is what the adapter begins with."""
+
+    def pair(self, site: Site, r: int, scale: float, start: Start) -> tuple[nn.Parameter, nn.Parameter]:
+        A, B = self.factors(site, r, scale, start)
+        return nn.Parameter(A), nn.Parameter(B)
+
+    def kept(self, A: Tensor, B: Tensor) -> dict[str, Tensor]:
+        return {"A": A, "B": B}
 
 
 def given(site: Site, start: Start, part: str, shape: tuple[int, ...]) -> Tensor:

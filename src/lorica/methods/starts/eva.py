@@ -52,7 +52,7 @@ class EVA(Beside):
     def statistic(self, sites: Sequence[Adapted]) -> Statistic:
         return Inputs(self, sites)
 
-    def remark(self) -> str:
+    def remark(self, sites: Sequence[Site]) -> str:
         if self.rho == 1:
             return ""
         return f"init: eva deals out the ranks by the inputs of each layer, up to {self.rho:g} r, once it has seen them"

@@ -9,6 +9,9 @@ matrix is drawn on the CPU from a generator of the caller's, so that a seed mean
 import torch
 from torch import Tensor
 
+OVERSAMPLED = 8
+"""Random directions beyond k: with none, as PEFT's fast SVD has it, the last of the k are the worst."""
+
 
 def wide(M: Tensor) -> Tensor:
     """In float32 or better."""
@@ -34,3 +37,16 @@ def leading_projected(
         Q = torch.linalg.qr(M @ torch.linalg.qr(M.T @ Q)[0])[0]
     U, S, Vt = leading(Q.T @ M, k)
     return Q @ U, S, Vt
+
+
+def leading_or_fast(M: Tensor, k: int, niter: int | None, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """As `leading`; with `niter` by so many power iterations from a few more than k random directions."""
+    if niter is None:
+        return leading(M, k)
+    return leading_projected(M, k, q=k + OVERSAMPLED, niter=niter, generator=generator)
+
+
+def halves(U: Tensor, S: Tensor, Vt: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """A = (S / s)^1/2 V^T and B = U (S / s)^1/2, so that s B A = U S V^T."""
+    root = (S / scale).sqrt()
+    return root[:, None] * Vt, U * root

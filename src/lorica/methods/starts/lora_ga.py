@@ -33,9 +33,13 @@ class LoRAGA(Moved):
     gamma: float = Field(default=16.0, gt=0)
     rows: int = Field(default=64, ge=1)
 
-    def problem(self, site: Site, r: int) -> str:
-        most = min(site.shape) // 2
-        return "" if r <= most else f"r: {r} at {site.name}, of which lora_ga takes 2 r directions; use 1 to {most}"
+    def problems(self, linears: Sequence[Adapted]) -> list[str]:
+        most = {each: min(each.site.shape) // 2 for each in linears}
+        return [
+            f"r: {each.r} at {each.site.name}, of which lora_ga takes 2 r directions; use 1 to {most[each]}"
+            for each in linears
+            if each.r > most[each]
+        ]
 
     def statistic(self, sites: Sequence[Adapted]) -> Statistic:
         return Gradients(self, sites)

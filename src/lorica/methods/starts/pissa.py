@@ -13,11 +13,8 @@ from torch import Tensor
 
 from lorica.methods.contract import Start
 from lorica.methods.starts.contract import Init, Moved
-from lorica.methods.starts.leading import leading, leading_projected
+from lorica.methods.starts.leading import halves, leading_or_fast
 from lorica.site import Site
-
-OVERSAMPLED = 8
-"""Random directions beyond r: with none, as PEFT's fast SVD has it, the last of the r are the worst."""
 
 
 class PiSSA(Moved):
@@ -28,13 +25,7 @@ class PiSSA(Moved):
 
     def found(self, site: Site, r: int, scale: float, start: Start) -> tuple[Tensor, Tensor]:
         assert start.weight is not None
-        W = start.weight.dense()
-        if self.niter is None:
-            U, S, Vt = leading(W, r)
-        else:
-            U, S, Vt = leading_projected(W, r, q=r + OVERSAMPLED, niter=self.niter, generator=start.generator)
-        root = (S / scale).sqrt()
-        return root[:, None] * Vt, U * root
+        return halves(*leading_or_fast(start.weight.dense(), r, self.niter, start.generator), scale)
 
     @classmethod
     def of_peft(cls, named: str, config: Mapping[str, Any]) -> tuple[Init | None, list[str]]:
