@@ -60,11 +60,12 @@ class _FrozenHead(torch.autograd.Function):
         hidden, labels = with_rows(hidden, wanted), with_rows(labels, wanted)
         losses = hidden.new_zeros(wanted, dtype=_loss_dtype(hidden))
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        room = hidden.new_empty(min(wanted, CHUNK_ROWS), len(weight))
         for rows in chunks(0, wanted):
-            logits = nn.functional.linear(hidden[rows], weight, bias)
+            logits = _product(hidden[rows], weight, bias, room)
             losses[rows] = _to_gradient(logits, labels[rows])
             if gradient is not None:
-                gradient[rows] = logits @ weight
+                torch.mm(logits, weight, out=gradient[rows])
         ctx.save_for_backward(None if gradient is None else gradient[:count])
         return losses[:count].sum()
 
@@ -72,6 +73,12 @@ class _FrozenHead(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[override]
         (gradient,) = ctx.saved_tensors
         return gradient * grad.to(gradient.dtype), None, None, None
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:
+    """x W^T + b in the first rows of `room`: to give each chunk new pages takes as long as its product."""
+    out = room[: len(x)]
+    return torch.mm(x, weight.T, out=out) if bias is None else torch.addmm(bias, x, weight.T, out=out)
 
 
 def _to_gradient(logits: Tensor, labels: Tensor) -> Tensor:
