@@ -281,12 +281,12 @@ def _head(plan: Plan, s: Shapes, decoder: bool) -> Head:
 
 def _logits(s: Shapes, work: Workload, head: Head, kind: str) -> int:
     """Of a frozen head: a chunk in its computing type, in whose place its gradient comes, and its softmax in float32,
-    on a CPU in pieces that fit the cache.  Of a trained one: a chunk's softmax and two gradients in float32.  Whole:
-    logits, their float32 copy and its gradient."""
+    on a CPU in pieces that fit the cache.  Of a trained one: a chunk's softmax and two gradients in float32, before the
+    one of the logits is narrowed.  Whole: logits, their float32 copy and its gradient."""
     chunk, hidden = min(CHUNK_ROWS, work.tokens) * s.vocabulary, work.tokens * s.d * s.width
     if head == "whole":
         return work.tokens * s.vocabulary * (s.width + 8)
     if head == "trained":
-        return chunk * (12 + (s.width if s.width < 4 else 0)) + hidden
+        return chunk * 12 + hidden
     softmax = 8 * CACHED if kind == "cpu" else 4 * chunk
     return chunk * s.width + softmax + hidden
