@@ -6,8 +6,8 @@ n blocks are computed again.  Of activations and of a block only what is in tens
 ones are mappings of their own, which go back as they are freed.  What comes does not fit into what went, because a
 tensor asks for 112 bytes more than it keeps (glibc 2.36) and small objects settle in the gaps.
 
-The numbers are fitted to 35 runs (seeds 100 to 102 of `benchmarks/memory_forecast.py`, which no published table uses) on
-one machine: Intel with AMX, glibc 2.36, torch 2.13.  They are all of the forecast that depends on the machine.
+The numbers are fitted to 35 runs (seeds 100 to 102 of `benchmarks/memory_forecast.py`, which no published table uses)
+on one machine: Intel with AMX, glibc 2.36, torch 2.13.  They are all of the forecast that depends on the machine.
 """
 
 from collections.abc import Sequence
