@@ -55,7 +55,7 @@ def test_norms_are_those_of_the_dense_sum(shape: tuple[int, int, int], transpose
 def test_a_weight_is_widened_a_few_rows_at_a_time(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     arguments = made((40, 96, 8), dtype, False)
     whole = row_norms(arguments[0], row_squares(arguments[0], arguments[1].dtype), *arguments[1:], SCALE)
-    monkeypatch.setattr(sys.modules["lorica.kernels.row_norms"], "WORKSPACE", 200)
+    monkeypatch.setattr(sys.modules["lorica.kernels.row_norms"], "PIECE", 200)
     parts = row_norms(arguments[0], row_squares(arguments[0], arguments[1].dtype), *arguments[1:], SCALE)
     torch.testing.assert_close(parts, whole, rtol=1e-6, atol=0)
     assert worst(row_norms, *arguments) <= 1

@@ -9,7 +9,7 @@
     buffers      gradients in flight through one block; the largest quantised weight made dense; embeddings of which
                  some rows are trained, and their gradients; merged weights where a module reads its weights itself
                  (experts, nn.MultiheadAttention)
-    allocator    on a CPU, what its allocator keeps back of what was freed
+    allocator    on a CPU, what its allocator keeps back of what was freed, and the kernels built (`kept_back.py`)
     context      what the process, or the CUDA context, holds before anything is loaded
 
     peak = weights + adapter + gradients + optimizer + context + buffers + allocator + activations + logits
@@ -33,6 +33,7 @@ from typing import Any, Literal
 import torch
 
 from lorica.adapter import Plan
+from lorica.budget.kept_back import kept_back
 from lorica.kernels.cross_entropy import CACHED, CHUNK_ROWS
 from lorica.methods.contract import Keeps, Role
 from lorica.site import Site
@@ -49,11 +50,8 @@ READ_TOGETHER = {"attention": {"q", "k", "v"}, "mlp": {"gate", "up"}}
 LONG = 384
 """Tokens from which documents go through the flash kernel one by one, which keeps no scores."""
 GATED = frozenset({"gate", "up", "down"})
-CONTEXT = {"cpu": 480_000_000, "cuda": 500_000_000}
-"""A process that has imported torch and transformers and taken a step; a CUDA context with its kernels."""
-KEPT_BACK = 0.9
-"""Of what comes and goes in a step, what the allocator of a CPU holds beside it, in the median of some runs: glibc
-keeps what was freed.  Giving it back block by block takes a third more time a step."""
+CONTEXT = {"cpu": 500_000_000, "cuda": 500_000_000}
+"""A process that has imported torch and transformers; a CUDA context with its kernels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +120,6 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
     logits = _logits(shapes, work, _head(plan, shapes, decoder), kind)
     buffers = work.tokens * width * (2 * shapes.d + shapes.f) + _shown(plan) + _merged(plan, work.recomputed)
     buffers += _dense_again(plan)
-    kept_back = int(KEPT_BACK * (activations + logits + buffers)) if kind == "cpu" else 0
     return Memory(
         weights=sum(held_bytes(site) for site in plan.base if site.kind == "parameter"),
         adapter=TRAINED * (plan.trainable_parameters + plan.frozen_parameters),
@@ -131,7 +128,7 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
         activations=activations,
         logits=logits,
         buffers=buffers,
-        allocator=kept_back,
+        allocator=_kept_back(plan, shapes, work, activations, recomputed) if kind == "cpu" else 0,
         context=CONTEXT.get(kind, CONTEXT["cuda"]),
     )
 
@@ -265,6 +262,19 @@ def _plain_block(sites: Sequence[Site], s: Shapes) -> int:
     return 2 * s.width * through // max(s.layers, 1)
 
 
+def _kept_back(plan: Plan, s: Shapes, work: Workload, activations: int, recomputed: int) -> int:
+    keeps = [p.method.keeps(p.edit) for p in plan.edits if p.edit.place == "around" and p.site.layer is not None]
+    one_function = all(each.fuses for each in keeps)
+    return kept_back(
+        activations=activations,
+        block=[(n, work.tokens * width * s.width) for n, width in ((2, s.d), (2, s.q), (2, s.k), (3, s.f))],
+        recomputed=recomputed,
+        length=work.length if s.width == BYTES["bfloat16"] else 0,
+        apart=not one_function,
+        gained=one_function and any(each.outputs for each in keeps),
+    )
+
+
 Head = Literal["frozen", "trained", "whole"]
 
 
@@ -278,12 +288,12 @@ def _head(plan: Plan, s: Shapes, decoder: bool) -> Head:
 
 def _logits(s: Shapes, work: Workload, head: Head, kind: str) -> int:
     """Of a frozen head: a chunk in its computing type, in whose place its gradient comes, and its softmax in float32,
-    on a CPU in pieces that fit the cache.  Of a trained one: a chunk's softmax and two gradients in float32.  Whole:
-    logits, their float32 copy and its gradient."""
+    on a CPU in pieces that fit the cache.  Of a trained one: a chunk's softmax and two gradients in float32, before the
+    one of the logits is narrowed.  Whole: logits, their float32 copy and its gradient."""
     chunk, hidden = min(CHUNK_ROWS, work.tokens) * s.vocabulary, work.tokens * s.d * s.width
     if head == "whole":
         return work.tokens * s.vocabulary * (s.width + 8)
     if head == "trained":
-        return chunk * (12 + (s.width if s.width < 4 else 0)) + hidden
+        return chunk * 12 + hidden
     softmax = 8 * CACHED if kind == "cpu" else 4 * chunk
     return chunk * s.width + softmax + hidden

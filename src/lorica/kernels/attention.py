@@ -115,7 +115,7 @@ def _by_head(rows: Tensor, groups: int, documents: int) -> Tensor:
 
 def _blocks(rows: Tensor, groups: int, length: int, window: int | None) -> Iterator[tuple[slice, slice, Tensor]]:
     """Rows of a block, the keys that any of them sees, and what is added to their scores: -inf where one sees none."""
-    for start in range(0, length, BLOCK):
+    for start in reversed(range(0, length, BLOCK)):
         end = min(start + BLOCK, length)
         first = 0 if window is None else max(0, start - window + 1)
         hidden = _hidden(end - start, start - first, window, groups, rows.dtype)

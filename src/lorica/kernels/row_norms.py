@@ -13,20 +13,20 @@ from lorica.kernels.choice import is_native
 from lorica.kernels.frozen_weight import FrozenWeight
 from lorica.kernels.native import row_norms as native
 
-WORKSPACE = 1 << 22
-"""Elements of W that are widened at a time, 16 MB in float32."""
+PIECE = 1 << 19
+"""Elements of W that are widened at a time, 2 MB in float32."""
 
 
 def row_squares(weight: FrozenWeight, wide: torch.dtype = torch.float32) -> Tensor:
     """|W|^2 of each row, (d_out,), in `wide`."""
-    return torch.linalg.vector_norm(weight.dense(), dim=1, dtype=wide).square()
+    return torch.linalg.vector_norm(weight.as_read(weight.dtype), dim=1, dtype=wide).square()
 
 
 @torch.no_grad()
 def row_norms(weight: FrozenWeight, squares: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
     """n (d_out,) in the type of `squares`, without gradient.  With a zero B it is the root of `squares` to the bit."""
     A, B = A.to(squares.dtype), B.to(squares.dtype)
-    crossed = (_wide_product(weight.dense(), A) * B).sum(1)
+    crossed = (_wide_product(weight.as_read(weight.dtype), A) * B).sum(1)
     update = ((B @ (A @ A.T)) * B).sum(1)
     # where the update cancels a row, rounding can leave less than nothing of it
     return (squares + 2 * scale * crossed + scale**2 * update).clamp_(min=0).sqrt_()
@@ -38,7 +38,7 @@ def _wide_product(W: Tensor, A: Tensor) -> Tensor:
         return W @ A.T
     if A.dtype == torch.float32 and is_native("row_norms", W):
         return native.wide_product(W, A)
-    rows = max(1, WORKSPACE // max(1, W.shape[1]))
+    rows = max(1, PIECE // max(1, W.shape[1]))
     return torch.cat([part.to(A.dtype) @ A.T for part in W.split(rows)])
 
 

@@ -1,0 +1,44 @@
+"""What a CPU process holds beside its tensors: freed blocks that glibc has not given back, and oneDNN's kernels.
+
+    kept back = FIXED + A_LENGTH length + OF_ACTIVATIONS activations + (OF_RECOMPUTED n + churn) block
+
+n blocks are computed again.  Of activations and of a block only what is in tensors below LARGEST_IN_HEAP counts: larger
+ones are mappings of their own, which go back as they are freed.  What comes does not fit into what went, because a
+tensor asks for 112 bytes more than it keeps (glibc 2.36) and small objects settle in the gaps.
+
+The numbers are fitted to 35 runs (seeds 100 to 102 of `benchmarks/memory_forecast.py`, which no published table uses)
+on one machine: Intel with AMX, glibc 2.36, torch 2.13.  They are all of the forecast that depends on the machine.
+"""
+
+from collections.abc import Sequence
+
+FIXED = 50_000_000
+"""Kernels that are built, and pages of the libraries that a first step reads."""
+A_LENGTH = 32_000
+"""Kernels of attention for each token of a document in bfloat16: eight of 252 kB for every 64."""
+LARGEST_IN_HEAP = 32 << 20
+"""glibc's DEFAULT_MMAP_THRESHOLD_MAX, which its threshold rises to as such blocks are freed."""
+OF_ACTIVATIONS = 0.35
+OF_RECOMPUTED = 0.12
+APART, GAINED = 2.9, 5.3
+"""Blocks that churn where a method's layers are not one function with the base's, and where that function has gains."""
+
+
+def kept_back(
+    *,
+    activations: int,
+    block: Sequence[tuple[int, int]],
+    recomputed: int,
+    length: int,
+    apart: bool,
+    gained: bool,
+) -> int:
+    """Bytes.  activations: all that is kept; block: (how many, bytes of each) of the tensors of one; recomputed: how
+    many blocks are; length: of the longest document, 0 where its attention builds no kernels for each.
+    """
+    whole = sum(count * size for count, size in block)
+    in_heap = sum(count * size for count, size in block if size < LARGEST_IN_HEAP)
+    share = in_heap / whole if whole else 1.0
+    churn = APART if apart else GAINED if gained else 0.0
+    freed = share * OF_ACTIVATIONS * activations + (OF_RECOMPUTED * recomputed + churn) * in_heap
+    return int(FIXED + A_LENGTH * length + freed)
