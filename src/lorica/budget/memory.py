@@ -16,7 +16,7 @@
 
 Saved by one block of our decoder for a token, in elements of the computing type (D width, Q and K widths of queries
 and of keys, F inner width of the MLP): both norms' inputs 2 D, attention 2 Q + 2 K (queries, keys, values, its
-output), gate, silu(gate) and up 3 F, where a gated MLP that is one function makes silu(gate) and the product again.
+output), gate and up 2 F, of which a gated MLP that is one function makes the product again.
 On a CPU in bfloat16 attention to a prefix is two plain products, which keep H L scores and the repeated keys and
 values 2 (Q - K) as well (H heads, L tokens of a document).  To that come what edits need, as their method declares it
 (`keeps`): inputs of layers, D once for q, k and v and once for gate and up, Q for o and F for down; outputs; and other
@@ -117,6 +117,7 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
     kept = 0 if work.recomputed is None else max(shapes.layers - max(work.recomputed, first), 0)
     recomputed = shapes.layers - first - kept
     activations = work.tokens * (kept * block + recomputed * shapes.d * width + (block if recomputed else 0))
+    activations += _narrowed(plan) * (kept + bool(recomputed)) // max(shapes.layers - first, 1)
     logits = _logits(shapes, work, _head(plan, shapes, decoder), kind)
     buffers = work.tokens * width * (2 * shapes.d + shapes.f) + _shown(plan) + _merged(plan, work.recomputed)
     buffers += _dense_again(plan)
@@ -162,8 +163,8 @@ def _inputs(plan: Plan) -> int:
 
 
 def _made_again(plan: Plan) -> int:
-    """Elements a token that gated MLPs make again in the backward pass, where all of their linears fuse: silu(gate),
-    what `down` reads and its output; and outputs of gate and up, which are kept in any case."""
+    """Elements a token that gated MLPs make again in the backward pass, where all of their linears fuse: what
+    `down` reads and its output; and outputs of gate and up, which are kept in any case."""
     fused: dict[str, dict[str, tuple[Site, Keeps]]] = {}
     for p in plan.edits:
         keeps, roles = p.method.keeps(p.edit), GATED.intersection(p.site.roles)
@@ -171,7 +172,15 @@ def _made_again(plan: Plan) -> int:
             fused.setdefault(p.site.owner, {})[next(iter(roles))] = p.site, keeps
     whole = [mlp for mlp in fused.values() if mlp.keys() == GATED]
     outputs = (site.d_out for mlp in whole for site, keeps in mlp.values() if keeps.outputs)
-    return sum(2 * mlp["gate"][0].d_out for mlp in whole) + sum(outputs)
+    return sum(mlp["gate"][0].d_out for mlp in whole) + sum(outputs)
+
+
+def _narrowed(plan: Plan) -> int:
+    """Bytes of the weights in blocks that are trained whole, in the type they are read in where that is narrower than
+    float32: such a copy is made for each pass."""
+    linears = {site.weight: site for site in plan.base if site.kind == "linear" and site.layer is not None}
+    whole = [linears[p.site.name] for p in plan.edits if p.edit.place == "instead" and p.site.name in linears]
+    return sum(prod(site.shape) * BYTES[site.dtype] for site in whole if BYTES[site.dtype] < TRAINED)
 
 
 def _more(plan: Plan) -> int:
@@ -254,7 +263,7 @@ def _widest(sites: Sequence[Site]) -> int:
 
 
 def _fused_block(s: Shapes) -> int:
-    return s.width * (2 * s.d + 2 * s.q + 2 * s.k + 3 * s.f)
+    return s.width * (2 * s.d + 2 * s.q + 2 * s.k + 2 * s.f)
 
 
 def _plain_block(sites: Sequence[Site], s: Shapes) -> int:

@@ -14,10 +14,8 @@ from lorica.kernels.native import swiglu as native
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up"""
-    if gate.shape == up.shape and is_native("swiglu", gate, up):
-        return native.swiglu(gate, up)
-    return nn.functional.silu(gate) * up
+    """silu(gate) * up, of one shape; both are all that is kept."""
+    return _SwiGLU.apply(gate, up)  # type: ignore[return-value]
 
 
 def swiglu_backward_(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,3 +24,15 @@ def swiglu_backward_(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Te
         return native.swiglu_backward_(grad, gate, up)
     silu = nn.functional.silu(gate)
     return torch.ops.aten.silu_backward(grad * up, gate), grad.mul_(silu), silu.mul_(up)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate, up):  # type: ignore[override]
+        ctx.save_for_backward(gate, up)
+        return native.swiglu(gate, up) if is_native("swiglu", gate, up) else nn.functional.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[override]
+        copied = torch.empty_like(grad, memory_format=torch.contiguous_format).copy_(grad)
+        return swiglu_backward_(copied, *ctx.saved_tensors)[:2]

@@ -50,7 +50,8 @@ def _branch(module: nn.Module, flow: Flow) -> Branch | None:
 
 
 def _is_frozen_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    return isinstance(module, FrozenLinear) or (type(module) is nn.Linear and not module.weight.requires_grad)
+    kind = type(module)  # an edited module passes for its base's
+    return issubclass(kind, FrozenLinear) or (kind is nn.Linear and not module.weight.requires_grad)
 
 
 def _noise(modules: Sequence[nn.Module], flow: Flow) -> Noise | None:

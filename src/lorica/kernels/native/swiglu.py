@@ -10,9 +10,11 @@ from lorica.kernels.native.build import Function, library
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, (..., f) bfloat16; gate and up are all that is kept."""
-    recorded = torch.is_grad_enabled()
-    return _SwiGLU.apply(gate, up) if recorded else _product(gate.contiguous(), up.contiguous())  # type: ignore
+    """silu(gate) * up, (..., f) bfloat16, without gradient."""
+    gate, up = gate.contiguous(), up.contiguous()
+    h = torch.empty_like(gate)
+    _functions()[0](gate.data_ptr(), up.data_ptr(), h.data_ptr(), h.numel())
+    return h
 
 
 def swiglu_backward_(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,16 +37,3 @@ def _product(gate: Tensor, up: Tensor) -> Tensor:
     h = torch.empty_like(gate)
     _functions()[0](gate.data_ptr(), up.data_ptr(), h.data_ptr(), h.numel())
     return h
-
-
-class _SwiGLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, gate, up):  # type: ignore[override]
-        gate, up = gate.contiguous(), up.contiguous()
-        ctx.save_for_backward(gate, up)
-        return _product(gate, up)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[override]
-        copied = torch.empty_like(grad, memory_format=torch.contiguous_format).copy_(grad)
-        return swiglu_backward_(copied, *ctx.saved_tensors)[:2]
