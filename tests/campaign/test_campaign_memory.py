@@ -18,7 +18,7 @@ def test_a_limited_run_is_done_in_smaller_parts_or_stops_in_one_line_and_its_con
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout, done.stderr
     found = json.loads(done.stdout)
-    assert {share: tally["failures"] for share, tally in found["limits"].items()} == {"0.3": [], "0.8": [], "1.1": []}
+    assert {share: tally["failures"] for share, tally in found["limits"].items()} == {"0.3": [], "0.7": [], "1.1": []}
     assert "stopped" in found["limits"]["0.3"]["counts"]
     assert "done" in found["limits"]["1.1"]["counts"]
     assert found["control"]["failures"], "a supervisor that swallows the exit status goes unnoticed"
