@@ -67,6 +67,11 @@ class Ended:
         return 1 + self.said.count("; going on from ")
 
     @property
+    def native_deaths(self) -> int:
+        """Processes that ended without a word of their own."""
+        return self.said.count(": ended by ")
+
+    @property
     def cuts(self) -> int:
         return len(re.findall(r"; going on (from|with) ", self.said))
 
@@ -136,7 +141,9 @@ class Workplace:
         if found or end.status == 0:
             return found or self.differences(run)
         lines = [line for line in end.said.splitlines() if line.startswith("error: ")]
-        if end.status != 1 or len(lines) != 1 or "Traceback" in end.said or "unexpected" in lines[0]:
+        # what ends without a word of its own, as Python does where it cannot even print, may print anything
+        traceback = "Traceback" in end.said and not end.native_deaths
+        if end.status != 1 or len(lines) != 1 or traceback or "unexpected" in lines[0]:
             found.append(f"exit status {end.status} and {lines}: {end.said[-300:]}")
         if (run / "adapter").exists():
             found.append("an adapter of a run that did not end")
@@ -264,8 +271,12 @@ def tried(
     if end.status == 0 and end.cuts:
         done = "done in smaller micro-batches"
     tally.count(done)
-    tally.count("processes", end.processes)
-    tally.count("mib", limit // MEBIBYTE)
+    for name, number in (
+        ("mib", limit // MEBIBYTE),
+        ("processes", end.processes),
+        ("native_deaths", end.native_deaths),
+    ):
+        tally.count(name, number)
     tally.failures = [f"{limit // MEBIBYTE} MiB: {wrong}" for wrong in workplace.wrong(case, end)]
     trees.erase(case)
     return tally
@@ -341,12 +352,13 @@ def _swept(ledger: Ledger, series: Series, workplace: Workplace, case: Path) -> 
         why = why or tally.refused
         failures += tally.failures
         if tally.cases:
-            end = next(name for name in tally.counts if name not in ("processes", "mib"))
-            rows.append({"mib": tally.counts["mib"], "end": end, "processes": tally.counts["processes"]})
+            end, *numbers = tally.counts
+            rows.append({"end": end, **{name: tally.counts[name] for name in numbers}})
     ends = {end: sum(row["end"] == end for row in rows) for end in dict.fromkeys(row["end"] for row in rows)}
     refused = {"not_tried": why} if why else {}
     head = {"dtype": series.dtype, "tolerance": workplace.tolerance, **refused}
-    return {**head, "cases": len(rows), **ends, "failures": failures, "limits": rows}
+    deaths = sum(row["native_deaths"] for row in rows)
+    return {**head, "cases": len(rows), **ends, "native_deaths": deaths, "failures": failures, "limits": rows}
 
 
 def _controls(ledger: Ledger, parts: Mapping[str, Any], workplace: Workplace, case: Path) -> dict[str, bool]:

@@ -9,7 +9,7 @@ import typer
 from lorica.cli import entry, output, progress
 from lorica.cli.app import COMMANDS, app
 from lorica.cli.entry import run
-from lorica.errors import DivergedError, RecipeError
+from lorica.errors import DivergedError, ModelError, RecipeError
 from lorica.train.records import EvalRecord, StepRecord
 
 ISSUED = ("quickstart", "plan", "train", "eval", "generate", "chat", "inspect", "verify", "merge", "data")
@@ -89,6 +89,23 @@ def test_what_goes_wrong_has_its_exit_status_and_no_traceback(
     said = capsys.readouterr().err.splitlines()
     assert len(said) == len(lines)
     assert all(found.startswith(wanted) for found, wanted in zip(said, lines, strict=True))
+
+
+def test_whatever_is_said_where_no_memory_is_left_is_for_want_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As transformers' "could not get source code" of a module that there was no room to read."""
+
+    def broken(**_: object) -> None:
+        raise ModelError("config.json: could not get source code")
+
+    monkeypatch.setattr(entry, "app", broken)
+    assert run([]) == 2
+    monkeypatch.setattr(entry, "SPARE", 1 << 46)
+    assert run([]) == 1
+    plain, short = capsys.readouterr().err.splitlines()
+    assert plain == "error: config.json: could not get source code"
+    assert short.startswith("error: out of memory (config.json: could not get source code); lower")
 
 
 class Pair:

@@ -4,6 +4,7 @@
 """
 
 import errno
+import mmap
 import os
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from lorica.errors import WHAT_FITS, LoricaError, NoRoomError, did_you_mean, how
 
 INTERRUPTED = 130
 REMEDY = f"lower train.micro_batch_tokens, or set train.gradient_checkpointing to true ({WHAT_FITS})"
+SPARE = 1 << 25
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 WRONG_USE: type[Exception] = typer.BadParameter.__mro__[1]
 """The error of options and arguments that do not parse, which typer has no name of its own for."""
@@ -31,12 +33,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = None if note is not None or arguments is not None else supervised_command()
     if command is not None:
         sys.exit(Supervisor(command).run())
-    status = 1
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(_flushed(run(words)) if note is None else _noted(words, note))
+
+
+def _noted(words: Sequence[str], note: Note) -> int:
+    """The status, which the supervisor is told, unless there is no room even for that."""
     try:
-        status = _flushed(run(list(sys.argv[1:] if arguments is None else arguments), note))
-    finally:
-        (note or Note()).tell(status=status)
-    sys.exit(status)
+        status = _flushed(run(words, note))
+    except BaseException as error:
+        if not _ran_out(error):
+            note.tell(status=1)
+        raise
+    note.tell(status=status)
+    if "no_room" in note.said:
+        os._exit(status)  # libraries' own exit handlers would have no room either, and say so with tracebacks
+    return status
 
 
 def run(arguments: Sequence[str], note: Note | None = None) -> int:
@@ -49,7 +61,7 @@ def run(arguments: Sequence[str], note: Note | None = None) -> int:
         complain(_wrong_use(error))
         return 2
     except LoricaError as error:
-        if is_out_of_memory(error):
+        if _ran_out(error):
             return _no_room(error, note)
         complain(str(error))
         return error.exit_status
@@ -60,7 +72,7 @@ def run(arguments: Sequence[str], note: Note | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (stays open: Python flushes it when it ends)
         return 1
     except Exception as error:
-        if is_out_of_memory(error) and not os.environ.get("LORICA_TRACEBACK"):
+        if _ran_out(error) and not os.environ.get("LORICA_TRACEBACK"):
             return _no_room(error, note)
         return _refused(error) if isinstance(error, OSError) else _unexpected(error)
 
@@ -87,6 +99,15 @@ def _refused(error: OSError) -> int:
         return _unexpected(error)
     complain(complaint(Path(os.fsdecode(error.filename)), error))
     return 1
+
+
+def _ran_out(error: BaseException) -> bool:
+    """Whether memory ran out: libraries also fail in other words where little is left of what the system gives."""
+    try:
+        mmap.mmap(-1, SPARE).close()
+    except OSError:
+        return True
+    return is_out_of_memory(error)
 
 
 def _no_room(error: Exception, note: Note) -> int:

@@ -12,8 +12,11 @@ import ctypes
 import json
 import os
 import signal
+import sys
 from dataclasses import dataclass, field
 from typing import Any
+
+from lorica.errors import is_out_of_memory
 
 SUPERVISED = "LORICA_SUPERVISED"
 """The environment's entry: the supervisor's process, two descriptors, and tokens at a time or 0, with colons."""
@@ -57,4 +60,13 @@ def note_of_this_process() -> Note | None:
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
     signal.set_wakeup_fd(heard, warn_on_full_buffer=False)
+    if not os.environ.get("LORICA_TRACEBACK"):
+        _say_nothing_of_memory()
     return Note(note, tokens)
+
+
+def _say_nothing_of_memory() -> None:
+    """Python tells what it could not clean up or raise for want of memory; that is the supervisor's to say."""
+    excepted, ignored = sys.excepthook, sys.unraisablehook
+    sys.excepthook = lambda kind, error, trace: None if is_out_of_memory(error) else excepted(kind, error, trace)
+    sys.unraisablehook = lambda told: None if issubclass(told.exc_type, MemoryError) else ignored(told)
