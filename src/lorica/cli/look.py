@@ -61,7 +61,10 @@ def advise(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say which method suits rows and a base, with which settings, and why. Ends with a recipe to train."""
+    """Say which method suits rows and a base.
+
+    With which settings, and why of each; ends with a recipe to train.
+    """
     from lorica import api, durable
     from lorica.budget import memory_in_bytes
     from lorica.errors import RequestError
