@@ -21,6 +21,7 @@ from lorica.budget import Measured, cautions
 from lorica.budget.memory import CONTEXT
 from lorica.data import DataConfig, Dataset
 from lorica.errors import RecipeError, by_field, did_you_mean
+from lorica.methods import Method
 from lorica.models import fingerprint, quantisation_of
 from lorica.recipe import Recipe
 from lorica.tasks import Task
@@ -52,10 +53,10 @@ def _train(recipe: Recipe, resume: bool, reporter: Reporter) -> Run:
     folder = Path(recipe.output)
     if recipe.train.measure:
         require_room(recipe)
-    recipe, model = _loaded(recipe)
+    recipe, model, methods = _loaded(recipe)
     learned, held = from_files(model, recipe.data, recipe.task)
     room = Room.of(recipe.train, learned, held, folder=folder, resume=resume, reporter=reporter)
-    attached, learned, held = _prepared(recipe, model, learned, held, room, resume)
+    attached, learned, held = _prepared(recipe, model, methods, learned, held, room, resume)
     _tell(reporter, "train", learned)
     scored = resume and (folder / "metrics.jsonl").exists()
     _keep_recipe(recipe, folder)
@@ -83,18 +84,18 @@ def measured(recipe: Recipe) -> Measured:
     drawn(recipe)  # imports what loading does
     place = torch.device(recipe.model.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     context = CONTEXT[place.type] if place.type == "cuda" else memory.held_bytes(place)
-    recipe, model = _loaded(recipe)
+    recipe, model, methods = _loaded(recipe)
     memory.give_back(place)
     weights = memory.held_bytes(place) - (0 if place.type == "cuda" else context)
     learned, held = from_files(model, recipe.data, recipe.task)
     room = Room.of(recipe.train, learned, held, reporter=Quiet())
-    attached, learned, held = _prepared(recipe, model, learned, held, room, resume=False)
+    attached, learned, held = _prepared(recipe, model, methods, learned, held, room, resume=False)
     with trying(attached, recipe.task, learned, held, recipe.train, room) as trainer:
         return measure(trainer, weights, context)
 
 
-def _loaded(recipe: Recipe) -> tuple[Recipe, nn.Module]:
-    """The recipe with its task settled, and its base."""
+def _loaded(recipe: Recipe) -> tuple[Recipe, nn.Module, tuple[Method, ...]]:
+    """The recipe with its task settled, its base with the tokens that rows are read with, and what adapts it."""
     base = recipe.model
     recipe = recipe.model_copy(update={"task": settled(recipe.task, recipe.data, base.source)})
     model = load_base(
@@ -107,16 +108,22 @@ def _loaded(recipe: Recipe) -> tuple[Recipe, nn.Module]:
         task=recipe.task,
         seed=recipe.train.seed,
     )
-    return recipe, model
+    methods = with_head(model, with_tokens(model, base.add_tokens, recipe.method))
+    plan_of(model, methods)
+    return recipe, model, methods
 
 
 def _prepared(
-    recipe: Recipe, model: nn.Module, learned: Dataset, held: Dataset | None, room: Room, resume: bool
+    recipe: Recipe,
+    model: nn.Module,
+    methods: tuple[Method, ...],
+    learned: Dataset,
+    held: Dataset | None,
+    room: Room,
+    resume: bool,
 ) -> tuple[Attached, Dataset, Dataset | None]:
     """The base adapted, what it learns and what it is scored on."""
     task = recipe.task
-    methods = with_head(model, with_tokens(model, recipe.model.add_tokens, recipe.method))
-    plan_of(model, methods)
     learned = compared(task, model, learned, room)
     held = None if held is None else compared(task, model, held, room)
     start = for_run(model, methods, learned, task, Path(recipe.output), resume)
