@@ -20,12 +20,12 @@ def reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`reference`."""
-    if len(cos) == len(sin) == len(x) and is_native("rotary", x, cos, sin):
-        return native.rotary(x, cos, sin)
-    return _Rotary.apply(x, cos, sin)  # type: ignore[return-value]
+    return _Rotary.apply(x, cos, sin) if torch.is_grad_enabled() else _turned(x, cos, sin, 1)  # type: ignore
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    if len(cos) == len(sin) == len(x) and is_native("rotary", x, cos, sin):
+        return native.turned(x, cos, sin, sign)
     y = x * cos
     (x_first, x_second), (y_first, y_second) = x.chunk(2, dim=-1), y.chunk(2, dim=-1)
     half = sin[..., : x_first.shape[-1]]

@@ -15,7 +15,7 @@ from lorica.kernels.native import swiglu as native
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, of one shape; both are all that is kept."""
-    return _SwiGLU.apply(gate, up)  # type: ignore[return-value]
+    return _SwiGLU.apply(gate, up) if torch.is_grad_enabled() else _product(gate, up)  # type: ignore[return-value]
 
 
 def swiglu_backward_(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,11 +26,15 @@ def swiglu_backward_(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Te
     return torch.ops.aten.silu_backward(grad * up, gate), grad.mul_(silu), silu.mul_(up)
 
 
+def _product(gate: Tensor, up: Tensor) -> Tensor:
+    return native.swiglu(gate, up) if is_native("swiglu", gate, up) else nn.functional.silu(gate) * up
+
+
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate, up):  # type: ignore[override]
         ctx.save_for_backward(gate, up)
-        return native.swiglu(gate, up) if is_native("swiglu", gate, up) else nn.functional.silu(gate) * up
+        return _product(gate, up)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]

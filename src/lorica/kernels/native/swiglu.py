@@ -31,9 +31,3 @@ def _functions() -> tuple[Function, Function]:
         library().function("lorica_swiglu", 3, ctypes.c_int64),
         library().function("lorica_swiglu_backward", 5, ctypes.c_int64),
     )
-
-
-def _product(gate: Tensor, up: Tensor) -> Tensor:
-    h = torch.empty_like(gate)
-    _functions()[0](gate.data_ptr(), up.data_ptr(), h.data_ptr(), h.numel())
-    return h
