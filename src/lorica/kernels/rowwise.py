@@ -93,8 +93,8 @@ class Terms:
 
     @cached_property
     def groups(self) -> list[tuple[Factors, float, Tensor]]:
-        """Each factors and weight with the rows that they are for.  A row's first terms stand before all second ones, so
-        that its sum is made in its own order, whatever others take."""
+        """Each factors and weight with the rows they are for.  First terms of rows stand before all second ones, so
+        that a row's sum is made in its own order, whatever others take."""
         turns: Counter[int] = Counter()
         found: dict[tuple[int, int, float], tuple[Factors, float, list[int]]] = {}
         for row, factors, weight in zip(self.rows, self.factors, self.weights, strict=True):
