@@ -67,12 +67,13 @@ def _apart(modules: Sequence[nn.Module], x: Tensor, flow: Flow, widely: bool = F
 def _row_branch(module: nn.Module, flow: Flow) -> RowBranch | None:
     """None for an adapter that is no choice of rows, and for what is no plain linear or is watched."""
     edited = type(module) is AroundModule
-    base = module.base if edited else module
+    base = module._modules["base"] if edited else module
+    assert base is not None
     if not _is_frozen_linear(base, training=False) or _is_watched(base) or _is_watched(module):
         return None
     if not edited:
         return RowBranch(FrozenWeight.of(base), base.bias)
-    terms = getattr(module.adapter, "terms", None)
+    terms = getattr(module._modules["adapter"], "terms", None)
     return None if terms is None else RowBranch(FrozenWeight.of(base), base.bias, terms(flow, base))
 
 
@@ -117,5 +118,6 @@ def _noise(modules: Sequence[nn.Module], flow: Flow) -> Noise | None:
 
 def _is_watched(module: nn.Module) -> bool:
     """Whether somebody is to be told when the module is called."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
