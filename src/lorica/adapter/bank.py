@@ -242,6 +242,10 @@ class BankSite(nn.Module):
         """The low-rank products that rows of this pass take here."""
         return self._composition(flow).terms
 
+    def only_terms(self, flow: RoutedFlow) -> bool:
+        """Whether `terms` are all that rows of this pass take here."""
+        return not self._composition(flow).others
+
     def others(self, y: Tensor, x: Tensor, base: nn.Module, flow: RoutedFlow) -> Tensor:
         """y with what its rows take here that is no low-rank product on a linear."""
         for module, weight, alone, rows in self._composition(flow).others:
