@@ -1,10 +1,11 @@
 """Lease: the generations that one request is answered with, held from its submission to its end."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from lorica.adapter.bank import Choice
+from lorica.adapter import Bank
+from lorica.adapter.mixes import Choice
 from lorica.serve.engine.generation import Kept
 
 
@@ -13,13 +14,11 @@ class Lease:
     """name     as people write it: "" for the base, "a+b" for a blend
     choice   as the Bank is asked: by generation
     parts    each generation and its weight
-    alone    whether rows of one pass may not mix it with others
     """
 
     name: str = ""
     choice: Choice = None
     parts: tuple[tuple[Kept, float], ...] = ()
-    alone: bool = False
 
     @property
     def adapters(self) -> Sequence[tuple[str, str, float]]:
@@ -29,6 +28,11 @@ class Lease:
 
 class Adapters(Protocol):
     """What an engine asks of the place where adapters are kept.  Every call is short, from any thread."""
+
+    @property
+    def bank(self) -> Bank | None:
+        """What chooses among them in a pass; None where the model answers in one way alone."""
+        ...
 
     def lease(self, choice: Choice) -> Lease:
         """UnknownAdapterError for a name that is not served, AdapterError for one that failed."""
@@ -56,10 +60,6 @@ class Adapters(Protocol):
         """Adapters on the device, and their bytes."""
         ...
 
-    def on_change(self, tell: "Tell") -> None:
+    def on_change(self, tell: Callable[[], None]) -> None:
         """`tell` is called when something has become ready, or failed."""
         ...
-
-
-class Tell(Protocol):
-    def __call__(self) -> None: ...

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from lorica.adapter.bank import Choice
+from lorica.adapter.mixes import Choice
 from lorica.errors import RequestError
 from lorica.models.sampling import Sampling
 
