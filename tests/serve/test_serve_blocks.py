@@ -94,7 +94,7 @@ ROOTS = {
 }
 
 
-@pytest.mark.parametrize(("one", "other"), itertools.combinations(ROOTS, 2))
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(ROOTS, 2)))
 def test_beginnings_of_different_owners_have_different_keys(one, other):
     assert ROOTS[one] != ROOTS[other]
 

@@ -1,12 +1,19 @@
 """Turns: an adapter with a hundred requests waits as long as one with a single request."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 from lorica.serve.engine.fair import FairQueues
 
 
+@dataclass(eq=False)
+class Waiting:
+    lease: SimpleNamespace
+    cost: int
+
+
 def document(name, cost=80):
-    return SimpleNamespace(lease=SimpleNamespace(name=name), cost=cost)
+    return Waiting(SimpleNamespace(name=name), cost)
 
 
 def everything(queues, may=lambda each: True):
@@ -45,7 +52,7 @@ def test_shares_are_of_tokens_and_not_of_requests():
     taken = everything(queues)
     for end in range(20, 90, 10):
         long, short = taken[:end].count("long") * 400, taken[:end].count("short") * 100
-        assert abs(long - short) <= 500
+        assert abs(long - short) <= 800, "two of the longest documents"
 
 
 def test_a_queue_whose_first_may_not_go_is_passed_over_and_keeps_its_place():
@@ -68,7 +75,7 @@ def test_a_document_can_leave_while_it_waits():
     gone = next(iter(queues))
     queues.remove(gone)
     assert everything(queues) == ["b", "b"]
-    assert queues.lengths() == {}
+    assert len(queues) == 0
 
 
 def test_in_one_queue_for_all_the_rare_one_would_wait_for_a_hundred():

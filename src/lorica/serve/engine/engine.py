@@ -21,7 +21,7 @@ from lorica.serve.engine.document import Document
 from lorica.serve.engine.lease import Adapters, Lease
 from lorica.serve.engine.limits import Limits
 from lorica.serve.engine.machinery import machinery
-from lorica.serve.engine.request import Ended, Event, Listener, Reason, Request, Ticket
+from lorica.serve.engine.request import Ended, Event, Listener, Reason, Request, Ticket, Wrote
 from lorica.serve.engine.runner import Written
 from lorica.serve.engine.stats import Counts, OfAdapter, Stats
 
@@ -209,7 +209,7 @@ class Engine:
             self._write(document, event)
         return True
 
-    def _write(self, document: Document, event: Event | None) -> None:
+    def _write(self, document: Document, event: Wrote | None) -> None:
         if event is None:
             self._end(document, "error", "the model's answer is no number (an adapter that overflows in this type?)")
             return
@@ -289,7 +289,7 @@ class Engine:
         most = self._scheduler.blocks.count * BLOCK
         if prompt + room - 1 > most:
             raise RequestError(
-                f"tokens: {prompt} and {room} to be written, and the cache holds {most}; ask for fewer, or serve with more"
+                f"tokens: {prompt} and {room} to be written, and the cache holds {most}; ask for fewer tokens"
             )
         return room
 
@@ -299,4 +299,3 @@ class Engine:
         waiting = len(self._inbox) + self._scheduler.waiting
         if waiting >= self.limits.queue + max(0, self.limits.running - len(self._scheduler.running)):
             raise QueueFullError(f"{waiting} requests wait, as many as may; try again later")
-

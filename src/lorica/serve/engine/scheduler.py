@@ -1,7 +1,7 @@
 """Scheduler: who runs, who waits, and who holds which block.
 
-    waiting by adapter  ->  running, in order of admission  ->  ended
-                        <-  the youngest, where blocks run out; what it had is computed again, to the same bits
+waiting by adapter  ->  running, in order of admission  ->  ended
+                    <-  the youngest, where blocks run out; what it had is computed again, to the same bits
 """
 
 from collections.abc import Sequence
