@@ -192,7 +192,7 @@ class Shelf:
             found = (root / folder).resolve()
             if found.is_relative_to(root) and found != root and found.is_dir():
                 return found
-        raise RequestError(f"{str(folder)!r}: no such adapter folder")
+        raise RequestError(f"{str(folder)[:200]!r}: no such adapter folder")
 
     def _require_still(self, name: str) -> None:
         if name in self._loading:
