@@ -1,6 +1,7 @@
 """Sixteen rows over eight adapters of PEFT's own making and the base, in one pass: each as PEFT computes it, as merged
 weights do, and to the bit as it would be alone."""
 
+import importlib
 import random
 from dataclasses import replace
 from functools import cache
@@ -19,6 +20,7 @@ from lorica.models import load_base
 from lorica.models.layout import Layout
 from lorica.models.paged import KVBlocks, Paged
 
+rows = importlib.import_module("lorica.kernels.rowwise")
 LLAMA = next(base for base in BASES if base.name == "llama")
 QKV = ["q_proj", "k_proj", "v_proj"]
 ADAPTERS = {
@@ -119,6 +121,14 @@ def test_two_hundred_companies_change_no_bit_of_a_row(dtype: torch.dtype) -> Non
         assert all(torch.equal(one, alone[row]) for row, one in zip(rows, found, strict=True))
 
 
+def test_products_of_all_rows_at_once_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a library gives for sixteen rows and for one are not the same bits."""
+    monkeypatch.setattr(rows, "in_slabs", lambda function, x: function(x))
+    alone = [logits_of([row], torch.float32)[0] for row in range(len(ROWS))]
+    found = logits_of(list(range(len(ROWS))), torch.float32)
+    assert not all(torch.equal(one, other) for one, other in zip(found, alone, strict=True))
+
+
 def test_a_blend_in_company_is_the_weighted_sum_of_deltas() -> None:
     blend = {"lora": 0.7, "dora": 0.3, "ia3": 0.5}
     choices = [blend, "lora", blend, None]
@@ -129,6 +139,14 @@ def test_a_blend_in_company_is_the_weighted_sum_of_deltas() -> None:
             wanted = model(every[row][None]).logits[0, -1]
         bound = 64 * torch.finfo(torch.float32).eps * float(wanted.abs().max())
         assert float((found[row] - wanted).abs().max()) <= bound
+
+
+def test_company_changes_no_bit_of_a_blend() -> None:
+    blends = [{"lora": 0.7, "dora": 0.3, "ia3": 0.5, "loha": 0.2}, {"loha": 0.4, "ia3": 0.2, "dora": 0.1, "lora": 0.9}]
+    alone = [logits_of([row], torch.float32, blends)[0] for row in (0, 1)]
+    for rows_read in ([0, 1], [1, 0]):
+        found = logits_of(rows_read, torch.float32, blends)
+        assert all(torch.equal(one, alone[row]) for row, one in zip(rows_read, found, strict=True))
 
 
 def test_a_row_that_is_given_its_neighbours_adapter_is_caught() -> None:

@@ -74,7 +74,9 @@ def test_no_token_depends_on_its_company_or_on_how_its_document_is_cut(dtype: to
     while open_ones := [d for d in held if held[d] < LENGTHS[d]]:
         order = [open_ones[i] for i in torch.randperm(len(open_ones), generator=generator).tolist()]
         taken = order[: 1 + int(torch.randint(len(order), (), generator=generator))]
-        spans = {d: (held[d], min(LENGTHS[d], held[d] + 1 + int(torch.randint(20, (), generator=generator)))) for d in taken}
+        spans = {
+            d: (held[d], min(LENGTHS[d], held[d] + 1 + int(torch.randint(20, (), generator=generator)))) for d in taken
+        }
         for d, out in documents.read(spans).items():
             pieces[d].append(out)
             held[d] = spans[d][1]

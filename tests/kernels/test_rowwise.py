@@ -53,7 +53,9 @@ def definition(x: Tensor, branch: RowBranch) -> Tensor:
     wide = x.double()
     raw = wide @ branch.weight.dense().double().T
     y = raw + (0 if branch.bias is None else branch.bias.double())
-    for row, f, weight in zip(*(getattr(branch.terms, n) for n in ("rows", "factors", "weights")), strict=True) if branch.terms else ():
+    for row, f, weight in (
+        zip(*(getattr(branch.terms, n) for n in ("rows", "factors", "weights")), strict=True) if branch.terms else ()
+    ):
         delta = (f.middle.double() * (f.A.double() @ wide[row])) @ f.B.double()
         delta = delta if f.output is None else delta * f.output.double()
         delta = delta if f.base is None else delta + raw[row] * f.base.double()
