@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lorica.kernels import rms_norm
 from lorica.models import attention
-from lorica.models.branches import gated, project
+from lorica.models.branches import gated, linear, project
 from lorica.models.config import DecoderConfig
 from lorica.models.edited import apply
 from lorica.models.layout import Layout
@@ -62,7 +62,7 @@ class SelfAttention(nn.Module):
         out_THE = attend(self.layer, q_THE, k_TKE, v_TKE, self.window, prefix)
         if places is not None:
             out_THE, layout = out_THE[places], layout.at(places)
-        return apply(self.o_proj, out_THE.flatten(1), layout)
+        return linear(self.o_proj, out_THE.flatten(1), layout)
 
 
 class MLP(nn.Module):
