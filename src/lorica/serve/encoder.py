@@ -1,10 +1,12 @@
 """Embeddings of a base that encodes: the mean over a text's tokens, or its first token, brought to length one.
 
-    e = pooled(hidden of the last layer);   e / |e|          as sentence-transformers does it (1_Pooling/config.json)
+e = pooled(hidden of the last layer);   e / |e|          as sentence-transformers does it (1_Pooling/config.json)
 """
 
 import json
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,48 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lorica.adapter import Bank
-from lorica.adapter.bank import Choice
+from lorica.adapter import Bank, read
+from lorica.adapter.mixes import Choice
 from lorica.errors import RequestError
 from lorica.models import context_limit
 from lorica.models.folder import folder_of
+from lorica.serve.engine import Described
 
 POOLING = "1_Pooling/config.json"
 ROWS = 16
 """Texts that are read at a time, those of nearly one length together."""
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Adapters that stay with a bank from the start to the end, as a list shows them."""
+
+    described: tuple[Described, ...]
+
+    @classmethod
+    def on(cls, bank: Bank, folders: Mapping[str, Path]) -> "Resident":
+        """AdapterError for one that does not check out."""
+        return cls(tuple(_added(bank, name, folder) for name, folder in folders.items()))
+
+    def list(self) -> tuple[Described, ...]:
+        return self.described
+
+
+def _added(bank: Bank, name: str, folder: Path) -> Described:
+    file = read(folder)
+    bank.add(name, file)
+    return Described(
+        name=name,
+        generation=1,
+        digest=file.digest or "",
+        state="ready",
+        rank=max((r for method in file.methods if isinstance(r := getattr(method, "r", None), int)), default=None),
+        bytes=bank.bytes(name),
+        method=" + ".join(method.kind for method in file.methods),
+        tier="device",
+        in_flight=0,
+        loaded_at=time.time(),
+    )
 
 
 class Encoder:
@@ -33,7 +68,7 @@ class Encoder:
         self.limit = context_limit(self.model)
 
     def __call__(self, texts: Sequence[str], choice: Choice) -> tuple[np.ndarray, int]:
-        """(N, d) float32, and the tokens that were read.  RequestError for a text that is longer than the base reads."""
+        """(N, d) float32, and the tokens that were read.  RequestError for a text longer than the base reads."""
         rows = self.model.tokenizer(list(texts), verbose=False)["input_ids"]
         self._require_short(rows)
         order = sorted(range(len(rows)), key=lambda number: len(rows[number]))

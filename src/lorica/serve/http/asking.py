@@ -2,8 +2,8 @@
 
 import asyncio
 import secrets
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
@@ -67,7 +67,7 @@ def _require_within(documents: int, tokens: int, asked: WriteAsked, prompts: int
         raise ApiError(400, f"max_tokens: {asked.length} is more than {tokens}", param="max_tokens")
 
 
-async def while_there(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
+async def while_there(http: HttpRequest, work: Awaitable[T]) -> T:
     """The result, unless the client leaves before: GoneError, and the work is cancelled."""
     doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(http))
     try:

@@ -1,6 +1,6 @@
 """/v1/chat/completions: the next turn of a chat.
 
-{"choices": [{"index": 0, "message": {"role": "assistant", "content": ...}, "logprobs": ..., "finish_reason": ...}], ...}
+{"choices": [{"index": 0, "message": {"role": "assistant", "content": ...}, "finish_reason": "stop", ...}], ...}
 streamed: {"choices": [{"index": 0, "delta": {"content": ...}, ...}]}, the first delta with the role
 """
 

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from lorica.adapter.mixes import Choice
 from lorica.errors import RequestError, did_you_mean
-from lorica.serve.engine import Choice, Described
+from lorica.serve.engine import Described
 from lorica.serve.http.errors import ApiError
 from lorica.serve.http.metrics import BASE, BLEND
 from lorica.serve.http.schemas import Part
@@ -69,19 +70,24 @@ class Names:
             raise RequestError(f"{name!r} names the base; choose another name for the adapter")
 
     def listed(self) -> tuple[Described, ...]:
-        return () if self.adapters is None else tuple(self.adapters.list())
+        """One a name: what answers, else what is coming or has failed.  Generations that end are nobody's choice."""
+        found: dict[str, Described] = {}
+        for each in () if self.adapters is None else self.adapters.list():
+            if each.state != "draining" and (each.name not in found or each.state == "ready"):
+                found[each.name] = each
+        return tuple(found.values())
 
     def chosen(self, model: str, parts: Sequence[Part] | None) -> Chosen:
         """ApiError 400 or 404."""
         if parts:
             return self._blend(model, parts)
         name = self._without_base(model)
+        if name is not None:
+            self._require(name, model)
+            return Chosen(name, name, name, (name,))
         if self.merged is not None:
-            return self._merged(model, name)
-        if name is None:
-            return Chosen(None, self.base, BASE)
-        self._require(name, model)
-        return Chosen(name, name, name, (name,))
+            raise _unknown(model, [self.merged])
+        return Chosen(None, self.base, BASE)
 
     def _blend(self, model: str, parts: Sequence[Part]) -> Chosen:
         if self.merged is not None:
@@ -95,11 +101,6 @@ class Names:
             self._require(name, name, param="adapters")
         return Chosen(weights, self.base, BLEND, tuple(weights))
 
-    def _merged(self, model: str, name: str | None) -> Chosen:
-        if name != self.merged or name is None:
-            raise _unknown(model, [self.merged or ""])
-        return Chosen(None, name, name, (name,))
-
     def _without_base(self, model: str) -> str | None:
         """The adapter's name; None where the base alone is meant."""
         for base in (self.base, BASE):
@@ -110,7 +111,7 @@ class Names:
         return model
 
     def _require(self, name: str, asked: str, param: str = "model") -> None:
-        served = [each.name for each in self.listed() if each.state in ("ready", "loading")]
+        served = [each.name for each in self.listed() if each.state in ("ready", "failed")]
         if name not in served:
             raise _unknown(asked, [self.base, *served], param)
 

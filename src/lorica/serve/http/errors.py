@@ -10,8 +10,15 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from lorica.errors import AdapterError, LoricaError, RequestError, did_you_mean
-from lorica.serve.engine import QueueFullError, UnknownAdapterError
+from lorica.errors import (
+    AdapterError,
+    LoricaError,
+    QueueFullError,
+    RequestError,
+    RunError,
+    UnknownAdapterError,
+    did_you_mean,
+)
 
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 """By status; the other 4xx are `invalid_request_error`, 5xx are `server_error`."""
@@ -76,6 +83,8 @@ def api_error(error: BaseException) -> ApiError:
             return ApiError(429, str(error) or "the queue is full; ask again in a moment", headers=AGAIN)
         case RequestError():
             return ApiError(400, str(error))
+        case RunError():
+            return ApiError(503, "the server is stopping", headers=AGAIN)
         case AdapterError():
             return ApiError(400, str(error), code="adapter_refused")
         case LoricaError():

@@ -67,9 +67,7 @@ class Gate:
             raise ApiError(429, "too many requests are open; ask again in a moment", headers=AGAIN | CLOSE)
         await self.app(scope, receive, leaving)
 
-    async def _told(
-        self, error: Exception, record: Record, scope: Scope, receive: Receive, leaving: "Leaving"
-    ) -> None:
+    async def _told(self, error: Exception, record: Record, scope: Scope, receive: Receive, leaving: "Leaving") -> None:
         """Half an answer is left unfinished, which its reader can tell; one that has not begun is the error."""
         if not leaving.begun:
             record.error = api_error(error).code

@@ -7,9 +7,9 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -27,12 +27,12 @@ CHATS = ("messages", "sharegpt", "alpaca")
 THREADS = 8
 PENDING = 16
 """Loads and unloads that may wait at once: an unload waits for the requests in flight."""
-LARGEST_MANIFEST = 16_000_000
+LARGEST_MANIFEST = 2 << 20
 T = TypeVar("T")
 
 
 class Keeps(Protocol):
-    """`lorica.serve.engine.Shelf`"""
+    """`lorica.serve.engine.Shelf`, whose root is the same: `folder` lies under it."""
 
     def load(self, name: str, folder: Path) -> Any: ...
 
@@ -84,8 +84,9 @@ class Loads:
         async with self._turn(name):
             self._require(name, held=replace)
             found = await self._beside(lambda: root.folder(folder or name))
-            with _in_words(root):
-                await self._timed("replace" if replace else "load", name, lambda: put(name, found))
+            inside = found.relative_to(root.path.resolve())
+            with in_words(root):
+                await self._timed("replace" if replace else "load", name, lambda: put(name, inside))
             self.names.origins[name] = Origin(folder=found.name, plain=await self._beside(lambda: plain(found)))
 
     async def unload(self, name: str) -> None:
@@ -93,7 +94,7 @@ class Loads:
         keeps, root = self._open()
         async with self._turn(name):
             self._require(name, held=True)
-            with _in_words(root):
+            with in_words(root):
                 await self._timed("unload", name, lambda: keeps.unload(name))
             self.names.origins.pop(name, None)
 
@@ -162,21 +163,16 @@ class Turn:
             self.loads._locks.clear()
 
 
-class _in_words:  # noqa: N801 (read as a sentence: with _in_words(root))
-    """What is wrong with an adapter, without the path of this machine."""
-
-    def __init__(self, root: Root) -> None:
-        self.paths = (f"{root.path.resolve()}/", f"{root.path}/")
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, AdapterError):
-            said = str(error)
-            for path in self.paths:
-                said = said.replace(path, "")
-            raise ApiError(400, said, code="adapter_refused") from None
+@contextmanager
+def in_words(root: Root) -> Iterator[None]:
+    """What is wrong with an adapter, without the paths of this machine."""
+    try:
+        yield
+    except AdapterError as error:
+        said = str(error)
+        for path in (f"{root.path.resolve()}/", f"{root.path}/"):
+            said = said.replace(path, "")
+        raise ApiError(400, said, code="adapter_refused") from None
 
 
 def _require_name(name: str) -> None:

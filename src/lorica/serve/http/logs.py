@@ -4,10 +4,12 @@ import json
 import logging
 import threading
 import time
+import traceback
+from pathlib import Path
 from typing import Any, TextIO
 
-NOT_OURS = ("uvicorn.error",)
-"""Loggers of the libraries below whose warnings belong in the log."""
+LOGGERS = ("uvicorn.error", "lorica.serve")
+"""Of the rooms and libraries below, whose warnings belong in the log."""
 
 
 class Log:
@@ -28,20 +30,27 @@ class Log:
                 return  # a full disk or a closed pipe stops no answer
 
 
+def places_of(error: BaseException) -> list[str]:
+    """Where it was raised, innermost last; not its words, which may quote a prompt."""
+    frames = traceback.extract_tb(error.__traceback__)[-6:]
+    return [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
+
+
 class IntoLog(logging.Handler):
-    """What libraries say, as lines of the log: the message, never the values of an exception."""
+    """What they say, as lines of the log: the message without its values, which may quote a prompt, and where."""
 
     def __init__(self, log: Log) -> None:
         super().__init__(logging.WARNING)
         self.log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        kind = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
-        self.log.write("library", logger=record.name, said=str(record.msg)[:200], type=kind)
+        error = record.exc_info[1] if record.exc_info else None
+        told = {} if error is None else {"type": type(error).__name__, "at": places_of(error)}
+        self.log.write("warning", logger=record.name, said=str(record.msg)[:200], **told)
 
 
 def taken_over(log: Log) -> None:
-    """The libraries' warnings go to the log, and nowhere else, for the rest of this process."""
-    for name in NOT_OURS:
+    """Their warnings go to the log, and nowhere else, for the rest of this process."""
+    for name in LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [IntoLog(log)], False

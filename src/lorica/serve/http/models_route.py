@@ -26,9 +26,7 @@ async def model(request: Request) -> Response:
 
 def _cards(here: Served) -> Iterator[dict[str, Any]]:
     names = here.names
-    if names.merged is not None:
-        yield _card(here, names.merged, names.created, parent=names.base)
-    else:
+    if names.merged is None:
         yield _card(here, names.base, names.created, parent=None)
     for each in names.listed():
         if each.state == "ready":

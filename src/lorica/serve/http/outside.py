@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from lorica.serve.engine import Choice
+from lorica.adapter.mixes import Choice
 from lorica.serve.http.errors import AGAIN, ApiError
 
 PENDING = 64

@@ -2,12 +2,10 @@
 
 import secrets
 import time
-import traceback
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from lorica.serve.http.logs import Log
+from lorica.serve.http.logs import Log, places_of
 from lorica.serve.http.metrics import Metrics
 
 
@@ -62,7 +60,4 @@ class Records:
         self.log.write("request", **record.to_dict())
 
     def failed(self, record: Record, error: Exception) -> None:
-        """Where it was raised and of which type; not its words, which may quote a prompt."""
-        frames = traceback.extract_tb(error.__traceback__)[-6:]
-        places = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
-        self.log.write("error", id=record.id, type=type(error).__name__, at=places)
+        self.log.write("error", id=record.id, type=type(error).__name__, at=places_of(error))

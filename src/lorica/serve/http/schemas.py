@@ -26,7 +26,12 @@ class Asked(BaseModel):
     """The base of every request: strict types, finite numbers, no field that is not known."""
 
     model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True, protected_namespaces=()
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        protected_namespaces=(),
     )
     harmless: ClassVar[frozenset[str]] = frozenset()
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
@@ -108,7 +113,9 @@ class Writes(Asked):
         "logit_bias": ({},),
     }
     reasons: ClassVar[Mapping[str, str]] = {
-        **dict.fromkeys(("frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "min_p"), SAMPLED),
+        **dict.fromkeys(
+            ("frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "min_p"), SAMPLED
+        ),
         "prompt_embeds": "prompts are text or token ids",
         "cache_salt": "what may be reused is decided by the key",
     }

@@ -5,8 +5,8 @@ open      anybody                           the state of the server, the shell o
 user      a key, or the admin key           everything else, and every path that is not known
 admin     the admin key; none: nobody       what changes which adapters are served
 
-The gate decides by `scope["path"]` and the route that takes it, as the router does.  A URL made of the Host header, which
-the client chooses, decides nothing.
+The gate decides by `scope["path"]` and the route that takes it, as the router does.  A URL made of the Host header,
+which the client chooses, decides nothing.
 """
 
 import hashlib
@@ -110,7 +110,8 @@ def bearer(headers: Headers) -> str:
 def same_key(given: str, known: Iterable[str]) -> bool:
     """Whether it is one of them, in a time that depends on neither: digests are compared, and all of them."""
     mine = hashlib.sha256(given.encode()).digest()
-    return any([hmac.compare_digest(mine, hashlib.sha256(key.encode()).digest()) for key in known])
+    same = [hmac.compare_digest(mine, hashlib.sha256(key.encode()).digest()) for key in known]
+    return any(same)
 
 
 def tenant_of(key: str) -> str:

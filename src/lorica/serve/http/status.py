@@ -4,12 +4,16 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from lorica.serve.http.errors import ApiError
 from lorica.serve.http.metrics import numbers_of
 from lorica.serve.http.served import served
 
 
 async def healthz(request: Request) -> Response:
-    """It listens once everything is loaded, so that an answer means ready."""
+    """It listens once everything is loaded, so that an answer means ready.  503 where the engine has ended."""
+    engine = served(request).engine
+    if engine is not None and not engine.alive:
+        raise ApiError(503, "the engine does not run")
     return JSONResponse({"status": "ok"})
 
 

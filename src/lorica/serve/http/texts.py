@@ -155,6 +155,6 @@ def _alone(messages: Sequence[Message]) -> str:
         return messages[0].content
     raise ApiError(
         400,
-        "this adapter was taught prompts and completions, no chats: send one message of the user, or use /v1/completions",
+        "this adapter was taught prompts and completions, no chats: send one message of a user, or ask /v1/completions",
         param="messages",
     )
