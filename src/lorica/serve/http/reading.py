@@ -62,9 +62,14 @@ def _value(body: bytes, kind: type[A], depth: int) -> A:
 
 
 def parsed(body: bytes, depth: int) -> Any:
-    """Strict JSON: UTF-8, no key twice, no NaN or Infinity, at most `depth` levels.  ApiError 400 otherwise."""
+    """Strict JSON: UTF-8, also where it is escaped, no key twice, no NaN or Infinity, at most `depth` levels.
+    ApiError 400 otherwise."""
     try:
         value = json.loads(body.decode(), parse_constant=_not_json, object_pairs_hook=_unique)
+        if b"\\u" in body:
+            json.dumps(
+                value, ensure_ascii=False
+            ).encode()  # half a surrogate pair is no text, and no tokenizer reads it
     except RecursionError:
         raise _too_deep(depth) from None
     except ValueError as error:
