@@ -10,6 +10,7 @@ Adapters may be added and removed by one thread while another runs the model wit
 """
 
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -271,16 +272,18 @@ class BankSite(nn.Module):
             if name in self.places
         ]
         products = [(row, self.factors[name], weight) for row, name, weight, _ in taken if self.factors[name]]
-        others: dict[tuple[str, float, bool], list[int]] = {}
+        others: dict[tuple[int, str, float, bool], list[int]] = {}
+        turns: Counter[int] = Counter()
         for row, name, weight, alone in taken:
             if not self.factors[name]:
-                others.setdefault((name, weight, alone), []).append(row)
+                others.setdefault((turns[row], name, weight, alone), []).append(row)
+                turns[row] += 1
         return Composed(
             rows,
             Terms(*zip(*products, strict=True)) if products else None,  # type: ignore[arg-type]
             [
                 (self.adapters[self.places[name]], weight, alone, torch.tensor(chosen))
-                for (name, weight, alone), chosen in others.items()
+                for (_, name, weight, alone), chosen in sorted(others.items(), key=lambda item: item[0][0])
             ],
         )
 

@@ -16,7 +16,7 @@ from lorica.kernels.preconditioned import preconditioned
 from lorica.kernels.rms_norm import rms_norm
 from lorica.kernels.rotary import rotary
 from lorica.kernels.row_norms import row_norms, row_squares
-from lorica.kernels.rowwise import Factors, RowBranch, Terms, in_slabs, rowwise
+from lorica.kernels.rowwise import Factors, RowBranch, Terms, in_slabs, rowwise, rowwise_swiglu
 from lorica.kernels.siblings import Branch
 from lorica.kernels.swiglu import swiglu
 
@@ -48,6 +48,7 @@ __all__ = [
     "row_norms",
     "row_squares",
     "rowwise",
+    "rowwise_swiglu",
     "siblings",
     "site_id",
     "swiglu",

@@ -8,6 +8,7 @@ padded with zeros, so that the library takes the same steps for each row whereve
 """
 
 import ctypes
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from lorica.kernels.choice import is_native
 from lorica.kernels.frozen_weight import DenseWeight, FrozenWeight
 from lorica.kernels.low_rank import LowRank
 from lorica.kernels.native import rowwise as native
+from lorica.kernels.swiglu import swiglu
 
 SLAB = 16
 
@@ -41,7 +43,7 @@ class Factors:
         """Of the values that it has now; dropout is for training."""
         wide = torch.promote_types(dtype, torch.float32)
         A = low_rank.A if low_rank.input is None else low_rank.A * low_rank.input
-        middle = torch.ones(len(A), device=A.device) if low_rank.middle is None else low_rank.middle
+        middle = A.new_ones(len(A), dtype=wide) if low_rank.middle is None else low_rank.middle.to(wide)
         gain = low_rank.base if low_rank.dropped_base is None else low_rank.dropped_base + 1
         vectors = {
             "middle": middle * low_rank.scale,
@@ -91,11 +93,15 @@ class Terms:
 
     @cached_property
     def groups(self) -> list[tuple[Factors, float, Tensor]]:
-        """Each factors and weight with the rows they are for."""
-        found: dict[tuple[int, float], tuple[Factors, float, list[int]]] = {}
+        """Each factors and weight with the rows they are for.  First terms of rows stand before all second ones, so
+        that a row's sum is made in its own order, whatever others take."""
+        turns: Counter[int] = Counter()
+        found: dict[tuple[int, int, float], tuple[Factors, float, list[int]]] = {}
         for row, factors, weight in zip(self.rows, self.factors, self.weights, strict=True):
-            found.setdefault((id(factors), weight), (factors, weight, []))[2].append(row)
-        return [(factors, weight, torch.tensor(rows)) for factors, weight, rows in found.values()]
+            found.setdefault((turns[row], id(factors), weight), (factors, weight, []))[2].append(row)
+            turns[row] += 1
+        ordered = sorted(found.items(), key=lambda item: item[0][0])
+        return [(factors, weight, torch.tensor(rows)) for _, (factors, weight, rows) in ordered]
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +132,14 @@ def rowwise_reference(x: Tensor, branch: RowBranch) -> Tensor:
     return y
 
 
+def rowwise_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, (n, f).  torch computes what is left behind whole vectors of a tensor by another exponential, so
+    that each row is given to it alone."""
+    if is_native("swiglu", gate, up):
+        return swiglu(gate, up)
+    return torch.stack([nn.functional.silu(g) * u for g, u in zip(gate, up, strict=True)])
+
+
 def in_slabs(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """function(x) of (n, ...), called with SLAB rows at a time, zeros behind the last."""
     count = x.shape[0]
@@ -139,9 +153,11 @@ def _by_slabs(x: Tensor, branch: RowBranch, widely: bool) -> Tensor:
     raw = in_slabs(lambda slab: slab @ W.T, x).to(wide)
     y = raw.clone() if branch.bias is None else raw + branch.bias.to(wide)
     for factors, weight, rows in branch.terms.groups if branch.terms else ():
-        rows = rows.to(x.device)
-        pairs = torch.cat([x[rows].to(wide), raw[rows]], 1)
-        width = x.shape[1]
-        delta = in_slabs(lambda slab: factors.delta(slab[:, :width].to(x.dtype), slab[:, width:]), pairs)
-        y.index_add_(0, rows, delta, alpha=weight)
+        places = rows.to(x.device)
+        y.index_add_(0, places, _delta_by_slabs(factors, x[places], raw[places]), alpha=weight)
     return y if widely else y.to(x.dtype)
+
+
+def _delta_by_slabs(factors: Factors, x: Tensor, raw: Tensor) -> Tensor:
+    pairs, width = torch.cat([x.to(raw.dtype), raw], 1), x.shape[1]
+    return in_slabs(lambda slab: factors.delta(slab[:, :width].to(x.dtype), slab[:, width:]), pairs)

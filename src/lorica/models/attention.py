@@ -171,6 +171,7 @@ class Padded:
         if layout.cache is None:
             keys, values = rectangle.filled(k), rectangle.filled(v)
         else:
+            assert not isinstance(layout.cache, Paged)
             keys, values = layout.cache.write(layer, layout.document_of, layout.positions, k, v)
         mask = self._mask(window, keys.shape[1])
         if prefix is not None:

@@ -10,7 +10,18 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from lorica.kernels import Branch, FrozenWeight, Noise, RowBranch, gated_mlp, in_slabs, rowwise, siblings, swiglu
+from lorica.kernels import (
+    Branch,
+    FrozenWeight,
+    Noise,
+    RowBranch,
+    gated_mlp,
+    in_slabs,
+    rowwise,
+    rowwise_swiglu,
+    siblings,
+    swiglu,
+)
 from lorica.models.edited import AroundModule, Flow, apply
 from lorica.models.frozen_linear import FrozenLinear
 
@@ -33,7 +44,7 @@ def project(modules: Sequence[nn.Module], x: Tensor, flow: Flow) -> Sequence[Ten
 def gated(gate: nn.Module, up: nn.Module, down: nn.Module, x: Tensor, flow: Flow) -> Tensor:
     """down(silu(gate(x)) * up(x))"""
     if flow.apart:
-        return linear(down, swiglu(*_apart((gate, up), x, flow)), flow)
+        return linear(down, rowwise_swiglu(*_apart((gate, up), x, flow)), flow)
     branches = _branches((gate, up, down), flow)
     if branches is None:
         g, u = project((gate, up), x, flow)

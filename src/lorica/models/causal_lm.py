@@ -64,7 +64,8 @@ class CausalLM(nn.Module):
     def hidden(self, tokens: Tensor, layout: Layout, places: Tensor | None = None) -> Tensor:
         """tokens (T,) int64 -> final hidden states (T, d), or (N, d) of the tokens at `places` (N,) alone."""
         if layout.apart:
-            return self.model(tokens, layout, None if places is layout.last and len(places) == layout.total else places)
+            every = places is layout.last and len(layout.documents) == layout.total
+            return self.model(tokens, layout, None if every else places)
         count = layout.total
         total = count if layout.cache is not None else rounded(count, self.model.norm.weight)
         if places is None:

@@ -47,7 +47,9 @@ def table_of(terms: "Terms") -> ctypes.Array[ctypes.c_char]:
     """What C reads of the terms of one linear."""
     rows = zip(terms.factors, terms.rows, terms.weights, strict=True)
     packed = [value for f, row, weight in rows for value in (ctypes.addressof(f.native), row, weight)]
-    return ctypes.create_string_buffer(struct.pack(TERM * len(terms.rows), *packed), struct.calcsize(TERM) * len(terms.rows))
+    return ctypes.create_string_buffer(
+        struct.pack(TERM * len(terms.rows), *packed), struct.calcsize(TERM) * len(terms.rows)
+    )
 
 
 @cache

@@ -1,7 +1,7 @@
 """The engine: continuous batching over one base, with an adapter of its own for every request.
 
-    Request -> Engine.submit -> Document: waiting -> running (decode, prefill) -> ended;   events to the listener
-    folder  -> Shelf.load    -> Generation: disk <-> host <-> device
+Request -> Engine.submit -> Document: waiting -> running (decode, prefill) -> ended;   events to the listener
+folder  -> Shelf.load    -> Generation: disk <-> host <-> device
 """
 
 from lorica.serve.engine.engine import Engine

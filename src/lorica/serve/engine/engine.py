@@ -8,7 +8,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -22,14 +21,13 @@ from lorica.serve.engine.document import Document
 from lorica.serve.engine.lease import Adapters, Lease
 from lorica.serve.engine.limits import Limits
 from lorica.serve.engine.machinery import machinery
-from lorica.serve.engine.request import Ended, Event, Listener, Reason, Request, Ticket
+from lorica.serve.engine.request import Ended, Event, Listener, Reason, Request, Ticket, Wrote
 from lorica.serve.engine.runner import Written
 from lorica.serve.engine.stats import Counts, OfAdapter, Stats
 
 LOOK = 0.05
 """Seconds between two looks at the deadlines of those that wait."""
 logger = logging.getLogger("lorica.serve")
-Works = TypeVar("Works")
 
 
 class Engine:
@@ -42,11 +40,12 @@ class Engine:
     def __init__(self, model: nn.Module, shelf: Adapters, limits: Limits | None = None) -> None:
         self.model, self.shelf = model, shelf
         self.limits = Limits() if limits is None else limits
-        self.runner, self._scheduler, self._pace = machinery(model, shelf, self.limits)
+        self.runner, self._scheduler, self._kept = machinery(model, shelf, self.limits)
         self._base = f"{type(model).__qualname__} {getattr(model, 'source', '')}"
         self._counts = Counts()
         self._inbox: deque[Document] = deque()
         self._withdrawn: deque[Document] = deque()
+        self._leaving: list[Document] = []
         self._heard: list[tuple[Document, Event]] = []
         self._look_at = 0.0
         self._gate, self._wake = threading.Lock(), threading.Event()
@@ -65,7 +64,7 @@ class Engine:
             self._closed = True
         self._wake.set()
         if self._thread is None:
-            self._end_all("cancelled")
+            self._end_all()
             return
         self._thread.join(timeout)
         if self._thread.is_alive():
@@ -145,13 +144,17 @@ class Engine:
         return decoded or read
 
     def _receive(self) -> None:
+        """Withdrawals first: what they name was submitted before, and is then among what is taken in."""
+        self._leaving = [self._withdrawn.popleft() for _ in range(len(self._withdrawn))]
         while self._inbox:
-            self._scheduler.put(self._inbox.popleft())
+            document = self._inbox.popleft()
+            self._scheduler.put(document)
+            self._counts.of(document.lease.name).requests += 1
 
     def _retire(self) -> None:
         """What was cancelled, what is late, and what no adapter will come for any more."""
-        while self._withdrawn:
-            self._end(self._withdrawn.popleft(), "cancelled")
+        for document in self._leaving:
+            self._end(document, "cancelled")
         now = time.monotonic()
         looked = self._scheduler.running
         if now >= self._look_at:
@@ -176,7 +179,7 @@ class Engine:
         return self._pass(documents, [1] * len(documents), lambda: self.runner.decode(documents))
 
     def _prefill(self, alone: bool) -> bool:
-        pieces = self._scheduler.pieces(self._pace.prompt_alone if alone else self._pace.prompt_chunk)
+        pieces = self._scheduler.pieces(self._kept.prompt_alone if alone else self._kept.prompt_chunk)
         return self._pass([d for d, _ in pieces], [n for _, n in pieces], lambda: self.runner.prefill(pieces))
 
     def _tell(self) -> None:
@@ -206,7 +209,7 @@ class Engine:
             self._write(document, event)
         return True
 
-    def _write(self, document: Document, event: Event | None) -> None:
+    def _write(self, document: Document, event: Wrote | None) -> None:
         if event is None:
             self._end(document, "error", "the model's answer is no number (an adapter that overflows in this type?)")
             return
@@ -225,27 +228,29 @@ class Engine:
             self._end(document, "error", message)
 
     def _end(self, document: Document, reason: Reason, message: str = "") -> None:
-        if document.ended:
-            return
+        if not document.ended:
+            self._scheduler.leave(document)
+            self._close(document, reason, message)
+
+    def _close(self, document: Document, reason: Reason, message: str) -> None:
         document.ended = True
-        self._scheduler.leave(document)
         self.shelf.give_back(document.lease)
         self._counts.note_end(reason)
         self._heard.append((document, Ended(reason, message, document.usage)))
 
-    def _end_all(self, reason: Reason, message: str = "") -> None:
+    def _end_all(self) -> None:
         self._receive()
         for document in self._scheduler.documents():
-            self._end(document, reason, message)
+            self._end(document, "cancelled")
         self._tell()
 
     def _run(self) -> None:
         with evaluating(self.model):
             while not self._closed:
                 self._wake.clear()
-                if not self._guarded_step():
+                if not self._guarded_step() and not self._closed:
                     self._wake.wait(LOOK if self._scheduler.waiting else None)
-            self._end_all("cancelled")
+        self._end_all()
 
     def _guarded_step(self) -> bool:
         """The engine goes on whatever happens: an error outside of any pass ends all that it had."""
@@ -253,8 +258,17 @@ class Engine:
             return self.step()
         except Exception:
             logger.exception("a step failed")
-            self._end_all("error", "the engine failed, and goes on with new requests")
+            self._start_over("the engine failed, and goes on with new requests")
             return True
+
+    def _start_over(self, message: str) -> None:
+        """With new books, since the old ones may be wrong."""
+        before, self._scheduler = self._scheduler, self._scheduler.anew()
+        for document in before.running:
+            self.shelf.unpin(document.lease)
+        for document in before.documents():
+            self._close(document, "error", message)
+        self._tell()
 
     def _withdraw(self, document: Document) -> None:
         self._withdrawn.append(document)
@@ -275,7 +289,7 @@ class Engine:
         most = self._scheduler.blocks.count * BLOCK
         if prompt + room - 1 > most:
             raise RequestError(
-                f"tokens: {prompt} and {room} to be written, and the cache holds {most}; ask for fewer, or serve with more"
+                f"tokens: {prompt} and {room} to be written, and the cache holds {most}; ask for fewer tokens"
             )
         return room
 
@@ -285,8 +299,3 @@ class Engine:
         waiting = len(self._inbox) + self._scheduler.waiting
         if waiting >= self.limits.queue + max(0, self.limits.running - len(self._scheduler.running)):
             raise QueueFullError(f"{waiting} requests wait, as many as may; try again later")
-
-
-class Pace(Protocol):
-    prompt_chunk: int
-    prompt_alone: int

@@ -1,7 +1,8 @@
 """Queues by adapter, taken from in deficit round robin: one that is busy keeps no other waiting.
 
-    each round grants every queue `quantum` tokens;   a queue whose grant covers its first document may send it
+    each round grants every queue `quantum` tokens;   in turn, each sends a document that its grant covers
 
+A queue comes with the grant of a round, so that a single request has its turn at once.
 Shreedhar and Varghese 1995, "Efficient fair queueing using deficit round robin".
 """
 
@@ -15,8 +16,13 @@ from lorica.serve.engine.document import Document
 @dataclass(eq=False)
 class Queue:
     name: str
+    granted: int
     documents: deque[Document] = field(default_factory=deque)
-    granted: int = 0
+
+    @property
+    def lacks(self) -> int:
+        """Tokens that its first document costs beyond the grant."""
+        return max(0, self.documents[0].cost - self.granted)
 
 
 class FairQueues:
@@ -32,9 +38,6 @@ class FairQueues:
     def __iter__(self) -> Iterator[Document]:
         return (document for queue in list(self._turns) for document in list(queue.documents))
 
-    def lengths(self) -> dict[str, int]:
-        return {name: len(queue.documents) for name, queue in list(self._by_name.items())}
-
     def put(self, document: Document) -> None:
         self._queue(document).documents.append(document)
         self._count += 1
@@ -48,42 +51,46 @@ class FairQueues:
 
     def take(self, may: Callable[[Document], bool]) -> Document | None:
         """The next document of those that may go; None where no queue begins with one."""
-        waiting = 0
-        while waiting < len(self._turns):
-            queue = self._turns[0]
-            if not may(queue.documents[0]):
-                waiting += 1
-                self._turns.rotate(-1)
-            elif queue.documents[0].cost <= queue.granted:
-                return self._taken(queue)
-            else:
-                waiting = 0
-                queue.granted += self.quantum
-                self._turns.rotate(-1)
-        return None
+        able = []
+        for queue in self._turns:
+            if may(queue.documents[0]):
+                if not queue.lacks:
+                    return self._taken(queue)
+                able.append(queue)
+        if not able:
+            return None
+        rounds = min(-(-queue.lacks // self.quantum) for queue in able)
+        for queue in able:
+            queue.granted += rounds * self.quantum
+        return self._taken(next(queue for queue in able if not queue.lacks))
 
     def remove(self, document: Document) -> None:
         queue = self._by_name[document.lease.name]
         queue.documents.remove(document)
         self._count -= 1
-        self._close_if_empty(queue)
+        if not queue.documents:
+            self._close(queue)
 
     def _taken(self, queue: Queue) -> Document:
+        """Its turn is over, and comes again after that of the others."""
         document = queue.documents.popleft()
         queue.granted -= document.cost
         self._count -= 1
-        self._close_if_empty(queue)
+        if queue.documents:
+            self._turns.remove(queue)
+            self._turns.append(queue)
+        else:
+            self._close(queue)
         return document
 
     def _queue(self, document: Document) -> Queue:
         name = document.lease.name
         if name not in self._by_name:
-            self._by_name[name] = Queue(name)
+            self._by_name[name] = Queue(name, self.quantum)
             self._turns.append(self._by_name[name])
         return self._by_name[name]
 
-    def _close_if_empty(self, queue: Queue) -> None:
+    def _close(self, queue: Queue) -> None:
         """A grant is not saved up by a queue that has nothing to send."""
-        if not queue.documents:
-            del self._by_name[queue.name]
-            self._turns.remove(queue)
+        del self._by_name[queue.name]
+        self._turns.remove(queue)

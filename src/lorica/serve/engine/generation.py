@@ -32,7 +32,7 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """An adapter as a list shows it.  `in_flight` requests are waiting or answered with it; `problem` after "failed"."""
+    """An adapter as a list shows it.  `in_flight` requests wait or are answered with it; `problem` after "failed"."""
 
     name: str
     generation: int

@@ -72,4 +72,6 @@ class Merged:
 
     @property
     def _refusal(self) -> AdapterError:
-        return AdapterError(f"{self.name!r} is merged into the weights; serve the base without merging to change adapters")
+        return AdapterError(
+            f"{self.name!r} is merged into the weights; serve the base without merging to change adapters"
+        )

@@ -19,7 +19,11 @@ def root(base: str, adapters: Sequence[tuple[str, str, float]], tenant: str) -> 
     """adapters: (generation, digest of its content, weight) of each that is blended."""
     parts = [("base", base.encode())]
     for generation, digest, weight in adapters:
-        parts += [("generation", generation.encode()), ("digest", digest.encode()), ("weight", struct.pack("<d", weight))]
+        parts += [
+            ("generation", generation.encode()),
+            ("digest", digest.encode()),
+            ("weight", struct.pack("<d", weight)),
+        ]
     return _hashed([*parts, ("tenant", tenant.encode("utf-8", "surrogatepass"))])
 
 

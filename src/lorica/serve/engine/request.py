@@ -1,6 +1,6 @@
 """What is asked of the engine, and what is heard of it.
 
-    ticket = engine.submit(Request(...), listener);   listener(Wrote), listener(Wrote), ..., listener(Ended)
+ticket = engine.submit(Request(...), listener);   listener(Wrote), listener(Wrote), ..., listener(Ended)
 """
 
 import math
@@ -71,7 +71,9 @@ def _problems_of(choice: Choice) -> list[str]:
         return []
     if not choice:
         return ["choice: a blend of no adapters; name at least one, or choose the base"]
-    return [f"choice: the weight of {name!r} is {w}, not a number" for name, w in choice.items() if not math.isfinite(w)]
+    return [
+        f"choice: the weight of {name!r} is {w}, not a number" for name, w in choice.items() if not math.isfinite(w)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

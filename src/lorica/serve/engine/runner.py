@@ -1,7 +1,7 @@
 """Runner: passes of the decoder over documents whose keys and values lie in blocks.
 
-    decode    one token of each document       what the documents have in common is kept while they stay the same
-    prefill   pieces of prompts                a document whose prompt ends in its piece writes its first token
+decode    one token of each document       what the documents have in common is kept while they stay the same
+prefill   pieces of prompts                a document whose prompt ends in its piece writes its first token
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,7 @@
 """Scheduler: who runs, who waits, and who holds which block.
 
-    waiting by adapter  ->  running, in order of admission  ->  ended
-                        <-  the youngest, where blocks run out; what it had is computed again, to the same bits
+waiting by adapter  ->  running, in order of admission  ->  ended
+                    <-  the youngest, where blocks run out; what it had is computed again, to the same bits
 """
 
 from collections.abc import Sequence
@@ -36,6 +36,10 @@ class Scheduler:
     def waiting_documents(self) -> list[Document]:
         return [*self.queues, *([self._next] if self._next is not None else [])]
 
+    def anew(self) -> "Scheduler":
+        """One of the same kind that knows of nothing."""
+        return Scheduler(type(self.blocks)(self.blocks.count), self.shelf, self.limits)
+
     def put(self, document: Document) -> None:
         self.queues.put(document)
 
@@ -55,13 +59,15 @@ class Scheduler:
         return [document for document in ready if self._has_room(document)] if self._is_short(ready) else ready
 
     def pieces(self, budget: int) -> list[Piece]:
-        """The next tokens of prompts, the oldest first, `budget` in all."""
+        """The next tokens of prompts, `budget` in all, as equal a share for each as its length allows: a long one does
+        not keep short ones from their first token."""
+        reading = sorted((each for each in self.running if each.unread > 1), key=lambda each: each.unread)
         found: list[Piece] = []
-        for document in self.running:
-            unread = min(document.unread, budget)
-            if unread and document.unread > 1:
-                found.append((document, unread))
-                budget -= unread
+        for place, document in enumerate(reading):
+            count = min(document.unread, -(-budget // (len(reading) - place)))
+            budget -= count
+            if count:
+                found.append((document, count))
         return found
 
     def advance(self, document: Document, count: int) -> None:

@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lorica.adapter import AdapterFile, Bank, read
@@ -56,7 +56,7 @@ class Shelf:
         return self.load_own(name, self._under_root(folder))
 
     def replace(self, name: str, folder: Path) -> Generation:
-        """The same under a name that is served.  UnknownAdapterError where it is not; after any error the old one is."""
+        """The same under a name that is served, else UnknownAdapterError.  After any error the old one is served on."""
         return self.replace_own(name, self._under_root(folder))
 
     def load_own(self, name: str, folder: Path) -> Generation:
@@ -142,7 +142,9 @@ class Shelf:
         held = bank.bytes(key)
         if self._tiers.device_bytes is not None and held > self._tiers.device_bytes:
             bank.remove(key)
-            raise AdapterError(f"{folder}: {held} bytes, and adapters may hold {self._tiers.device_bytes} on the device")
+            raise AdapterError(
+                f"{folder}: {held} bytes, and adapters may hold {self._tiers.device_bytes} on the device"
+            )
         generation = Generation(
             name=name,
             number=number,
@@ -186,14 +188,11 @@ class Shelf:
         if self.root is None:
             return folder
         root = self.root.resolve()
-        try:
+        with suppress(OSError, ValueError, RuntimeError):
             found = (root / folder).resolve()
-            inside = found.is_relative_to(root) and found != root and found.is_dir()
-        except (OSError, ValueError, RuntimeError):
-            inside = False
-        if not inside:
-            raise RequestError(f"{str(folder)!r}: no such adapter folder")
-        return found
+            if found.is_relative_to(root) and found != root and found.is_dir():
+                return found
+        raise RequestError(f"{str(folder)[:200]!r}: no such adapter folder")
 
     def _require_still(self, name: str) -> None:
         if name in self._loading:
@@ -234,4 +233,3 @@ def _arriving(name: str, number: int) -> Described:
         in_flight=0,
         loaded_at=0.0,
     )
-

@@ -62,6 +62,8 @@ class Tiers:
             self._changed()
 
     def ready(self, lease: Lease) -> bool:
+        if not lease.parts:
+            return True
         with self.lock:
             missing = [kept for kept, _ in lease.parts if kept.tier != "device" or kept.moving]
             for kept, _ in lease.parts:
