@@ -401,7 +401,6 @@ class Loose(schemas.ChatAsked):
 
 def loose(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(chat, "ChatAsked", Loose)
-    patch.setattr(Loose, "stops", ("z",))
 
 
 TOO_MUCH = (

@@ -52,7 +52,7 @@ def begun(http: HttpRequest, asked: WriteAsked, chosen: Chosen, prompts: Sequenc
     return Writing.begun(
         engine,
         requests,
-        lambda: texts.unfolding(asked.stops),
+        lambda: texts.unfolding(tuple(asked.stop)),
         record=record_of(http.scope),
         metrics=here.metrics,
         choices=asked.n,

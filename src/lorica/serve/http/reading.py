@@ -67,9 +67,7 @@ def parsed(body: bytes, depth: int) -> Any:
     try:
         value = json.loads(body.decode(), parse_constant=_not_json, object_pairs_hook=_unique)
         if b"\\u" in body:
-            json.dumps(
-                value, ensure_ascii=False
-            ).encode()  # half a surrogate pair is no text, and no tokenizer reads it
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except RecursionError:
         raise _too_deep(depth) from None
     except ValueError as error:

@@ -6,7 +6,7 @@ neutral              accepted at the values that ask for nothing:  tools: []
 anything else        400, naming it, with the near miss or the reason
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -15,7 +15,7 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 Weight = Annotated[float, Field(ge=-16, le=16)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Prompt = str | tuple[int, ...]
-MESSAGES, PROMPTS, STOPS, CHOICES, PARTS, LOGPROBS = 1024, 256, 16, 8, 8, 20
+MESSAGES, PROMPTS, ROWS, STOPS, CHOICES, PARTS, LOGPROBS = 1024, 256, 256, 16, 8, 8, 20
 NO_TOOLS = "this server calls no tools"
 NO_FETCH = "this server reads text alone, and fetches nothing"
 NO_TEMPLATES = "the base's own template is used, and no other"
@@ -69,6 +69,11 @@ def _text_of(content: Any) -> Any:
     if len(content) > MESSAGES:
         raise ValueError(f"at most {MESSAGES} parts")
     return "".join(texts)
+
+
+def _several(value: Any) -> Any:
+    """One text stands for a list of it."""
+    return [value] if isinstance(value, str) else value
 
 
 class Message(Asked):
@@ -128,7 +133,7 @@ class Writes(Asked):
     top_k: Annotated[int, Field(ge=-1, le=1 << 20)] = 0
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
     n: Annotated[int, Field(ge=1, le=CHOICES)] = 1
-    stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] = []
+    stop: Annotated[list[Stop], BeforeValidator(_several), Field(max_length=STOPS)] = []
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -137,10 +142,6 @@ class Writes(Asked):
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: only with stream: true")
         return self
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
     def wants_usage(self) -> bool:
@@ -229,22 +230,27 @@ class CompletionAsked(Writes):
         return self.logprobs
 
 
-def _texts(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 class EmbeddingsAsked(Asked):
     harmless: ClassVar[frozenset[str]] = frozenset({"user"})
     reasons: ClassVar[Mapping[str, str]] = {"dimensions": "embeddings are as wide as the base makes them"}
 
     model: Name
     adapters: Annotated[list[Part], Field(min_length=1, max_length=PARTS)] | None = None
-    input: Annotated[list[str], BeforeValidator(_texts), Field(min_length=1, max_length=2048)]
+    input: Annotated[list[str], BeforeValidator(_several), Field(min_length=1, max_length=2048)]
     encoding_format: Literal["float", "base64"] = "float"
 
 
 def _rows(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
+    rows = value if isinstance(value, list) else [value]
+    if not 1 <= len(rows) <= ROWS:
+        raise ValueError(f"1 to {ROWS} rows")
+    if not all(isinstance(row, str) or (isinstance(row, dict) and _are_texts(row.values())) for row in rows):
+        raise ValueError("a text, an object of texts, or a list of either")
+    return rows
+
+
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 class ClassifyAsked(Asked):
@@ -253,7 +259,7 @@ class ClassifyAsked(Asked):
     harmless: ClassVar[frozenset[str]] = frozenset({"user"})
 
     model: Name
-    input: Annotated[list[str | dict[str, str]], BeforeValidator(_rows), Field(min_length=1, max_length=256)]
+    input: Annotated[list[Any], BeforeValidator(_rows)]
 
 
 class LoadAsked(Asked):
