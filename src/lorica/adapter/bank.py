@@ -128,7 +128,11 @@ class Bank:
         """What an adapter holds in memory: its own tensors, and its factors as rows read them."""
         self._require(name)
         held = self.adapters[name]
-        own = {id(one): one.nbytes for module in held.modules.values() for one in module.state_dict().values()}
+        own = {
+            id(one): one.nbytes
+            for module in held.modules.values()
+            for one in module.state_dict(keep_vars=True).values()
+        }
         return sum(own.values()) + sum(factors.bytes for factors in held.factors.values() if factors)
 
     def named_parameters(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
