@@ -157,10 +157,10 @@ def test_a_check_that_lets_one_through_is_seen(monkeypatch) -> None:
 
 
 def test_random_damage_to_a_good_request_is_refused_or_served(here) -> None:
-    """Never a 5xx: some 2000 bodies with bytes changed, taken out and put in."""
+    """Never a 5xx: a thousand bodies with bytes changed, taken out and put in."""
     drawn, good = random.Random(0), json.dumps({**GOOD, "temperature": 0.5, "stop": ["a"], "n": 2}).encode()
     seen: dict[int, int] = {}
-    for _ in range(2000):
+    for _ in range(1000):
         body = bytearray(good)
         for _ in range(drawn.randrange(1, 4)):
             place = drawn.randrange(len(body))
@@ -174,7 +174,7 @@ def test_random_damage_to_a_good_request_is_refused_or_served(here) -> None:
         status = here.ask("POST", "/v1/chat/completions", bytes(body)).status
         seen[status] = seen.get(status, 0) + 1
     assert set(seen) <= {200, 400, 404}
-    assert seen[400] > 1000
+    assert seen[400] > 500
 
 
 HEAD = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"

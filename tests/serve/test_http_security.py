@@ -722,7 +722,7 @@ def test_the_table_holds_without_assertions_in_the_source() -> None:
     if sys.flags.optimize:
         return  # this is that run
     done = subprocess.run(
-        [sys.executable, "-O", "-m", "pytest", __file__, "-q", "-W", "ignore::pytest.PytestConfigWarning"],
+        [sys.executable, "-O", "-m", "pytest", __file__, "-W", "ignore::pytest.PytestConfigWarning"],
         capture_output=True,
         text=True,
         timeout=120,

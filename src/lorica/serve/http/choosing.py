@@ -62,12 +62,17 @@ class Names:
 
     def __post_init__(self) -> None:
         for name in (*self.origins, *self.classifiers):
-            self.require_free(name)
+            self._require_no_base(name)
 
     def require_free(self, name: str) -> None:
         """RequestError for an adapter's name that already means the base, or a classifier."""
-        if name in (self.base, BASE):
-            raise RequestError(f"{name!r} names the base; choose another name for the adapter")
+        self._require_no_base(name)
+        if name in self.classifiers:
+            raise RequestError(f"{name!r} names an adapter that classifies; choose another name")
+
+    def _require_no_base(self, name: str) -> None:
+        if name in (self.base, BASE, BLEND):
+            raise RequestError(f"{name!r} names the base, or a blend; choose another name for the adapter")
 
     def listed(self) -> tuple[Described, ...]:
         """One a name: what answers, else what is coming or has failed.  Generations that end are nobody's choice."""

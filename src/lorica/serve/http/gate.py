@@ -1,5 +1,6 @@
 """The gate: every request passes it, every answer leaves through it, and no exception gets behind it."""
 
+import asyncio
 import time
 from collections.abc import MutableMapping
 from typing import Any
@@ -20,6 +21,8 @@ HEADERS = {
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 }
 RECORD = "lorica.record"
+LATE = 30.0
+"""Seconds beyond its time after which a request is ended whatever it waits for, as for a client that does not read."""
 
 
 class Gate:
@@ -65,7 +68,11 @@ class Gate:
             raise
         if self.open > self.limits.requests:
             raise ApiError(429, "too many requests are open; ask again in a moment", headers=AGAIN | CLOSE)
-        await self.app(scope, receive, leaving)
+        try:
+            async with asyncio.timeout(self.limits.seconds + LATE):
+                await self.app(scope, receive, leaving)
+        except TimeoutError:
+            raise ApiError(504, "the time of this request was over", headers=CLOSE) from None
 
     async def _told(self, error: Exception, record: Record, scope: Scope, receive: Receive, leaving: "Leaving") -> None:
         """Half an answer is left unfinished, which its reader can tell; one that has not begun is the error."""

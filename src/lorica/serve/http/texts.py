@@ -52,6 +52,9 @@ class Texts:
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "lorica-texts"))
     _words: dict[int, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._encoder = Encoder(self.tokenizer)
+
     @classmethod
     def of(cls, model: nn.Module) -> "Texts":
         """Of a base.  ModelError where it brings no tokenizer."""
@@ -106,7 +109,7 @@ class Texts:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _encoded(self, text: str, begins: bool) -> Tokens:
-        (row,) = Encoder(self.tokenizer)([Speech((Piece(text, learned=False),), begins)])
+        (row,) = self._encoder([Speech((Piece(text, learned=False),), begins)])
         return tuple(row.ids.tolist())
 
     def _within(self, tokens: Sequence[int]) -> Tokens:
