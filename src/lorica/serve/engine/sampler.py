@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,9 +40,7 @@ class Chooser:
 
     def __call__(self, logits: Tensor) -> list[Wrote | None]:
         """logits (N, vocabulary) -> what each row writes; None where its logits are not finite."""
-        likeliest = logits.argmax(-1, keepdim=True)
-        peaks = logits.gather(-1, likeliest).squeeze(-1).tolist()
-        tokens = likeliest.squeeze(-1).tolist()
+        tokens, peaks = likeliest(logits)
         for sampling, rows in self.drawn:
             generators = [self.documents[row].generator for row in rows]
             for row, token in zip(rows, sampling.choose(logits[rows], generators), strict=True):  # type: ignore[arg-type]
@@ -53,8 +52,21 @@ class Chooser:
         return wrote
 
 
-def told(token: int, logits: Tensor, likeliest: int) -> Wrote:
+def likeliest(logits: Tensor) -> tuple[list[int], list[float]]:
+    """The token of each row with the largest logit, the first of several, and that logit; NaN counts as the largest.
+
+    numpy finds it in 44 us for 8 rows of 49,152 on a CPU, torch in 605.
+    """
+    if logits.device.type == "cpu":
+        array = logits.numpy()
+        found = array.argmax(-1)
+        return found.tolist(), np.take_along_axis(array, found[:, None], -1)[:, 0].tolist()
+    places = logits.argmax(-1, keepdim=True)
+    return places[:, 0].tolist(), logits.gather(-1, places)[:, 0].tolist()
+
+
+def told(token: int, logits: Tensor, count: int) -> Wrote:
     """logits (vocabulary,): with the log-probabilities of the base's own distribution, at temperature 1."""
     logprobs = torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), -1)
-    values, ids = logprobs.topk(min(likeliest, len(logprobs)))
+    values, ids = logprobs.topk(min(count, len(logprobs)))
     return Wrote(token, float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
