@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -377,12 +378,20 @@ async def on_the_loop(self: Any, work: Callable[[], Any]) -> Any:
 
 @row(set_to(texts_file.Texts, "_beside", on_the_loop))
 def a_long_prompt_is_read_beside_the_event_loop(tmp_path: Path) -> None:
-    here, read = made(), []
-    here.served.texts.prompt = lambda prompt: (time.sleep(SLOW), read.append(prompt)) and (1, 2)  # type: ignore
+    here, begun, read = made(), threading.Event(), []
+
+    def slow_prompt(prompt: Any) -> tuple[int, ...]:
+        begun.set()
+        time.sleep(SLOW)
+        read.append(prompt)
+        return (1, 2)
+
+    here.served.texts.prompt = slow_prompt  # type: ignore[union-attr, method-assign]
 
     async def meanwhile() -> list[bool]:
         slow = asyncio.create_task(asked(here.app, "POST", "/v1/completions", {"model": "base", "prompt": "x"}))
-        await asyncio.sleep(0.02)
+        while not begun.is_set():
+            await asyncio.sleep(0.005)
         answered = []
         for _ in range(5):
             await asked(here.app, "GET", "/healthz")

@@ -12,7 +12,7 @@ from lorica.models.chat import plain_tokenizer
 from lorica.serve.engine import Wrote
 from lorica.serve.http.errors import ApiError
 from lorica.serve.http.schemas import Message
-from lorica.serve.http.unfolding import Unfolding
+from lorica.serve.http.unfolding import Folded, Unfolding
 
 WORDS = ("naïve ", "日本語", "🙂🙃", "stop", "\n\n", "  two", "e\u0301", "x", "\t", "ß\n", "### ")
 
@@ -64,6 +64,15 @@ def test_text_that_may_begin_a_stop_string_waits_and_no_other() -> None:
     pieces = [unfolding.add(Wrote(token)).text for token in b"xaababac"]
     assert pieces == ["x", "", "a", "", "", "", "ab", "abac"[2:]] or "".join(pieces) == "xaababac"
     assert unfolding.end().text == ""
+
+
+def test_what_is_told_whole_is_what_is_told_in_pieces(embedded) -> None:
+    drawn = random.Random(2)
+    for _ in range(50):
+        text = "".join(drawn.choice(WORDS) for _ in range(drawn.randrange(40)))
+        tokens = [*embedded.encode(text)[: drawn.randrange(1, 40)], 0]
+        pieces = told(Unfolding(embedded.decode, ends={0}), tokens)
+        assert told(Folded(embedded.decode, ends={0}), tokens) == pieces
 
 
 def test_half_a_character_is_not_told() -> None:

@@ -14,6 +14,7 @@ from lorica.serve.http.errors import ApiError, GoneError
 from lorica.serve.http.gate import record_of
 from lorica.serve.http.schemas import ChatAsked, CompletionAsked
 from lorica.serve.http.served import served
+from lorica.serve.http.stream import Inbox, PatientInbox
 from lorica.serve.http.writing import Writing
 
 T = TypeVar("T")
@@ -49,10 +50,12 @@ def begun(http: HttpRequest, asked: WriteAsked, chosen: Chosen, prompts: Sequenc
         )
         for number, prompt in enumerate(prompt for prompt in prompts for _ in range(asked.n))
     ]
+    told_early = asked.stream or bool(asked.stop)
     return Writing.begun(
         engine,
         requests,
-        lambda: texts.unfolding(tuple(asked.stop)),
+        (lambda: texts.unfolding(asked.stop)) if told_early else texts.folded,
+        Inbox() if told_early else PatientInbox(),
         record=record_of(http.scope),
         metrics=here.metrics,
         choices=asked.n,

@@ -21,7 +21,7 @@ from lorica.models.generate import own_stop_ids
 from lorica.serve.engine import Wrote
 from lorica.serve.http.errors import ApiError
 from lorica.serve.http.schemas import Message, Prompt
-from lorica.serve.http.unfolding import Unfolding
+from lorica.serve.http.unfolding import Folded, Unfolding
 
 Tokens = tuple[int, ...]
 T = TypeVar("T")
@@ -93,8 +93,11 @@ class Texts:
         text = self.renderer([_turn(message) for message in messages], add_generation_prompt=True)
         return self._within(self._encoded(text, begins=self.begins))
 
-    def unfolding(self, stops: tuple[str, ...]) -> Unfolding:
-        return Unfolding(self.tokenizer.decode, stops, self.stop_ids)
+    def unfolding(self, stops: Sequence[str]) -> Unfolding:
+        return Unfolding(self.tokenizer.decode, tuple(stops), self.stop_ids)
+
+    def folded(self) -> Folded:
+        return Folded(self.tokenizer.decode, ends=self.stop_ids)
 
     def word(self, token: int) -> str:
         """The text of one token by itself; a replacement character where it is a part of one."""

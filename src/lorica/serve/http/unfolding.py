@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from lorica.serve.engine import Wrote
 
 UNFINISHED = "\ufffd"
-WINDOW = 16
+WINDOW = 6
 """Tokens that are decoded again with a new one: what a token says may depend on the one before, and on no others."""
 Decode = Callable[[Sequence[int]], str]
 
@@ -99,3 +99,16 @@ class Unfolding:
         told = tuple(wrote for place, wrote in self._waiting if place <= self._told)
         self._waiting = [each for each in self._waiting if each[0] > self._told]
         return Piece(text, told)
+
+
+class Folded(Unfolding):
+    """For an answer that is told when it is whole and that no string ends: decoded once, not for each token."""
+
+    def add(self, wrote: Wrote) -> Piece:
+        if wrote.token not in self.ends:
+            self._unplaced.append(wrote)
+        return Piece()
+
+    def end(self) -> Piece:
+        self.text = self.decode([wrote.token for wrote in self._unplaced])
+        return Piece(self.text, tuple(self._unplaced))

@@ -65,9 +65,9 @@ class Writing:
 
     def __init__(self, inbox: Inbox, record: Record, metrics: Metrics, choices: int, seconds: float) -> None:
         self.documents: list[Document] = []
-        self._inbox, self._record, self._metrics = inbox, record, metrics
-        self._choices, self._seconds = choices, seconds
+        self._inbox, self._record, self._metrics, self._choices = inbox, record, metrics, choices
         self._watch = metrics.watch(record.adapter)
+        self._late = asyncio.get_running_loop().call_later(seconds + GRACE, self._expire)
         self._closed = False
 
     @classmethod
@@ -76,6 +76,7 @@ class Writing:
         engine: Engine,
         requests: Sequence[Request],
         unfold: Callable[[], Unfolding],
+        inbox: Inbox,
         *,
         record: Record,
         metrics: Metrics,
@@ -83,7 +84,7 @@ class Writing:
         seconds: float,
     ) -> "Writing":
         """Every document or none: errors of `Engine.submit` take the ones before it back."""
-        writing = cls(Inbox(), record, metrics, choices, seconds)
+        writing = cls(inbox, record, metrics, choices, seconds)
         try:
             for number, request in enumerate(requests):
                 ticket = engine.submit(request, writing._inbox.listener(number))
@@ -96,12 +97,7 @@ class Writing:
     async def told(self) -> AsyncIterator[Told]:
         """What the documents say, until each has ended.  ApiError 500, 503 or 504 where one fails."""
         while any(document.reason is None for document in self.documents):
-            try:
-                async with asyncio.timeout(self._seconds + GRACE):
-                    heard = await self._inbox.next()
-            except TimeoutError:
-                raise ApiError(504, "the engine does not answer") from None
-            told = self._told(heard)
+            told = self._told(await self._inbox.next())
             if told is not None:
                 yield told
 
@@ -116,6 +112,7 @@ class Writing:
         if self._closed:
             return
         self._closed = True
+        self._late.cancel()
         for document in self.documents:
             if document.reason is None:
                 document.ticket.cancel()
@@ -131,6 +128,10 @@ class Writing:
             sum(document.written for document in self.documents),
             sum(document.reused for document in prompts),
         )
+
+    def _expire(self) -> None:
+        for number in range(len(self.documents)):
+            self._inbox.listener(number)(Ended("deadline", "the engine does not answer"))
 
     def _told(self, heard: Heard) -> Told | None:
         document = self.documents[heard.document]
