@@ -1,5 +1,7 @@
 """The judge of the campaign on serving: what it must let pass, and what it must not."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from campaign.served import Answered, Standing, problem, verdict
@@ -44,14 +46,12 @@ def test_an_answer_is_of_an_adapter_that_stood_under_its_name(given: Answered, w
 
 
 def test_growth_and_nothing_compared_are_no_success() -> None:
-    class Run:
-        seconds, failed, changes = 1.0, (), {}
-        standing = {"n0": standing()}
-        answers = [answer(1, 5, "one")]
-        held = [100] * 10
+    facts = {"seconds": 1.0, "failed": [], "changes": {}, "standing": {"n0": standing()}}
+    whole, cut_off = [answer(1, 5, "one")], [answer(1, 5, None)]
 
-    assert verdict(Run, REFERENCES)["ok"]  # type: ignore[arg-type]
-    Run.held = [100] * 9 + [1 << 30]
-    assert not verdict(Run, REFERENCES)["ok"]  # type: ignore[arg-type]
-    Run.held, Run.answers = [100] * 10, [answer(1, 5, None)]
-    assert not verdict(Run, REFERENCES)["ok"]  # type: ignore[arg-type]
+    def ok(answers: list[Answered], held: list[int]) -> bool:
+        return verdict(SimpleNamespace(**facts, answers=answers, held=held), REFERENCES)["ok"]  # type: ignore[arg-type]
+
+    assert ok(whole, [100] * 10)
+    assert not ok(whole, [100] * 9 + [1 << 30])
+    assert not ok(cut_off, [100] * 10)
