@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from lorica.adapter import AdapterFile, Bank
+from lorica.adapter.bank import Held
 from lorica.errors import LoricaError
 from lorica.serve.engine.generation import Kept
 from lorica.serve.engine.lease import Lease
@@ -36,6 +37,8 @@ class Tiers:
         self.kept: list[Kept] = []
         self.tell: Callable[[], None] = lambda: None
         self._read = read
+        self._in_place = next(bank.model.parameters()).device.type == "cpu"
+        """What leaves the device is in the host's memory as it is, and comes back without being made again."""
         self._uses = itertools.count(1)
         self._bringing: list[Kept] = []
         self._look_at = 0.0
@@ -147,8 +150,10 @@ class Tiers:
     def _trim(self, room: int = 0) -> None:
         """Takes off the device what has not been used for longest, until what it may hold leaves `room` more bytes."""
         while (victim := self._one_too_many(room)) is not None:
-            self.bank.remove(victim.generation.key)
+            held = self.bank.remove(victim.generation.key)
             with self.lock:
+                if victim.file is not None and self._in_place:
+                    victim.file = held
                 victim.tier, victim.moving = "host" if victim.file else "disk", False
                 self._changed()
         self._trim_host()
@@ -193,8 +198,8 @@ class Tiers:
         self.tell()
 
 
-def bytes_of(file: AdapterFile) -> int:
-    return sum(tensor.nbytes for tensor in file.tensors.values())
+def bytes_of(file: AdapterFile | Held) -> int:
+    return file.bytes if isinstance(file, Held) else sum(tensor.nbytes for tensor in file.tensors.values())
 
 
 def in_memory(file: AdapterFile) -> AdapterFile:
