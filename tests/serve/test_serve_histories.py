@@ -9,12 +9,12 @@ from lorica.errors import QueueFullError
 from lorica.serve.engine.blocks import Blocks
 from serve_bases import BLOCK_BYTES, answer, ask, engine_on, finish, prompt, shelf_of
 
-CHOICES = (None, "lora", "wide", "dora")
+CHOICES = (None, None, "lora", "dora")
 
 
 @cache
 def shelf():
-    return shelf_of(*CHOICES[1:])
+    return shelf_of(*CHOICES[2:])
 
 
 @cache
@@ -44,11 +44,11 @@ def agree(engine):
     )
 
 
-def history(seed, count=5):
+def history(seed):
     draw = random.Random(seed)
     engine = engine_on(
         shelf(),
-        cache_bytes=count * BLOCK_BYTES,
+        cache_bytes=draw.choice([5, 9]) * BLOCK_BYTES,
         running=draw.choice([1, 3, 8]),
         queue=6,
         prompt_chunk=draw.choice([1, 5, 16, 64]),
@@ -59,7 +59,7 @@ def history(seed, count=5):
     for _ in range(draw.randrange(20, 60)):
         what = draw.random()
         if what < 0.35:
-            length, name, who = draw.choice([1, 15, 16, 17, 33]), draw.choice(CHOICES), draw.randrange(3)
+            length, name, who = draw.choice([1, 16, 17, 33, 33]), draw.choice(CHOICES), draw.randrange(2)
             temperature, tokens = draw.choice([0.0, 0.8]), draw.randrange(1, 25)
             try:
                 heard = ask(engine, prompt(length, who), tokens, name, temperature=temperature, seed=who)
