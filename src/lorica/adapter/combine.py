@@ -6,8 +6,8 @@
                 deltas pruned and joined entry by entry (`pruning.py`), then cut to rank r
 
 The sum of the A and the sum of the B would be another thing: its product has every B times every A.  Adapters are
-joined site by site; where one has no edit, it has no say.  `error` is || made - blend || / || blend ||, in the Frobenius
-norm, of what the file holds.
+joined site by site; where one has no edit, it has no say.  `error` is || made - blend || / || blend ||, Frobenius norms
+of what the file holds.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ from torch import Tensor
 from lorica.adapter.deltas import Delta, Deltas, deltas
 from lorica.adapter.file import AdapterFile
 from lorica.adapter.lineage import Parent
-from lorica.adapter.rebuilt import in_order
-from lorica.adapter.spectra import Product, Spectrum, together
 from lorica.adapter.pruning import dropped, elected, summed, trimmed
+from lorica.adapter.rebuilt import by_module
+from lorica.adapter.spectra import Product, Spectrum, together
 from lorica.errors import AdapterError, LoricaError, did_you_mean
 from lorica.site import Site
 
@@ -131,7 +131,7 @@ def weighed(
 @torch.no_grad()
 def joined(parts: Sequence[Weighed], how: How) -> tuple[Joined, ...]:
     """The result, site by site, of rank 0 where nothing is left.  AdapterError where that is so everywhere."""
-    names = sorted({name for part in parts for name in part.deltas}, key=in_order)
+    names = by_module(dict.fromkeys(name for part in parts for name in part.deltas))
     found = tuple(_joined([part for part in parts if name in part.deltas], name, how) for name in names)
     if not any(each.made.rank for each in found):
         raise AdapterError("combine: nothing is left, these adapters cancel each other; choose other weights")
@@ -205,7 +205,9 @@ def _apart(one: AdapterFile, other: AdapterFile) -> str | None:
     first, second = _base(one), _base(other)
     if first.get("hashed") and first.get("hashed") == second.get("hashed"):
         marks = [str(each.get("fingerprint"))[:12] for each in (first, second)]
-        return None if marks[0] == marks[1] else f"its base has the fingerprint {marks[1]}, that of {one.where} {marks[0]}"
+        return (
+            None if marks[0] == marks[1] else f"its base has the fingerprint {marks[1]}, that of {one.where} {marks[0]}"
+        )
     if one.base and other.base and one.base != other.base:
         return f"it names the base {other.base}, and {one.where} {one.base}; no fingerprints tell that they are one"
     return None
@@ -223,7 +225,8 @@ def shape_problems(parts: Sequence[Weighed]) -> Iterator[str]:
         for name, delta in part.deltas.items():
             before, where = known.setdefault(name, (delta, part.file.where))
             if _form(before) != _form(delta):
-                yield f"{part.file.where}: {name} is {_form(delta)} here, and {_form(before)} in {where}; they differ in base"
+                forms = f"{_form(delta)} here, {_form(before)} in {where}"
+                yield f"{part.file.where}: {name} is {forms}; they differ in base"
 
 
 def _form(delta: Delta) -> str:

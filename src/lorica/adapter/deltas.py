@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lorica.adapter.effect import not_finished, without_effect
 from lorica.adapter.file import AdapterFile
-from lorica.adapter.rebuilt import Rebuilt, rebuilt
+from lorica.adapter.rebuilt import Rebuilt, by_module, rebuilt
 from lorica.adapter.spectra import Product
 from lorica.adapter.tensors import refusal
 from lorica.errors import AdapterError
@@ -34,7 +34,7 @@ class Delta:
 
 
 Deltas = Mapping[str, Delta]
-"""By the name of the site, in the order of the layers."""
+"""By the name of the site, layer 2 before layer 10, and parts of one module in its own order."""
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def deltas(file: AdapterFile, *, untrained: bool = False) -> Deltas:
         _require_finished(file, state)
     if not untrained and not any(delta.product.rank for delta in found.values()):
         raise AdapterError(without_effect(file.where))
-    return found
+    return {name: found[name] for name in by_module(found)}
 
 
 def factors_of(part: Rebuilt) -> LowRank | None:

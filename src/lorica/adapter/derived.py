@@ -32,7 +32,11 @@ Products = Sequence[tuple[Site, Product]]
 
 
 def derived(products: Products, parents: Sequence[AdapterFile]) -> AdapterFile:
-    """The adapter of these products in memory; of its base it says what the first parent does that says anything."""
+    """The adapter of these products in memory; of its base it says what the first parent does that says anything.
+
+    Of the weights of experts the last is the one called down, as wherever a file is read without its base.
+    """
+    products = sorted(products, key=lambda held: held[0].kind == "experts" and "down" in held[0].leaf)
     planned = plan([site for site, _ in products], _lora(products), trained=True)
     held = {site.name: product for site, product in products}
     tensors: dict[str, Tensor] = {}
@@ -53,7 +57,7 @@ def _lora(products: Products) -> LoRA:
     (r, _), *_ = Counter(ranks.values()).most_common()
     own = _told_apart(ranks, r)
     alphas = {name: float(rank) for name, rank in own.items()}
-    return LoRA(r=r, alpha=r, target_modules=tuple(ranks), rank_pattern=own, alpha_pattern=alphas)
+    return LoRA(r=r, alpha=r, dropout=0.0, target_modules=tuple(ranks), rank_pattern=own, alpha_pattern=alphas)
 
 
 def _told_apart(ranks: Mapping[str, int], usual: int) -> dict[str, int]:

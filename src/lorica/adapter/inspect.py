@@ -19,7 +19,7 @@ from lorica.adapter.file import TENSORS, read
 from lorica.adapter.lineage import Lineage
 from lorica.adapter.proof import Proof, recorded
 from lorica.adapter.ranks import RankGrid
-from lorica.adapter.rebuilt import Rebuilt, rebuilt
+from lorica.adapter.rebuilt import Rebuilt, in_order, rebuilt
 from lorica.adapter.spectra import Product
 
 UNVERIFIED = "unverified: no lorica.json, written by others"
@@ -144,7 +144,7 @@ def inspect(source: str | Path) -> Inspection:
     return Inspection(
         folder=str(source),
         methods=tuple(method.kind for method in file.methods),
-        sites=tuple(map(_update, rebuilt(file))),
+        sites=tuple(sorted(map(_update, rebuilt(file)), key=lambda site: in_order(site.name))),
         bytes=(folder / TENSORS).stat().st_size,
         base=file.base,
         lineage=Lineage.of(folder, str(source)),

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorica.adapter.combine import base_problems, shape_problems, Weighed
+from lorica.adapter.combine import Weighed, base_problems, shape_problems
 from lorica.adapter.deltas import Deltas, deltas
 from lorica.adapter.file import AdapterFile, read
 from lorica.adapter.rebuilt import in_order
@@ -112,8 +112,8 @@ def _table(sites: Sequence[SiteOverlap]) -> list[str]:
 
 
 def overlap(first: str | Path, second: str | Path, *, other_base: bool = False) -> Overlap:
-    """Of two adapter folders or hub ids.  AdapterError where one has edits that are no product, or they are certainly on
-    different bases."""
+    """Of two adapter folders or hub ids.  AdapterError where one has edits that are no product, or they are certainly
+    on different bases."""
     files = read(first), read(second)
     one, other = _comparable(files, other_base)
     both = sorted(one.keys() & other.keys(), key=in_order)

@@ -30,7 +30,9 @@ def config_of(model: nn.Module, plan: Plan) -> dict[str, Any]:
     return {**config, **_always(base_name(model), task_type(model, config.get("modules_to_save") or ()))}
 
 
-def config_without_base(plan: Plan, *, peft: bool, base: str | None, task: str | None, transposed: bool) -> dict[str, Any]:
+def config_without_base(
+    plan: Plan, *, peft: bool, base: str | None, task: str | None, transposed: bool
+) -> dict[str, Any]:
     """The same where no base is at hand, and only the sites that are adapted are known: each by its full path.
 
     peft        whether PEFT computes what the plan says, as far as only the base could tell
@@ -39,7 +41,9 @@ def config_without_base(plan: Plan, *, peft: bool, base: str | None, task: str |
     (only,) = plan.methods
     edits = plan.of(only)
     entries = None if only.peft_problems(edits) or not peft else only.peft_config(edits, plan.base)
-    config = _own_entries(plan) if entries is None else {**entries, **_by_full_paths(plan), "fan_in_fan_out": transposed}
+    config = (
+        _own_entries(plan) if entries is None else {**entries, **_by_full_paths(plan), "fan_in_fan_out": transposed}
+    )
     return {**config, **_always(base, task)}
 
 

@@ -44,5 +44,5 @@ def elected(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     for delta, w in zip(deltas, weights, strict=True):
         agrees = ((w * delta).sign() == sign) & (sign != 0)
         total += torch.where(agrees, w * delta, 0)
-        weight += agrees * abs(w)
+        weight += agrees.to(weight.dtype) * abs(w)
     return sum(map(abs, weights)) * total / torch.where(weight > 0, weight, 1)

@@ -1,6 +1,6 @@
 """The modules of an adapter file, built from its tensors alone: what can be said of an adapter without its base."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,8 @@ class Rebuilt:
 
 
 def rebuilt(file: AdapterFile) -> Iterator[Rebuilt]:
-    """One edit after the other, layer 2 before layer 10.  AdapterError where a tensor of one is missing."""
+    """One edit after the other, parts of one module in the order in which it has them.  AdapterError where a tensor of
+    one is missing."""
     parts = list(zip(file.methods, _tensors_of_methods(file), strict=True))
     found = [
         (edit, method, tensors)
@@ -43,7 +44,7 @@ def rebuilt(file: AdapterFile) -> Iterator[Rebuilt]:
     ]
     around = neighbours(edit.site.name for edit, _, _ in found if edit.place == "around")
     shared: dict[int, dict[str, nn.Module]] = {id(method): {} for method in file.methods}
-    for edit, method, tensors in sorted(found, key=lambda each: in_order(each[0].site.name)):
+    for edit, method, tensors in found:
         module = _module(edit, method, tensors, around, shared[id(method)], file.where)
         yield Rebuilt(edit, method, module)
 
@@ -51,6 +52,11 @@ def rebuilt(file: AdapterFile) -> Iterator[Rebuilt]:
 def in_order(name: str) -> list[tuple[int, str]]:
     """Layer 2 before layer 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
+
+
+def by_module(names: Iterable[str]) -> list[str]:
+    """In the order of the layers; names under one parent stay in theirs, which for experts is the base's own."""
+    return sorted(names, key=lambda name: in_order(name.rpartition(".")[0]))
 
 
 def _tensors_of_methods(file: AdapterFile) -> Iterator[Mapping[str, Tensor]]:

@@ -36,8 +36,6 @@ class Product:
         return self.A.shape[-2]
 
     @property
-
-    @property
     def shape(self) -> tuple[int, int]:
         """d_out and d_in."""
         return self.B.shape[-2], self.A.shape[-1]

@@ -1,7 +1,7 @@
 """combine and resize: adapters made of adapters, on the base where one is at hand, else from their files alone."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,7 +48,7 @@ def combine(
 
     adapters    folders or hub ids of the LoRA family, each with its weight: {"sql": 0.7, "json": 0.3}
     out         a new folder, which PEFT reads too; its scale is 1, alpha = r
-    how         exact: the blend itself, of the sum of all ranks.  svd: the best of rank r for it.  ties, dare, dare_ties,
+    how         exact: the blend itself, of the sum of all ranks.  svd: the best of rank r.  ties, dare, dare_ties,
                 magnitude: pruned and joined entry by entry, then cut to rank r; see `lorica.adapter.pruning`
     r           rank of the result; None: at each site the largest that goes in
     density     share of the entries that pruning keeps, 0.5;  seed: of the entries that are dropped
@@ -67,7 +67,11 @@ def combine(
     parts = weighed(files, list(adapters.values()), untrained=untrained, other_base=other_base)
     sites = joined(parts, asked)
     file = derived([(each.site, each.made) for each in sites if each.made.rank], files)
-    facts = {**lineage.facts("combined", [part.parent for part in parts]), **combined_facts(asked, sites), **_shared(parts)}
+    facts = {
+        **lineage.facts("combined", [part.parent for part in parts]),
+        **combined_facts(asked, sites),
+        **_shared(parts),
+    }
     unproven = _saved(file, out, list(zip(adapters, files, strict=True)), model, facts, other_base)
     return Combined.of(str(out), asked, parts, sites, _size(out), unproven)
 
@@ -101,10 +105,13 @@ def resize(
     sites = resized(deltas(before, untrained=untrained), size)
     file = derived([(cut.site, cut.made) for cut in sites], [before])
     known = {name: value for name, value in (before.manifest or {}).items() if name in OF_THE_ROWS}
-    gate = None
-    if data is not None:
-        accepted = {"untrained": untrained, "other_base": other_base}
-        gate = _judged(adapter, before, file, known, str(data), tolerance, model or base_of(adapter, before), accepted, reporter)
+
+    def loss(place: Place) -> float:
+        base, dtype = model or base_of(adapter, before), recorded_dtype(before.manifest)
+        accepted: Any = {"untrained": untrained, "other_base": other_base}
+        return evaluate(place, str(data), model=base, dtype=dtype, reporter=reporter, **accepted).metrics["loss"]
+
+    gate = None if data is None else _passed(loss, adapter, file, known, str(data), tolerance)
     parent = Parent(before.digest, before.where)
     facts = {**lineage.facts("resized", [parent]), **resized_facts(size, sites, gate), **known}
     unproven = _saved(file, out, [(adapter, before)], model, facts, other_base)
@@ -113,27 +120,19 @@ def resize(
     )
 
 
-def _judged(
+def _passed(
+    loss: Callable[[Place], float],
     adapter: Place,
-    before: AdapterFile,
     after: AdapterFile,
     facts: Mapping[str, Any],
     data: str,
     tolerance: float,
-    base: str,
-    accepted: Mapping[str, bool],
-    reporter: Reporter | None,
 ) -> Gate:
-    """Both scored on the same rows and base.  AdapterError where the loss grows by more than the tolerance."""
-    dtype = recorded_dtype(before.manifest)
+    """The losses on both sides.  AdapterError where that of the result is larger by more than the tolerance."""
     with TemporaryDirectory(prefix="lorica-") as place:
         trial = Path(place) / "resized"
         saved(after, trial, "a trial", facts)
-        losses = [
-            evaluate(each, data, model=base, dtype=dtype, reporter=reporter, **accepted).metrics["loss"]
-            for each in (adapter, trial)
-        ]
-    gate = Gate(data=data, before=losses[0], after=losses[1], tolerance=tolerance)
+        gate = Gate(data=data, before=loss(adapter), after=loss(trial), tolerance=tolerance)
     if not gate.ok:
         raise AdapterError(
             f"resize: {gate}, by more than {tolerance:g}; nothing was written; keep a larger rank or more energy, or "
@@ -230,7 +229,11 @@ def _same(values: Sequence[Any]) -> bool:
 def _data_of(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
     recipe = manifest.get("recipe")
     made = recipe.get("data") if isinstance(recipe, Mapping) else None
-    return {name: value for name, value in made.items() if name not in ("train", "eval")} if isinstance(made, Mapping) else None
+    return (
+        {name: value for name, value in made.items() if name not in ("train", "eval")}
+        if isinstance(made, Mapping)
+        else None
+    )
 
 
 def _shape_of(manifest: Mapping[str, Any]) -> Any:
