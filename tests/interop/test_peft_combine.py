@@ -122,21 +122,17 @@ def test_ties_with_weights_of_one_nth_is_pefts_with_weights_of_one(both, folder,
 
 
 def test_ties_with_unequal_weights_is_another_thing_than_pefts(both, folder, tmp_path):
-    """Where both agree PEFT has half of the blend; here it is the blend.  Nothing is pruned at a density of 0.9999."""
-    lorica.combine(
-        {str(tmp_path / "a"): 0.7, str(tmp_path / "b"): 0.3}, tmp_path / "out", how="ties", density=0.99999, r=40
-    )
-    both.add_weighted_adapter(["a", "b"], [0.7, 0.3], "t", combination_type="ties_svd", svd_rank=40, density=0.99999)
+    """Where both agree PEFT has half of the blend; here it is the blend.  At a density of 0.99999 all but the smallest
+    entry are kept; v_proj (16, 32) alone loses nothing at a rank of 16, beyond which PEFT's result cannot be used."""
+    how = {"density": 0.99999, "r": 16}
+    lorica.combine({str(tmp_path / "a"): 0.7, str(tmp_path / "b"): 0.3}, tmp_path / "out", how="ties", **how)
+    both.add_weighted_adapter(["a", "b"], [0.7, 0.3], "t", combination_type="ties_svd", svd_rank=16, density=0.99999)
     a, b, mine, other = deltas(both, "a"), deltas(both, "b"), ours(both, folder, tmp_path), deltas(both, "t")
-    for path in a:
-        agree = (
-            (a[path].sign() == b[path].sign())
-            & (a[path].abs().min() < a[path].abs())
-            & (b[path].abs().min() < b[path].abs())
-        )
+    for path in (path for path in a if path.endswith("v_proj")):
+        agree = (a[path] * b[path] > 0) & (a[path].abs() > a[path].abs().min()) & (b[path].abs() > b[path].abs().min())
         blend = (0.7 * a[path] + 0.3 * b[path])[agree]
-        assert float((mine[path][agree] - blend).norm() / blend.norm()) < 1e-4
-        assert float((other[path][agree] - blend / 2).norm() / blend.norm()) < 1e-4
+        assert float((mine[path][agree] - blend).norm() / blend.norm()) < 1e-5
+        assert float((other[path][agree] - blend / 2).norm() / blend.norm()) < 1e-5
 
 
 @pytest.mark.parametrize("with_base", [False, True])
