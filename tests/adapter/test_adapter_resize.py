@@ -155,6 +155,10 @@ def random(*shape, seed):
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+def whole_spectrum(matrix):
+    return Spectrum(*torch.linalg.svd(matrix, full_matrices=False))
+
+
 def products():
     """Tall, wide, and of more ranks than the matrix has; and three matrices at once."""
     for seed, (d_out, r, d_in) in enumerate([(9, 3, 5), (4, 3, 11), (3, 7, 4)]):
@@ -170,12 +174,23 @@ def test_the_factors_tell_what_the_matrix_does(held):
     size = float(whole.norm())
     assert held.norm() == pytest.approx(size, rel=1e-13)
     assert held.dot(other) == pytest.approx(float((whole * other.dense()).sum()), abs=1e-12 * size * other.norm())
-    found, expected = held.spectrum(), Spectrum.of(whole)
+    found, expected = held.spectrum(), whole_spectrum(whole)
     k = found.S.shape[-1]
     torch.testing.assert_close(found.S, expected.S[..., :k], rtol=0, atol=1e-13 * size)
     torch.testing.assert_close(together([held, other]).dense(), whole + other.dense(), rtol=0, atol=1e-13 * size)
     for r in range(1, k + 1):
         torch.testing.assert_close(found.cut(r).dense(), expected.cut(r).dense(), rtol=0, atol=1e-12 * size)
+
+
+@pytest.mark.parametrize("shape", [(9, 14), (14, 9), (2, 6, 11)], ids=str)
+def test_the_leading_triplets_of_a_matrix_are_those_of_its_whole_spectrum(shape):
+    matrix = random(*shape, seed=7)
+    whole, size = whole_spectrum(matrix), float(matrix.norm())
+    for r in (1, 4, 20):
+        found, k = Spectrum.leading(matrix, r), min(r, *shape[-2:])
+        torch.testing.assert_close(found.S, whole.S[..., :k], rtol=0, atol=1e-12 * size)
+        torch.testing.assert_close(found.cut(r).dense(), whole.cut(r).dense(), rtol=0, atol=1e-11 * size)
+        assert found.energy(r) == pytest.approx(whole.energy(r), abs=1e-13)
 
 
 def test_a_small_rest_of_large_products_is_measured_to_its_own_digits():
@@ -189,7 +204,7 @@ def test_a_small_rest_of_large_products_is_measured_to_its_own_digits():
 
 
 def diagonal(*values):
-    return Spectrum.of(torch.diag(torch.tensor(values, dtype=torch.float64)))
+    return whole_spectrum(torch.diag(torch.tensor(values, dtype=torch.float64)))
 
 
 def test_the_effective_rank_is_exp_of_the_entropy_of_the_singular_values():

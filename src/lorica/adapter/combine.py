@@ -158,9 +158,10 @@ def _made(parts: Sequence[Weighed], name: str, how: How, blend: Product) -> tupl
     """The product that stands for the blend, and the energy that its rank keeps."""
     if how.name == "exact" or not blend.rank:
         return blend, 1.0
-    spectrum = Spectrum.of(_pruned(parts, name, how)) if how.prunes else blend.spectrum()
-    r = min(how.r or max(part.deltas[name].product.rank for part in parts), spectrum.rank)
-    return spectrum.cut(r), spectrum.energy(r)
+    r = how.r or max(part.deltas[name].product.rank for part in parts)
+    spectrum = Spectrum.leading(_pruned(parts, name, how), r) if how.prunes else blend.spectrum()
+    kept = min(r, spectrum.rank)
+    return spectrum.cut(kept), spectrum.energy(kept)
 
 
 Prune = Callable[[Tensor, Weighed, str, How], Tensor]
