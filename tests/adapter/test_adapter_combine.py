@@ -311,6 +311,34 @@ def test_without_a_base_the_folder_says_that_no_outputs_were_recorded_and_verifi
     assert verified(tmp_path / "out").ok
 
 
+def named(folders, base):
+    """The folders with another name of the base, or another fingerprint of it, in what they record."""
+    for folder in folders.values():
+        forged(folder, lambda tensors, config: config.update(base_model_name_or_path=base))
+    return folders
+
+
+def test_a_base_that_would_have_to_be_fetched_is_not(folders, tmp_path, monkeypatch):
+    def never(*args, **options):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", never)
+    found = lorica.combine(weights_of(named(folders, "owner/never-fetched")), tmp_path / "out")
+    assert "not on this machine" in found.unproven
+    assert json.loads((tmp_path / "out" / CONFIG).read_text())["base_model_name_or_path"] == "owner/never-fetched"
+
+
+def test_a_base_that_goes_by_the_name_and_is_another_proves_nothing(folders, tmp_path):
+    """These adapters were made on the tiny base, and say that it was the embedded one."""
+    found = lorica.combine(weights_of(named(folders, "embedded")), tmp_path / "out")
+    assert found.unproven is not None
+    assert "out" in {path.name for path in tmp_path.iterdir()}
+    assert apart(dense(tmp_path / "out"), blended(folders)) < EPS
+    with pytest.raises(AdapterError):
+        lorica.combine(weights_of(folders), tmp_path / "second", model="embedded")
+    assert not (tmp_path / "second").exists()
+
+
 def test_adapters_of_others_need_no_lorica_json(folders, tmp_path):
     for folder in folders.values():
         (folder / MANIFEST).unlink()
