@@ -16,6 +16,8 @@ import torch
 import transformers as hf
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft_bases import BASES, add_noise, distance, only_their_own_warnings, rounding
+from test_peft_layers import CASES, ROUNDING, Case, saved, their_warnings
+from test_peft_layers import theirs as with_layers
 
 import lorica
 
@@ -160,6 +162,22 @@ def test_an_adapter_on_some_layers_stays_on_them_when_peft_reads_it(folder, tmp_
     with only_their_own_warnings():
         again = PeftModel.from_pretrained(theirs(folder), tmp_path / "out")
     assert list(deltas(again, "default")) == ["model.layers.1.self_attn.q_proj"]
+
+
+@pytest.mark.parametrize("how", [{}, {"how": "svd", "r": 3}], ids=["exact", "svd"])
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_peft_reads_convolutions_and_experts_that_were_combined_without_a_base(case: Case, how, tmp_path):
+    """Of one adapter, with all of its rank, the result is that adapter."""
+    model = with_layers(case)
+    with torch.no_grad():
+        expected, before = case.base.output(model), case.base.output(case.base.build(torch.float32))
+    saved(model, tmp_path / "a")
+    found = lorica.combine({str(tmp_path / "a"): 1.0}, tmp_path / "out", **how)
+    assert found.unproven is not None
+    with their_warnings(), torch.no_grad():
+        again = PeftModel.from_pretrained(case.base.build(torch.float32), tmp_path / "out").eval()
+        assert distance(case.base.output(again), expected) < ROUNDING
+    assert distance(expected, before) > 0.05
 
 
 def test_adapters_that_name_other_bases_are_refused(both, tmp_path):
