@@ -16,6 +16,7 @@ import torch
 import transformers as hf
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft_bases import BASES, add_noise, distance, only_their_own_warnings, rounding
+from safetensors.torch import load_file, save_file
 from test_peft_layers import CASES, ROUNDING, Case, saved, their_warnings
 from test_peft_layers import theirs as with_layers
 
@@ -178,6 +179,26 @@ def test_peft_reads_convolutions_and_experts_that_were_combined_without_a_base(c
         again = PeftModel.from_pretrained(case.base.build(torch.float32), tmp_path / "out").eval()
         assert distance(case.base.output(again), expected) < ROUNDING
     assert distance(expected, before) > 0.05
+
+
+def test_an_embedding_that_a_file_brings_has_to_be_the_bases_own(folder, tmp_path):
+    """PEFT writes it beside an adapter on embeddings; only the base tells whether it is another."""
+    config = LoraConfig(r=2, lora_alpha=5, target_modules=["embed_tokens", "q_proj"], task_type="CAUSAL_LM")
+    with only_their_own_warnings():
+        model = get_peft_model(theirs(folder), config)
+        add_noise([p for p in model.parameters() if p.requires_grad])
+        model.save_pretrained(tmp_path / "a", save_embedding_layers=True)
+    with pytest.raises(lorica.AdapterError, match="name the base with --model"):
+        lorica.combine({str(tmp_path / "a"): 2.0}, tmp_path / "out")
+    lorica.combine({str(tmp_path / "a"): 1.0}, tmp_path / "out", model=str(folder))
+    assert distance(read_by_peft(folder, tmp_path / "out"), logits(model.eval())) < rounding(model)
+    place = tmp_path / "a" / "adapter_model.safetensors"
+    tensors = load_file(place)
+    key = next(key for key in tensors if key.endswith("embed_tokens.base_layer.weight"))
+    tensors[key] = tensors[key] + 1
+    save_file(tensors, place, {"format": "pt"})
+    with pytest.raises(lorica.AdapterError, match="not this base's"):
+        lorica.combine({str(tmp_path / "a"): 1.0}, tmp_path / "second", model=str(folder))
 
 
 def test_adapters_that_name_other_bases_are_refused(both, tmp_path):

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from lorica.adapter.file import AdapterFile, write
-from lorica.adapter.load import load
+from lorica.adapter.load import load, plan_on
 from lorica.adapter.manifest import Ground
 from lorica.adapter.peft_format import config_without_base
 from lorica.adapter.plan import Plan, PlannedEdit, plan
 from lorica.adapter.proof import Unprobed
+from lorica.adapter.resized import settled
 from lorica.adapter.spectra import Product
+from lorica.errors import AdapterError
 from lorica.kernels import LowRank
 from lorica.methods import LoRA
 from lorica.methods.contract import Start
@@ -107,17 +109,27 @@ def _of_base(parents: Sequence[AdapterFile]) -> dict[str, Any]:
 
 
 def saved(
-    file: AdapterFile, folder: str | Path, base: nn.Module | str, facts: Mapping[str, Any], *, other_base: bool = False
+    file: AdapterFile,
+    folder: str | Path,
+    base: nn.Module | str,
+    facts: Mapping[str, Any],
+    parents: Sequence[AdapterFile] = (),
+    *,
+    other_base: bool = False,
 ) -> str | None:
     """Writes the folder, whole or not at all, and says why it has no proof; None where it has one.
 
-    base    on which the adapter is put, checked and proven, or why none is at hand
+    base    on which the adapter and its parents are checked, and the adapter is proven, or why none is at hand:
+            AdapterError then for parents that bring matrices of the base, which nothing tells from its own
     """
     if isinstance(base, str):
+        _refuse_brought(parents)
         ground = Ground.recorded(file.manifest or {})
         ground = ground if ground.base else replace(ground, base={"source": file.base})
         write(folder, file, ground, lambda digest: facts, lambda digest: Unprobed(base))
         return base
+    for parent in parents:
+        plan_on(base, settled(base, parent))
     attached = load(base, file, other_base=other_base).eval()
     try:
         attached.save(folder, **facts)
@@ -125,3 +137,15 @@ def saved(
         return record.reason if isinstance(record, Unprobed) else None
     finally:
         attached.detach()
+
+
+def _refuse_brought(parents: Sequence[AdapterFile]) -> None:
+    """PEFT writes the embedding beside an adapter on it, resized and trained or not."""
+    problems = [
+        f"{parent.where}: {key}: brings a matrix of its base; name the base with --model, to see that it is its own"
+        for parent in parents
+        for key in parent.tensors
+        if key.endswith(".base_layer.weight")
+    ]
+    if problems:
+        raise AdapterError.of(problems)

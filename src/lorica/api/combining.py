@@ -165,12 +165,13 @@ def _saved(
     other_base: bool,
 ) -> str | None:
     """On the base where it is at hand; why nothing of it was recorded, where it is not or does not take the adapter."""
+    files = [parent for _, parent in parents]
     if model is not None:
-        return saved(file, out, _loaded(parents[0][1], file, model), facts, other_base=other_base)
+        return saved(file, out, _loaded(files[0], file, model), facts, files, other_base=other_base)
     try:
-        return saved(file, out, _at_hand(parents, file), facts, other_base=other_base)
+        return saved(file, out, _at_hand(parents, file), facts, files, other_base=other_base)
     except (AdapterError, RequestError) as error:
-        return saved(file, out, " ".join(str(error).split()), facts)
+        return saved(file, out, " ".join(str(error).split()), facts, files)
 
 
 def _at_hand(parents: Sequence[tuple[Place, AdapterFile]], file: AdapterFile) -> nn.Module | str:
