@@ -382,6 +382,21 @@ def test_all_that_is_wrong_with_the_adapters_is_told_at_once(folders, tmp_path):
     assert "fingerprint" in lines[0]
 
 
+def test_an_adapter_that_says_nothing_of_its_base_does_not_hide_that_others_have_two(folders, tmp_path):
+    other = made(tmp_path / "bert", LoRA(r=2, alpha=5), BERT)
+    (folders["a"] / MANIFEST).unlink()
+    weights = {str(folder): 1.0 for folder in (folders["a"], folders["b"], other)}
+    with pytest.raises(AdapterError, match="fingerprint") as refused:
+        lorica.combine(weights, tmp_path / "out")
+    assert str(refused.value).startswith(str(other))
+
+
+def test_numbers_beyond_float32_are_not_written(folders, tmp_path):
+    with pytest.raises(lorica.RunError, match="not finite"):
+        lorica.combine({str(folders["a"]): 3e38}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_sites_of_other_shapes_are_no_base_in_common(folders, tmp_path):
     wide = tmp_path / "wide"
     narrow = load_file(folders["b"] / TENSORS)
@@ -409,7 +424,7 @@ def test_an_adapter_without_effect_and_adapters_that_cancel_are_refused(folders,
     ("weights", "options", "told"),
     [
         ({}, {}, ["names no adapter"]),
-        ({"a": 0.0, "b": math.inf}, {}, ["a: the weight 0", "b: the weight inf"]),
+        ({"a": 0.0, "b": math.inf, "c": math.nan, "d": 1e300}, {}, [f"{x}: the weight" for x in "abcd"]),
         ({"a": 1.0}, {"how": "tise"}, ["did you mean 'ties'"]),
         ({"a": 1.0}, {"r": 3, "density": 2.0}, ["sum of all ranks", "density: 2"]),
         ({"a": 1.0}, {"how": "svd", "density": 0.3, "r": 0}, ["prunes nothing", "r: 0"]),

@@ -151,6 +151,14 @@ def test_what_has_no_delta_is_not_resized(tmp_path):
             lorica.resize(made(tmp_path / f"{number}", method), tmp_path / "out", r=1)
 
 
+def test_an_adapter_without_effect_is_not_resized(tmp_path):
+    adapter.attach(LLAMA.build(torch.float32), METHOD).save(tmp_path / "a")
+    with pytest.raises(AdapterError, match="changes nothing"):
+        lorica.resize(tmp_path / "a", tmp_path / "out", r=1)
+    with pytest.raises(AdapterError, match="nothing to cut"):
+        lorica.resize(tmp_path / "a", tmp_path / "out", r=1, untrained=True)
+
+
 def random(*shape, seed):
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 

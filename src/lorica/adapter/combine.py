@@ -195,20 +195,18 @@ def _pruned(parts: Sequence[Weighed], name: str, how: How) -> Tensor:
 
 
 def base_problems(files: Sequence[AdapterFile]) -> Iterator[str]:
-    """Why the adapters are not certainly on the base of the first."""
-    for file in files[1:]:
-        if reason := _apart(files[0], file):
-            remedy = "choose adapters of one base, or say other_base=True (--other-base)"
-            yield f"{file.where}: {reason}; {remedy}"
+    """Why the adapters are not certainly on one base."""
+    for number, file in enumerate(files):
+        reasons = (reason for before in files[:number] if (reason := _apart(before, file)))
+        if reason := next(reasons, None):
+            yield f"{file.where}: {reason}; choose adapters of one base, or say other_base=True (--other-base)"
 
 
 def _apart(one: AdapterFile, other: AdapterFile) -> str | None:
     first, second = _base(one), _base(other)
     if first.get("hashed") and first.get("hashed") == second.get("hashed"):
-        marks = [str(each.get("fingerprint"))[:12] for each in (first, second)]
-        return (
-            None if marks[0] == marks[1] else f"its base has the fingerprint {marks[1]}, that of {one.where} {marks[0]}"
-        )
+        here, there = (str(each.get("fingerprint")) for each in (second, first))
+        return None if here == there else f"its base has the fingerprint {here[:12]}, that of {one.where} {there[:12]}"
     if one.base and other.base and one.base != other.base:
         return f"it names the base {other.base}, and {one.where} {one.base}; no fingerprints tell that they are one"
     return None

@@ -16,6 +16,7 @@ import torch
 from lorica.adapter.combine import relative
 from lorica.adapter.deltas import Delta, Deltas
 from lorica.adapter.spectra import Product, together
+from lorica.errors import AdapterError
 from lorica.site import Site
 
 
@@ -61,15 +62,18 @@ class Cut:
 
 @torch.no_grad()
 def resized(deltas: Deltas, size: Size) -> tuple[Cut, ...]:
-    """Every site that has a delta."""
-    return tuple(_cut(delta, size) for delta in deltas.values() if delta.product.rank)
+    """Every site that has a delta.  AdapterError where none has."""
+    cuts = tuple(_cut(delta, size) for delta in deltas.values() if delta.product.rank)
+    if not cuts:
+        raise AdapterError("resize: every update is zero, so there is nothing to cut; train the adapter first")
+    return cuts
 
 
 def _cut(delta: Delta, size: Size) -> Cut:
     spectrum, before = delta.product.spectrum(), delta.product
     r = size.r if size.energy is None else spectrum.rank_with(size.energy)
     assert r is not None
-    made = spectrum.cut(min(r, spectrum.rank)).stored()
+    made = spectrum.cut(max(1, min(r, spectrum.rank))).stored()
     return Cut(
         site=delta.site,
         made=made,

@@ -1,11 +1,11 @@
 """combine and resize: adapters made of adapters, on the base where one is at hand, else from their files alone."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import nn
 
 from lorica.adapter import AdapterFile, lineage, read
@@ -28,6 +28,8 @@ from lorica.train import Reporter
 
 Place = str | Path
 FETCHED = "its base is not on this machine; name it with --model to record what it answers"
+LARGEST = torch.finfo(torch.float32).max
+"""Of a weight: the file holds float32."""
 OF_THE_ROWS = ("recipe", "data", "task")
 """What lorica.json says of how rows are written to the model, which stays as it was where only ranks change."""
 
@@ -145,8 +147,8 @@ def _weight_problems(adapters: Mapping[Place, float]) -> Iterator[str]:
     if not adapters:
         yield "names no adapter; say which, with weights: A=0.7 B=0.3"
     for place, weight in adapters.items():
-        if not math.isfinite(weight) or weight == 0:
-            yield f"{place}: the weight {weight:g} leaves nothing of it; leave it out, or choose another"
+        if weight == 0 or not abs(weight) <= LARGEST:
+            yield f"{place}: the weight {weight:g} is none; choose another, or leave it out"
 
 
 def _taken(out: Place) -> Iterator[str]:
