@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import lorica
 from adapter_folders import CONFIG, MANIFEST, TENSORS, verified
 from lorica import adapter, durable
-from lorica.adapter.spectra import Product, Spectrum, together
+from lorica.adapter.spectra import Product, Spectrum, effective_rank, together
 from lorica.errors import AdapterError, RequestError
 from lorica.methods import DoRA, LoRA, Prompt
 from tiny_bases import GPT2, LLAMA, stir
@@ -185,6 +185,7 @@ def test_the_factors_tell_what_the_matrix_does(held):
     found, expected = held.spectrum(), whole_spectrum(whole)
     k = found.S.shape[-1]
     torch.testing.assert_close(found.S, expected.S[..., :k], rtol=0, atol=1e-13 * size)
+    torch.testing.assert_close(held.singular_values(), found.S, rtol=0, atol=1e-13 * size)
     torch.testing.assert_close(together([held, other]).dense(), whole + other.dense(), rtol=0, atol=1e-13 * size)
     for r in range(1, k + 1):
         torch.testing.assert_close(found.cut(r).dense(), expected.cut(r).dense(), rtol=0, atol=1e-12 * size)
@@ -211,17 +212,22 @@ def test_a_small_rest_of_large_products_is_measured_to_its_own_digits():
     assert abs(float(gram)) ** 0.5 != pytest.approx(rest.norm(), rel=1)
 
 
-def diagonal(*values):
-    return whole_spectrum(torch.diag(torch.tensor(values, dtype=torch.float64)))
+def values(*values):
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def test_the_effective_rank_is_exp_of_the_entropy_of_the_singular_values():
-    assert diagonal(3.0, 3.0, 3.0, 3.0).effective_rank == pytest.approx(4)
-    assert diagonal(5.0, 0.0, 0.0).effective_rank == pytest.approx(1)
+    assert effective_rank(values(3.0, 3.0, 3.0, 3.0)) == pytest.approx(4)
+    assert effective_rank(values(5.0, 0.0, 0.0)) == pytest.approx(1)
     p = [0.5, 0.3, 0.2]
-    assert diagonal(*p).effective_rank == pytest.approx(math.exp(-sum(x * math.log(x) for x in p)))
-    assert diagonal(0.0, 0.0).effective_rank == 0
-    assert (diagonal(5.0, 1e-30, 0.0).rank, diagonal(0.0, 0.0).rank) == (1, 0)
+    assert effective_rank(values(*p)) == pytest.approx(math.exp(-sum(x * math.log(x) for x in p)))
+    assert effective_rank(values(0.0, 0.0)) == 0
+    assert effective_rank(torch.stack([values(3.0, 3.0), values(3.0, 0.0)])) == pytest.approx(1.5)
+
+
+def test_singular_values_that_are_rounding_are_no_rank():
+    ranks = [whole_spectrum(torch.diag(values(*each))).rank for each in ((5.0, 1e-30, 0.0), (0.0, 0.0), (1.0, 1e-9))]
+    assert ranks == [1, 0, 2]
 
 
 def test_inspect_shows_the_singular_values_and_the_effective_rank(tmp_path):

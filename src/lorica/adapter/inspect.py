@@ -20,7 +20,7 @@ from lorica.adapter.lineage import Lineage
 from lorica.adapter.proof import Proof, recorded
 from lorica.adapter.ranks import RankGrid
 from lorica.adapter.rebuilt import Rebuilt, in_order, rebuilt
-from lorica.adapter.spectra import Product
+from lorica.adapter.spectra import Product, as_one, effective_rank
 
 UNVERIFIED = "unverified: no lorica.json, written by others"
 SHOWN = 4
@@ -161,7 +161,7 @@ def update_norm(A: Tensor, B: Tensor, scale: float) -> float:
 @torch.no_grad()
 def _update(part: Rebuilt) -> SiteUpdate:
     site, module, factors = part.site, part.module, factors_of(part)
-    spectrum = None if factors is None else Product.of(factors).spectrum()
+    S = None if factors is None else Product.of(factors).singular_values()
     return SiteUpdate(
         name=site.name,
         kind=site.kind,
@@ -170,8 +170,8 @@ def _update(part: Rebuilt) -> SiteUpdate:
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         norm=None if factors is None else update_norm(factors.A, factors.B, factors.scale),
         kept=getattr(module, "kept", None),
-        singular_values=None if spectrum is None else tuple(spectrum.values.tolist()),
-        effective_rank=None if spectrum is None else spectrum.effective_rank,
+        singular_values=None if S is None else tuple(as_one(S).tolist()),
+        effective_rank=None if S is None else effective_rank(S),
     )
 
 

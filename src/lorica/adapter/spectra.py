@@ -57,21 +57,24 @@ class Product:
 
     def norm(self) -> float:
         """|| B A ||_F, by the core and not by Gram matrices, which would lose half of the digits of a small rest."""
-        return float(self._core()[1].norm()) if self.rank else 0.0
+        return float(self._core().norm()) if self.rank else 0.0
+
+    def singular_values(self) -> Tensor:
+        """(..., k) descending, in less than half of the time that the vectors take too."""
+        return torch.linalg.svdvals(self._core())
+
+    def _core(self) -> Tensor:
+        R_B, R_A = torch.linalg.qr(self.B, mode="r").R, torch.linalg.qr(self.A.mT, mode="r").R
+        return R_B @ R_A.mT
 
     def dot(self, other: "Product") -> float:
         """The sum of the products of the entries of both: trace((B1^T B2) (A2 A1^T))."""
         return float(((self.B.mT @ other.B) * (self.A @ other.A.mT)).sum())
 
     def spectrum(self) -> "Spectrum":
-        Q_B, core, Q_A = self._core()
-        U, S, Vt = torch.linalg.svd(core, full_matrices=False)
+        (Q_B, R_B), (Q_A, R_A) = torch.linalg.qr(self.B), torch.linalg.qr(self.A.mT)
+        U, S, Vt = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
         return Spectrum(Q_B @ U, S, Vt @ Q_A.mT)
-
-    def _core(self) -> tuple[Tensor, Tensor, Tensor]:
-        Q_B, R_B = torch.linalg.qr(self.B)
-        Q_A, R_A = torch.linalg.qr(self.A.mT)
-        return Q_B, R_B @ R_A.mT, Q_A
 
 
 def together(products: Iterable[Product]) -> Product:
@@ -106,8 +109,8 @@ class Spectrum:
 
     @property
     def values(self) -> Tensor:
-        """(k,) singular values; of several matrices the roots of the sums of their squares."""
-        return torch.atleast_2d(self.S).flatten(0, -2).square().sum(0).sqrt()
+        """(k,) singular values; of several matrices as one."""
+        return as_one(self.S)
 
     @property
     def rank(self) -> int:
@@ -115,16 +118,6 @@ class Spectrum:
         values = self.values
         least = torch.finfo(values.dtype).eps * max(self.U.shape[-2], self.Vt.shape[-1]) * values[:1]
         return int((values > least).sum())
-
-    @property
-    def effective_rank(self) -> float:
-        """exp of the entropy of the singular values as shares of their sum; the mean of several matrices.
-
-        From 1, where one direction has all, to k, where all have the same.  Roy & Vetterli 2007, EUSIPCO.
-        """
-        shares = self.S / self.S.sum(-1, keepdim=True).clamp_min(torch.finfo(self.S.dtype).tiny)
-        entropy = -torch.special.xlogy(shares, shares).sum(-1)
-        return float(torch.where(self.S.any(-1), entropy.exp(), 0).mean())
 
     def energy(self, r: int) -> float:
         """The share of the squared norm that the r leading triplets have; 1 of nothing."""
@@ -142,3 +135,18 @@ class Spectrum:
         """The best product of rank r, its weight shared by both factors: A and B of one size train on as they are."""
         root = self.S[..., :r].sqrt()
         return Product(self.U[..., :r] * root[..., None, :], root[..., None] * self.Vt[..., :r, :])
+
+
+def as_one(S: Tensor) -> Tensor:
+    """(..., k) singular values of several matrices -> (k,), the roots of the sums of their squares."""
+    return torch.atleast_2d(S).flatten(0, -2).square().sum(0).sqrt()
+
+
+def effective_rank(S: Tensor) -> float:
+    """exp of the entropy of the singular values (..., k) as shares of their sum; the mean of several matrices.
+
+    From 1, where one direction has all, to k, where all have the same; 0 of nothing.  Roy & Vetterli 2007, EUSIPCO.
+    """
+    shares = S / S.sum(-1, keepdim=True).clamp_min(torch.finfo(S.dtype).tiny)
+    entropy = -torch.special.xlogy(shares, shares).sum(-1)
+    return float(torch.where(S.any(-1), entropy.exp(), 0).mean())
