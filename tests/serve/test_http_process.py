@@ -314,6 +314,14 @@ def test_metrics_name_what_is_served(server: Server) -> None:
     assert 'lorica_time_to_first_token_seconds_count{adapter="sql"}' in told
 
 
+def test_a_port_that_is_taken_is_one_line(server: Server, capsys) -> None:
+    port = server.url.rpartition(":")[2]
+    assert run(["serve", "--model", "embedded", "--port", port]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"127.0.0.1:{port}" in line
+    assert "--port" in line
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -327,6 +327,16 @@ def test_stats_are_the_engine_s_numbers() -> None:
     assert told["engine"]["by_adapter"]["sql"]["requests"] == 2
 
 
+def test_what_is_asked_every_second_is_logged_where_it_fails() -> None:
+    here = made()
+    for path in ("/healthz", "/metrics", "/v1/stats", "/v1/adapters"):
+        here.ask("GET", path)
+    assert here.log.getvalue() == ""
+    here.ask("GET", "/metrics", key="wrong")
+    here.ask("GET", "/v1/models")
+    assert [json.loads(line)["status"] for line in here.log.getvalue().splitlines()] == [401, 200]
+
+
 def test_servers_share_no_counts() -> None:
     first, second = made(), made()
     first.complete(model="sql")

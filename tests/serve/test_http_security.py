@@ -731,7 +731,7 @@ def test_the_table_holds_without_assertions_in_the_source() -> None:
     if sys.flags.optimize:
         return  # this is that run
     done = subprocess.run(
-        [sys.executable, "-O", "-m", "pytest", __file__, "-W", "ignore::pytest.PytestConfigWarning"],
+        [sys.executable, "-O", "-m", "pytest", __file__, "-k", "the_row_holds", "-W", "ignore::pytest.PytestConfigWarning"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -739,4 +739,4 @@ def test_the_table_holds_without_assertions_in_the_source() -> None:
         cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert f"{2 * len(ROWS) + 1} passed" in done.stdout, done.stdout[-300:]
+    assert f"{len(ROWS)} passed" in done.stdout, done.stdout[-300:]
