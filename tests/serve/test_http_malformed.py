@@ -220,7 +220,7 @@ def test_bytes_that_are_no_request_end_no_server(port: int) -> None:
 
 
 def test_many_who_connect_and_say_nothing_keep_nobody_out(port: int) -> None:
-    silent = [socket.create_connection(("127.0.0.1", port), 2) for _ in range(50)]
+    silent = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(50)]
     try:
         good = raw(port, b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
         assert good.startswith(b"HTTP/1.1 200")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 
 import pytest
@@ -254,15 +255,17 @@ def test_an_adapter_that_does_not_check_out_is_refused_without_the_path(tmp_path
 def test_changes_of_one_name_wait_for_each_other_and_no_answer_waits_for_them(tmp_path) -> None:
     here = made(root=tmp_path)
     (tmp_path / "x").mkdir()
-    here.shelf.hook = lambda name: time.sleep(0.2)
+    loading, goes_on = threading.Event(), threading.Event()
+    here.shelf.hook = lambda name: loading.set() or goes_on.wait(20)
 
     async def both() -> list[int]:
         body = {"name": "x"}
         loads = [asyncio.create_task(asked(here.app, "POST", "/v1/adapters", body, key=ADMIN)) for _ in range(2)]
-        await asyncio.sleep(0.05)
-        started = time.monotonic()
-        await asked(here.app, "POST", "/v1/completions", {"model": "sql", "prompt": "x"})
-        assert time.monotonic() - started < 0.15
+        while not loading.is_set():
+            await asyncio.sleep(0.005)
+        answer = await asked(here.app, "POST", "/v1/completions", {"model": "sql", "prompt": "x"})
+        assert (answer.status, [load.done() for load in loads]) == (200, [False, False])
+        goes_on.set()
         return sorted(answer.status for answer in await asyncio.gather(*loads))
 
     assert asyncio.run(both()) == [201, 409]
