@@ -8,7 +8,6 @@ from typing import Any
 from lorica.serve.http.logs import Log, places_of
 from lorica.serve.http.metrics import Metrics
 
-
 POLLED = ("/healthz", "/metrics", "/v1/stats", "/v1/adapters")
 """Routes that are asked every second; they are counted, and logged where they fail."""
 
