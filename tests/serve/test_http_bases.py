@@ -74,8 +74,8 @@ def test_an_adapter_that_does_not_check_out_stops_the_start(tmp_path: Path) -> N
     model = lorica.load_base("embedded", dtype="float32")
     lorica.attach(model, lorica.LoRA(r=2)).save(tmp_path / "zero")
     for merge in (None, "zero"):
+        bare = lorica.load_base("embedded", dtype="float32")
         with pytest.raises(AdapterError, match="effect"):
-            bare = lorica.load_base("embedded", dtype="float32")
             serving.answering(bare, {"zero": tmp_path / "zero"}, order(merge))
 
 
