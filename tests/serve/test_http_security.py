@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -712,6 +713,16 @@ def the_head_of_a_request_is_short_and_comes_at_once(tmp_path: Path) -> None:
             started = time.monotonic()
             assert heard(slow) == b""
             assert time.monotonic() - started < 3.5, "it hung up, and was not waited out"
+        with socket.create_connection(("127.0.0.1", port), 4) as kept:
+            kept.sendall(f"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n\r\n".encode())
+            assert kept.recv(1 << 16).startswith(b"HTTP/1.1 200")
+            for part in (b"GET /he", b"al", b"th"):
+                time.sleep(0.05)
+                with suppress(OSError):  # it may have hung up already
+                    kept.sendall(part)
+            started = time.monotonic()
+            assert b"200" not in heard(kept)
+            assert time.monotonic() - started < 3.5, "nor is the second, however it drips"
         assert raw(port, f"{head}\r\n".encode()).startswith(b"HTTP/1.1 200")
 
 
