@@ -52,7 +52,7 @@ class Described:
 class Kept:
     """Where a generation stands now.  Whoever reads or writes it holds the lock of its shelf.
 
-    file        what the Bank takes to have it, in the host's memory; None where it is on disk or with the Bank alone
+    file        what the Bank takes to have it, in memory; None where it is on disk or with the Bank alone
     moving      a thread is bringing it to the device, or taking it off
     in_flight   requests that hold it
     pins        of those, the ones being answered: it stays on the device for them
