@@ -49,6 +49,10 @@ export class Answer {
     this.card.dataset.state = "empty";
   }
 
+  get writing() {
+    return this.card.dataset.state === "writing";
+  }
+
   remove() {
     this.stop();
     this.card.remove();
@@ -61,6 +65,7 @@ export class Answer {
   /** Asks, and writes what comes. Gives one sentence that says how it ended, or nothing where another took its place. */
   async ask(kind, body, choice, base) {
     this.stop();
+    this.refused = null;
     const running = (this.running = new AbortController());
     this.title.textContent = choice.name;
     this.clear();

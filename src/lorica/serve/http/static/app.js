@@ -117,8 +117,8 @@ async function ask(tones) {
   const ends = await Promise.all(
     wanted.map(([tone, choice]) => answers.get(tone).ask(asked.kind, asked.body, choice, base)),
   );
+  at("stop").disabled = ![...answers.values()].some((answer) => answer.writing);
   if (ask.round !== round) return;
-  at("stop").disabled = true;
   at("status").textContent = ends.filter(Boolean).join(". ");
   const refused = wanted.map(([tone]) => answers.get(tone)?.refused).find((error) => error?.status === 401);
   if (refused) close("The server no longer accepts this key.");
