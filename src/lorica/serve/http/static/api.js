@@ -37,7 +37,7 @@ export async function* written(kind, body, signal) {
   for await (const data of events(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
-    if (chunk.error) throw new Refused(chunk.error.code ?? 500, chunk.error.message);
+    if (chunk.error) throw new Refused(500, chunk.error.message);
     const [choice] = chunk.choices ?? [];
     yield { text: choice?.text ?? choice?.delta?.content ?? "", usage: chunk.usage, reason: choice?.finish_reason };
   }
