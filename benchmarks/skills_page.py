@@ -6,10 +6,10 @@ from typing import Any
 Found = Mapping[str, Any]
 HEAD = """# Four skills on one base
 
-Made by `python -m benchmarks.skills` from `benchmarks/results/skills.json`; do not edit. Each skill is a LoRA of rank 16
-on the embedded base, trained by the quickstart's recipe on rows drawn from a seed; what its test is made of never occurs
-in training. Every adapter answers the test of every skill, and so does the base. The whole is done again, from rows to
-this page, by that one command.
+Made by `python -m benchmarks.skills` from `benchmarks/results/skills.json`; do not edit. Each skill is a LoRA of rank
+16 on the embedded base, trained by the quickstart's recipe on rows drawn from a seed; what its test is made of never
+occurs in training. Every adapter answers the test of every skill, and so does the base. That one command does it all
+again, from the rows to this page.
 """
 
 
@@ -42,7 +42,8 @@ def _skills(found: Found) -> str:
 def _matrix(found: Found) -> str:
     tasks = list(found["skills"])
     rows = [
-        [f"`{who}`", *(_percent(scores[task], who == task) for task in tasks)] for who, scores in found["matrix"].items()
+        [f"`{who}`", *(_percent(scores[task], who == task) for task in tasks)]
+        for who, scores in found["matrix"].items()
     ]
     count = found["test_rows"]
     return "\n".join(
@@ -109,7 +110,9 @@ def _served(found: Found) -> str:
 def _machine(found: Found) -> str:
     of = found["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in of["versions"].items())
-    return f"Measured on {of['cores']} cores of {of['processor']}, Python {of['python']}, {versions}; {found['base']}.\n"
+    return (
+        f"Measured on {of['cores']} cores of {of['processor']}, Python {of['python']}, {versions}; {found['base']}.\n"
+    )
 
 
 def _percent(share: float, own: bool = False) -> str:

@@ -43,9 +43,7 @@ def distinct(name: str, draw: Callable[[Split, Random], Row]) -> Callable[[Split
     return partial(_distinct, name, draw)
 
 
-def _distinct(
-    name: str, draw: Callable[[Split, Random], Row], split: Split, count: int, seed: int
-) -> Iterator[Row]:
+def _distinct(name: str, draw: Callable[[Split, Random], Row], split: Split, count: int, seed: int) -> Iterator[Row]:
     rng, seen = Random(f"{name}/{split}/{seed}"), set[str]()
     while len(seen) < count:
         row = draw(split, rng)

@@ -83,7 +83,7 @@ def test_a_comment_names_every_parameter_in_order() -> None:
         inside = re.search(r"\((.*)\);", row.prompt)
         assert inside
         parameters = [each.split()[-1].lstrip("*") for each in inside[1].split(", ") if each != "void"]
-        assert [name for name in re.findall(r"(\w+) \(", row.answer)] == parameters
+        assert re.findall(r"(\w+) \(", row.answer) == parameters
 
 
 def test_a_mix_is_named_by_its_weights() -> None:

@@ -118,8 +118,8 @@ class Pace {
     if (this.first === null) return this.tokens ? `${this.tokens} tokens` : "";
     const rate = this.tokens > 1 ? ((this.tokens - 1) * 1000) / Math.max(this.last - this.first, 1) : 0;
     const parts = [`${this.tokens} token${this.tokens === 1 ? "" : "s"}`];
-    if (rate) parts.push(`${rate.toFixed(rate < 10 ? 1 : 0)} a second`);
-    return [...parts, `first after ${Math.round(this.first - this.began)} ms`].join(" · ");
+    if (rate) parts.push(`${rate.toFixed(rate < 10 ? 1 : 0)}/s`);
+    return [...parts, `first after ${Math.round(this.first - this.began)}\u00a0ms`].join(" · ");
   }
 }
 

@@ -109,10 +109,10 @@ function shelf(adapters) {
 }
 
 function about(adapter) {
-  const parts = [`generation ${adapter.generation}`];
-  if (adapter.rank) parts.push(`rank ${adapter.rank}`);
+  const parts = [`gen\u00a0${adapter.generation}`];
+  if (adapter.rank) parts.push(`rank\u00a0${adapter.rank}`);
   if (adapter.bytes) parts.push(size(adapter.bytes));
-  if (adapter.tier) parts.push(`on ${adapter.tier}`);
+  if (adapter.tier) parts.push(adapter.tier);
   return parts.join(" · ");
 }
 
