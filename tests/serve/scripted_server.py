@@ -19,8 +19,8 @@ KEY = "a-key-of-the-tests"
 BASE = "tiny-base"
 TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 Body = dict[str, Any]
 
@@ -58,19 +58,15 @@ class Script:
         self.gate.set()
 
     def stats(self) -> Body:
-        return {
-            "running": len(self.asked) % 3,
-            "waiting": 0,
-            "tokens_written": self.written,
-            "tokens_reused": 0,
-            "blocks_used": 12,
-            "blocks_free": 244,
-        }
+        blocks = {"blocks_used": 12, "blocks_kept": 4, "blocks_free": 240}
+        held = {"resident": len(self.adapters), "resident_bytes": sum(each["bytes"] for each in self.adapters)}
+        counts = {"running": 2, "waiting": 0, "steps": 9, "read": 40, "written": self.written, "reused": 1_200}
+        return {"object": "stats", "base": BASE, "engine": {**counts, **blocks, **held}}
 
 
 def adapter(name: str, **changed: Any) -> Body:
     known = {"generation": 1, "state": "ready", "rank": 16, "bytes": 2_099_200, "method": "lora", "tier": "device"}
-    return {"name": name, **known, "requests": 0, **changed}
+    return {"id": name, "object": "adapter", "parent": BASE, **known, "in_flight": 0, **changed}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -84,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
         elif not self.allowed():
             self.refuse(401, "the API key is not right")
         elif self.path == "/v1/models":
-            cards = [{"id": BASE, "parent": None}, *({"id": each["name"], "parent": BASE} for each in script.adapters)]
+            cards = [{"id": BASE, "parent": None}, *({"id": each["id"], "parent": BASE} for each in script.adapters)]
             self.reply({"object": "list", "data": cards})
         elif self.path == "/v1/adapters":
             self.reply({"object": "list", "data": script.adapters})

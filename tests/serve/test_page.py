@@ -121,22 +121,22 @@ def test_both_are_asked_the_same_and_each_by_its_own_name(page: Any, script: Scr
     ask(page, "two\nlines\n")
     expect(text_of(page, "second")).to_contain_text(f"[{BASE}] 0 1 2 3 4 5 6 7")
     paths, bodies = zip(*script.asked, strict=True)
-    assert set(paths) == {"/v1/completions"}
+    assert set(paths) == {"/v1/chat/completions"}
     assert {body.pop("model") for body in bodies} == {"sql", BASE}
-    same = {"prompt": "two\nlines\n", "max_tokens": 17, "temperature": 0.5, "seed": 3}
+    same = {"messages": [{"role": "user", "content": "two\nlines\n"}], "max_tokens": 17, "temperature": 0.5, "seed": 3}
     assert all(body == {**same, "stream": True, "stream_options": {"include_usage": True}} for body in bodies)
 
 
-def test_a_chat_is_asked_as_a_chat(page: Any, script: Script) -> None:
+def test_plain_text_is_put_as_it_is(page: Any, script: Script) -> None:
     enter(page)
     page.get_by_text("Settings").click()
-    page.get_by_label("a chat").check()
-    ask(page, "hello")
+    page.get_by_label("plain text").check()
+    ask(page, "hello ")
     expect(text_of(page, "first")).to_contain_text("[sql] 0 1 2 3 4 5 6 7")
     path, body = script.asked[0]
-    assert path == "/v1/chat/completions"
-    assert body["messages"] == [{"role": "user", "content": "hello"}]
-    assert "prompt" not in body
+    assert path == "/v1/completions"
+    assert body["prompt"] == "hello "
+    assert "messages" not in body
 
 
 def test_the_slider_changes_the_request_and_asks_the_blend_alone(page: Any, script: Script) -> None:
@@ -271,7 +271,7 @@ def test_the_keyboard_alone_does_it_all(page: Any, script: Script) -> None:
     keys.press("Enter")
     expect(page.get_by_label("Tokens at most")).to_be_visible()
     keys.press("Tab")
-    expect(page.get_by_label("plain text")).to_be_focused()
+    expect(page.get_by_label("a message")).to_be_focused()
     for label in ("Tokens at most", "Temperature", "Seed"):
         keys.press("Tab")
         expect(page.get_by_label(label)).to_be_focused()
@@ -311,7 +311,7 @@ def test_the_loaded_adapters_and_memory_are_shown_as_they_change(page: Any, scri
     expect(shelf.get_by_role("listitem").first).to_contain_text("gen 1 · rank 16 · 2.1 MB · device")
     expect(shelf).to_contain_text("12 of 256 blocks")
     expect(shelf).to_contain_text("6.3 MB")
-    script.adapters = [adapter("sql", generation=2, requests=4), adapter("verse", tier="host")]
+    script.adapters = [adapter("sql", generation=2, in_flight=4), adapter("verse", tier="host")]
     expect(shelf.get_by_role("listitem")).to_have_count(2)
     expect(shelf.get_by_role("listitem").first).to_contain_text("gen 2")
     expect(shelf.get_by_role("listitem").first).to_contain_text("4 in flight")

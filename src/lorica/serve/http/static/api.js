@@ -16,19 +16,17 @@ export const key = {
   forget: () => sessionStorage.removeItem(KEY),
 };
 
-/** { base: id, adapters: [id] } */
+/** { base: id, adapters: [id] }; no base where an adapter is merged into it. */
 export async function models() {
   const { data } = await json("/v1/models");
   const base = data.find((model) => !model.parent);
   return { base: base?.id ?? "", adapters: data.filter((model) => model.parent).map((model) => model.id) };
 }
 
-export const adapters = async () => {
-  const found = await json("/v1/adapters");
-  return found.data ?? found.adapters ?? found;
-};
+export const adapters = async () => (await json("/v1/adapters")).data;
 
-export const stats = () => json("/v1/stats");
+/** Of the engine; a server of encoders has none. */
+export const stats = async () => (await json("/v1/stats")).engine;
 
 /** What is written to a prompt: yields { text, usage }, either of which may be missing. */
 export async function* written(kind, body, signal) {

@@ -46,9 +46,9 @@ async function offer() {
   const found = await api.models();
   base = found.base;
   at("base-name").textContent = base;
-  const names = [base, ...found.adapters];
-  fill(at("first"), names, at("first").value || recalled("first") || names[1] || base);
-  fill(at("second"), [NONE, ...names], at("second").dataset.filled ? at("second").value : recalled("second") ?? names[2] ?? base);
+  const names = base ? [base, ...found.adapters] : found.adapters;
+  fill(at("first"), names, at("first").value || recalled("first") || names[1] || names[0]);
+  fill(at("second"), [NONE, ...names], at("second").dataset.filled ? at("second").value : recalled("second") ?? names[2] ?? names[0]);
   at("second").dataset.filled = "yes";
   arrange();
 }
@@ -56,7 +56,7 @@ async function offer() {
 function fill(select, names, chosen) {
   const label = (name) => (name === NONE ? "none" : name === base ? `${name} (base)` : name);
   select.replaceChildren(...names.map((name) => new Option(label(name), name)));
-  select.value = names.includes(chosen) ? chosen : base;
+  select.value = names.includes(chosen) ? chosen : (base || names[0]);
 }
 
 /** A card for each answer that is chosen, the blend between the two last. */

@@ -33,7 +33,7 @@ export class Figures {
       at("figures-error").textContent = "";
       this.rate(stats);
       load(stats);
-      memory(stats, adapters);
+      memory(stats);
       shelf(adapters);
       this.compare(adapters);
     } catch (error) {
@@ -46,7 +46,7 @@ export class Figures {
 
   /** Tokens written since the last reading, by the seconds between. */
   rate(stats) {
-    const now = { at: performance.now(), tokens: stats.tokens_written };
+    const now = { at: performance.now(), tokens: stats.written ?? 0 };
     const { before } = this;
     this.before = now;
     if (!before || now.tokens < before.tokens) return;
@@ -57,7 +57,7 @@ export class Figures {
   }
 
   compare(adapters) {
-    const names = adapters.filter(ready).map((each) => each.name).join(" ");
+    const names = adapters.filter(ready).map((each) => each.id).join(" ");
     if (this.names && names !== this.names) this.told();
     this.names = names;
   }
@@ -71,12 +71,15 @@ function load(stats) {
   facts(at("load"), { running: count(stats.running), waiting: count(stats.waiting) });
 }
 
-function memory(stats, adapters) {
-  const { blocks_used: used = 0, blocks_free: free = 0 } = stats;
-  const held = stats.adapter_bytes ?? adapters.reduce((sum, each) => sum + (each.bytes ?? 0), 0);
-  const rows = [["Adapters", size(held)], ["Cache", `${count(used)} of ${count(used + free)} blocks`, used, used + free]];
-  if (stats.memory_bytes) rows.unshift(["Process", size(stats.memory_bytes)]);
-  if (stats.tokens_reused) rows.push(["Reused", `${count(stats.tokens_reused)} tokens of prompts`]);
+function memory(stats) {
+  const { blocks_used: used = 0, blocks_kept: kept = 0, blocks_free: free = 0 } = stats;
+  const most = used + kept + free;
+  const rows = [
+    ["Adapters", size(stats.resident_bytes ?? 0)],
+    ["Cache in use", `${count(used)} of ${count(most)} blocks`, used, most],
+    ["Kept for reuse", `${count(kept)} blocks`],
+    ["Reused so far", `${count(stats.reused)} tokens`],
+  ];
   const place = at("memory");
   while (place.children.length > rows.length) place.lastElementChild.remove();
   rows.forEach((row, number) => held_in(place, number, row));
@@ -101,8 +104,8 @@ function shelf(adapters) {
   adapters.forEach((adapter, number) => {
     const line = place.children[number] ?? place.appendChild(at("shelved").content.firstElementChild.cloneNode(true));
     line.dataset.state = adapter.state;
-    const flight = adapter.requests ?? adapter.in_flight ?? 0;
-    say(line.querySelector("code"), adapter.name);
+    const flight = adapter.in_flight;
+    say(line.querySelector("code"), adapter.id);
     say(line.querySelector(".state"), flight ? `${count(flight)} in flight` : adapter.state);
     say(line.querySelector(".about"), about(adapter));
   });
