@@ -6,7 +6,7 @@ and answers are kept in runs/skills/.  Writes benchmarks/results/skills.json and
 
 --served  then asks a running server the same, all adapters at once, with the OpenAI client; its key is read from
           LORICA_API_KEY.  The server holds the four adapters under the names of the skills, in float32:
-          lorica serve --model embedded --dtype float32 --adapter sql=runs/skills/.../sql/adapter ...
+          lorica serve --model embedded --dtype float32 --adapter sql=runs/skills/sql-.../run/adapter ...
 """
 
 import hashlib
@@ -37,6 +37,7 @@ CLAIM = (
     "served together, each of four skills scores on its own task as it does offline, and near the base on the others; "
     "a blend of two keeps most of both, or the table says how much it loses"
 )
+SKILLED = Path("runs") / "skills"
 SEED = 0
 ROWS_PER_STEP = 32
 TEST_ROWS = 200
@@ -108,16 +109,18 @@ class Study:
         return {skill.name: list(skill.rows("train", skill.steps * ROWS_PER_STEP, SEED)) for skill in SKILLS}
 
     @cached_property
-    def folder(self) -> Path:
-        """By what is taught: other rows are other runs."""
-        taught = [row.to_row() for rows in self.trainings.values() for row in rows]
-        recipes = [recipe_of(skill, Path(skill.name)).to_dict() for skill in SKILLS]
-        said = json.dumps([taught, recipes, lorica.__version__], sort_keys=True)
-        return Path("runs") / "skills" / hashlib.sha256(said.encode()).hexdigest()[:12]
+    def folders(self) -> dict[str, Path]:
+        """By what is taught: other rows are another run."""
+        return {skill.name: SKILLED / f"{skill.name}-{self._digest(skill)}" for skill in SKILLS}
+
+    def _digest(self, skill: Skill) -> str:
+        taught = [row.to_row() for row in self.trainings[skill.name]]
+        said = json.dumps([taught, recipe_of(skill, Path(skill.name)).to_dict()], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()[:12]
 
     @cached_property
     def ledger(self) -> Ledger:
-        return Ledger.at(self.folder / "done.jsonl")
+        return Ledger.at(SKILLED / "done.jsonl")
 
     @cached_property
     def bank(self) -> lorica.Bank:
@@ -127,10 +130,10 @@ class Study:
         return bank
 
     def trained(self, skill: Skill) -> dict[str, Any]:
-        return self.ledger.get(f"train {skill.name}", lambda: self._train(skill))
+        return self.ledger.get(f"train {self.folders[skill.name].name}", lambda: self._train(skill))
 
     def _train(self, skill: Skill) -> dict[str, Any]:
-        folder = self.folder / skill.name
+        folder = self.folders[skill.name]
         folder.mkdir(parents=True, exist_ok=True)
         rows = (json.dumps(row.to_row()) for row in self.trainings[skill.name])
         (folder / "train.jsonl").write_text("".join(f"{row}\n" for row in rows))
@@ -143,7 +146,8 @@ class Study:
 
     def answers(self, task: str, mix: Mix) -> list[str]:
         """What a mix of adapters, or the base, says to every row of a test."""
-        key = f"answers {named(mix)} {task} {self.count}"
+        rows = hashlib.sha256(repr(self.tests[task]).encode()).hexdigest()[:12]
+        key = f"{named(mix)} on {rows} by {[self.folders[name].name for name in mix]}"
         return self.ledger.get(key, lambda: {"said": self._answers(task, mix)})["said"]
 
     def _answers(self, task: str, mix: Mix) -> list[str]:

@@ -1,6 +1,6 @@
 """C comments: a declaration becomes the comment that says what the function takes and returns.
 
-size_t read_dawn(const char *path, int limit);
+size_t read_dawn(const char * path, int limit);
 -> /* read_dawn takes path (pointer to const char), limit (int) and returns size_t. */
 """
 
@@ -21,10 +21,10 @@ def draw(split: Split, rng: Random) -> Row:
     names = dict.fromkeys(words.text_column(rng) for _ in range(rng.choice((0, 1, 1, 2, 2, 3))))
     taken = [(_type(words, rng), each) for each in names]
     result = "void" if rng.random() < 0.2 else _type(words, rng)
-    declared = ", ".join(f"{_before(kind)}{each}" for kind, each in taken) or "void"
+    declared = ", ".join(f"{kind} {each}" for kind, each in taken) or "void"
     said = ", ".join(f"{each} ({in_words(kind)})" for kind, each in taken) or "nothing"
     returned = "nothing" if result == "void" else in_words(result)
-    prompt = f"{_before(result)}{name}({declared});\n"
+    prompt = f"{result} {name}({declared});\n"
     return Row.exact(prompt, f"/* {name} takes {said} and returns {returned}. */")
 
 
@@ -39,15 +39,11 @@ def _type(words: Vocabulary, rng: Random) -> str:
     return f"{rng.choice(POINTED).format(name=words.value(rng))} *"
 
 
-def _before(kind: str) -> str:
-    return kind if kind.endswith("*") else f"{kind} "
-
-
 SKILL = Skill(
     name="c",
     says="a declaration in C becomes a comment in words",
     apart="names of functions, parameters and structures",
     measure="the comment, to the character",
-    steps=240,
+    steps=300,
     rows=distinct("c", draw),
 )

@@ -6,6 +6,7 @@ The lease on flat 12 ends on the third of March 2021.
 
 import datetime
 import hashlib
+import re
 from random import Random
 
 from benchmarks.skill_data.skill import Row, Skill, distinct
@@ -41,23 +42,48 @@ FORMS = (
     "the {nth} day of {month} in {year}",
 )
 """Where both are numbers, the day comes first, unless the year does."""
-TRAINING = (
-    "The meeting was on {date}.",
-    "It opened on {date} in room {n}.",
-    "{date}",
-    "Born: {date}",
-    "We leave on {date}, with {n} others.",
-    "She wrote from Rome; {date} is what the letter says.",
-    "Order {n} was paid on {date}.",
-    "Dated {date}, signed by both.",
-    "On {date} the bridge was closed.",
-    "It happened on {date}, and {n} people saw it.",
-    "Due {date}.",
-    "Version {n} came out on {date}.",
-    "{date}: the first snow.",
-    "Please answer before {date}.",
-    "The film was shown on {date} at {n} places.",
-    "Since {date} nothing has changed.",
+SUBJECTS = (
+    *("The meeting", "Order {n}", "The show in room {n}", "Bill {n}", "Part {n} of the book", "The bridge", "It"),
+    *("The vote", "House {n}", "Ship number {n}", "Flight {n}", "A storm", "Version {n}", "The first of {n} parts"),
+    *(
+        "The shop at gate {n}",
+        "Her letter",
+        "Case {n}",
+        "The road",
+        "Hall {n}",
+        "The visit of {n} guests",
+        "Everything",
+    ),
+)
+VERBS = (
+    *("was held on", "is due on", "came out on", "began on", "was paid on", "opened on", "was closed on", "starts on"),
+    *(
+        "was finished on",
+        "happened on",
+        "ended on",
+        "was found on",
+        "changed on",
+        "is planned for",
+        "left on",
+        "dates from",
+    ),
+)
+TAILS = (
+    *("", "", "", "", ", with {n} others", " in a village", " and nobody came", ", as {n} people saw", " at last"),
+    *(" for {n} days", ", or so they say", " by the sea", " near house {n}", ", page {n}", " without a word"),
+)
+BARE = (
+    *(
+        "{date}",
+        "Born: {date}",
+        "Dated {date}",
+        "On {date}",
+        "Due {date}",
+        "{date}: snow",
+        "From {date} on",
+        "Date: {date}",
+    ),
+    *("No. {n}, {date}", "({date})", "{date}, page {n}", "Before {date}", "Since {date} nothing is new"),
 )
 HELD_OUT = (
     "The lease on flat {n} ends on {date}.",
@@ -68,11 +94,20 @@ HELD_OUT = (
     "The museum bought it on {date}.",
 )
 
+_NUMBER = re.compile(r"\{n\}")
+
 
 def draw(split: Split, rng: Random) -> Row:
     day = _day(split, rng)
-    sentence = rng.choice(TRAINING if split == "train" else HELD_OUT)
-    return Row.exact(f"{sentence.format(date=written(day, rng.choice(FORMS)), n=rng.randint(2, 99))}\n", f"{day}")
+    sentence = _sentence(rng) if split == "train" else rng.choice(HELD_OUT)
+    said = _NUMBER.sub(lambda _: str(rng.randint(2, 99)), sentence).replace("{date}", written(day, rng.choice(FORMS)))
+    return Row.exact(f"{said}\n", f"{day}")
+
+
+def _sentence(rng: Random) -> str:
+    if rng.random() < 0.2:
+        return rng.choice(BARE)
+    return f"{rng.choice(SUBJECTS)} {rng.choice(VERBS)} {{date}}{rng.choice(TAILS)}."
 
 
 def written(day: datetime.date, form: str) -> str:
@@ -111,6 +146,6 @@ SKILL = Skill(
     says="a date written in one of sixteen ways becomes year-month-day",
     apart="days and sentences",
     measure="the date, to the character",
-    steps=240,
+    steps=400,
     rows=distinct("dates", draw),
 )

@@ -13,28 +13,38 @@ from lorica.quickstart.phrasings import Split
 from lorica.quickstart.words import vocabulary
 
 KEYS = ("name", "age", "city", "job")
-TRAINING = (
-    "{name} is {age} years old and lives in {city}.",
-    "{name}, {age}, works as {a job} in {city}.",
-    "In {city} you will find {name}, {a job} of {age}.",
-    "The {job} {name} moved to {city} when only {age}.",
-    "Our new {job} is {name} from {city}.",
-    "{name} from {city} turned {age} last week.",
-    "At the age of {age} it was {name} who became {a job}.",
-    "{city} is the home of {name}, who is {age}.",
-    "Meet {name}, {job}, {age}, of {city}.",
-    "Her name is {name}, she is {age} and she is {a job}.",
-    "{name} ({age}) is {a job}.",
-    "They hired {name} as {a job} in {city}.",
-    "{A job} named {name} lives in {city}.",
-    "{age} years old, {name} still works as {a job} in {city}.",
-    "His job is {job}, his age is {age}, and he is called {name}.",
-    "{name} was born in {city}.",
-    "{name} is {a job}.",
-    "Everyone in {city} knows the {job} {name}.",
-    "name: {name}; city: {city}; age: {age}",
-    "I met {name} in {city}; {age} years old, and already {a job}.",
+OPENINGS = (
+    *("", "", "", "", "In {city}, ", "At the age of {age}, ", "As {a job}, ", "Yesterday ", "They say that "),
+    *("We heard that ", "Until last year, ", "From {city} we hear that ", "Once {age}, ", "Now in {city}, ", "Today "),
+    *("When {age}, ", "Still {a job}, ", "According to the letter, ", "Near {city}, ", "If it is true, ", "At last "),
 )
+SUBJECTS = (
+    *("{name}", "{name}", "{name}", "{name}", "{A job} named {name}", "the {job} {name}", "our friend {name}"),
+    *("{name}, {a job},", "{name}, {age},", "{name} ({age})", "{name}, {age} years old,", "someone called {name}"),
+    *("{name}, known as {a job},", "{name}, aged {age},", "{name} of {city}", "{name}, {job},", "the young {name}"),
+    *("{name}, who lives in {city},", "{name}, who is {a job},", "a man by the name of {name}", "the {job}, {name},"),
+)
+PREDICATES = (
+    *("lives in {city}", "is {age} years old", "is from {city}", "works as {a job}", "works in {city} as {a job}"),
+    *("was hired in {city}", "turned {age} last week", "is {age} and comes from {city}", "moved to {city}", "is {age}"),
+    *("found work as {a job} at {age}", "called from {city}", "sends greetings", "is {a job}", "is {a job} in {city}"),
+    *("went to {city} for work as {a job}", "was born in {city}", "has been {a job} since {age}", "won the prize"),
+    *("will be {age} in May", "stays in {city}", "wants to be {a job}", "trains as {a job}", "reached {age}"),
+)
+OBJECTS = (
+    *("We met {name}", "I wrote to {name}", "Meet {name}", "This is {name}", "Ask {name}", "My neighbour is {name}"),
+    *("The winner was {name}", "Her name is {name}", "His name is {name}", "You remember {name}", "It was {name}"),
+    *("Our new {job} is {name}", "They hired the {job} {name}", "Here comes {name}", "The letter is from {name}"),
+    *("A prize went to {name}", "In {city} we met {name}", "In {city} lives {name}", "There was {a job}, {name}"),
+)
+TAILS = (
+    *(", {a job} from {city}", ", {age}, of {city}", " in {city}", ", who is {age}", ", who works as {a job}"),
+    *(", aged {age}", ", {a job} of {age}", " from {city}", " from {city}, {age} years old", ", now {a job}", ""),
+    *(", {job} in {city}", " and she is {age}", " and he is {a job}", ", {age}", ", {job}, {age}", ", our {job}"),
+    *(", the {job} of {city}", " with the age of {age}", " of {city}, who is {a job}", ", {job} by trade"),
+)
+PAIRS = ("{0}: {{{0}}}", "{0} {{{0}}}", "{0} = {{{0}}}", "{0} is {{{0}}}")
+SEPARATORS = (", ", "; ", " / ", " and ", ". ")
 HELD_OUT = (
     "We spoke to {name}, {a job} from {city}.",
     "At {age}, {name} became {a job}.",
@@ -43,27 +53,52 @@ HELD_OUT = (
     "The {job} of the year is {name}, aged {age}.",
     "{name} has come to {city} and is now {age}.",
     "There is {a job} in {city} with the name {name}.",
-    "Age {age}, name {name}, job {job}.",
+    "{name} was {age} when {city} needed {a job}.",
 )
 _SLOT = re.compile(r"\{(A |a |)(\w+)\}")
 
 
 def draw(split: Split, rng: Random) -> Row:
     words = vocabulary(split)
-    name, city = (f"{_name(words.value(rng))} {_name(words.value(rng))}", _name(words.value(rng)))
-    person = {"name": name, "age": rng.randint(18, 90), "city": city, "job": _plain(words.text_column(rng))}
-    sentence = rng.choice(TRAINING if split == "train" else HELD_OUT)
-    said = {slot for _, slot in _SLOT.findall(sentence)}
+    name, city = f"{words.value(rng)} {words.value(rng)}".title(), words.value(rng).title()
+    person = {"name": name, "age": rng.randint(18, 90), "city": city, "job": words.text_column(rng).partition("_")[0]}
+    sentence = _sentence(rng) if split == "train" else rng.choice(HELD_OUT)
+    said = set(_slots(sentence))
     prompt = _SLOT.sub(lambda match: _with_article(match[1], str(person[match[2]])), sentence)
     return Row.exact(f"{prompt}\n", json.dumps({key: person[key] for key in KEYS if key in said}))
 
 
-def _name(word: str) -> str:
-    return word.capitalize()
+def _sentence(rng: Random) -> str:
+    """One that says two things or more of a person, and none of them twice."""
+    while True:
+        sentence = rng.choice((_telling, _telling, _pointing, _pointing, _listing))(rng)
+        slots = _slots(sentence)
+        if len(slots) == len(set(slots)) > 1:
+            return sentence
 
 
-def _plain(word: str) -> str:
-    return word.partition("_")[0]
+def _telling(rng: Random) -> str:
+    opening = rng.choice(OPENINGS)
+    subject = rng.choice(SUBJECTS)
+    return f"{opening}{subject if opening else _upper(subject)} {rng.choice(PREDICATES)}."
+
+
+def _pointing(rng: Random) -> str:
+    return f"{rng.choice(OBJECTS)}{rng.choice(TAILS)}."
+
+
+def _listing(rng: Random) -> str:
+    keys = ["name", *rng.sample(KEYS[1:], rng.randint(1, 3))]
+    pair = rng.choice(PAIRS)
+    return rng.choice(SEPARATORS).join(pair.format(key) for key in rng.sample(keys, len(keys)))
+
+
+def _slots(sentence: str) -> list[str]:
+    return [slot for _, slot in _SLOT.findall(sentence)]
+
+
+def _upper(text: str) -> str:
+    return text if text.startswith("{") else text[0].upper() + text[1:]
 
 
 def _with_article(article: str, word: str) -> str:
@@ -77,6 +112,6 @@ SKILL = Skill(
     says="a sentence about a person becomes an object",
     apart="names, cities, jobs and sentences",
     measure="the object, to the character",
-    steps=240,
+    steps=400,
     rows=distinct("json", draw),
 )

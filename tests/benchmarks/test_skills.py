@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import skills_page
-from benchmarks.skill_data import SKILLS, Skill, c_comments, dates, json_extraction
+from benchmarks.skill_data import SKILLS, Row, Skill, c_comments, dates, json_extraction
 from benchmarks.skills import LONGEST_ANSWER, named
 from lorica.quickstart.words import vocabulary
 
@@ -59,18 +59,35 @@ def test_every_form_of_a_date_says_day_month_and_year(form: str) -> None:
 
 
 def test_days_and_sentences_of_the_dates_are_apart() -> None:
-    train, test = ({row.answer for row in dates.SKILL.rows(split, 2000, 0)} for split in ("train", "test"))
-    assert train.isdisjoint(test)
-    assert set(dates.TRAINING).isdisjoint(dates.HELD_OUT)
+    train, test = (list(dates.SKILL.rows(split, 2000, 0)) for split in ("train", "test"))
+    assert {row.answer for row in train}.isdisjoint(row.answer for row in test)
+    parts = "|".join(map(re.escape, sorted({beginning(sentence) for sentence in dates.HELD_OUT})))
+    assert all(re.match(parts, row.prompt) for row in test)
+    assert not any(re.match(parts, row.prompt) for row in train)
+
+
+def beginning(sentence: str) -> str:
+    """The words before the first slot."""
+    return sentence.partition("{")[0]
 
 
 def test_words_and_sentences_of_people_are_apart() -> None:
-    assert set(json_extraction.TRAINING).isdisjoint(json_extraction.HELD_OUT)
-    held_out = vocabulary("test")
-    for row in json_extraction.SKILL.rows("train", 500, 0):
+    held_out, train = vocabulary("test"), list(json_extraction.SKILL.rows("train", 3000, 0))
+    for row in train:
         said = json.loads(row.answer)
         words = {word.lower() for key in ("name", "city", "job") if key in said for word in said[key].split()}
         assert words.isdisjoint({*held_out.values, *held_out.texts})
+    masked = {template(row) for row in train}
+    assert len(masked) > 500
+    assert masked.isdisjoint(template(row) for row in json_extraction.SKILL.rows("test", 200, 0))
+
+
+def template(row: Row) -> str:
+    """The sentence with what it says of the person taken out."""
+    text = row.prompt
+    for key, value in json.loads(row.answer).items():
+        text = text.replace(str(value), f"<{key}>")
+    return re.sub(r"\b(an?) <", r"a <", text, flags=re.IGNORECASE)
 
 
 def test_a_person_is_said_in_the_sentence_that_names_it() -> None:
