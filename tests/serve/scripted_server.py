@@ -45,6 +45,8 @@ class Script:
     """Seconds before each token."""
     held_after: int = 3
     """Tokens of each stream before the gate."""
+    broken_after: int | None = None
+    """Tokens after which every stream breaks off."""
     gate: threading.Event = field(default_factory=threading.Event)
     refusal: tuple[int, str] | None = None
     """Status and message of every answer to a prompt, where there is one."""
@@ -120,6 +122,8 @@ class Handler(BaseHTTPRequestHandler):
         script, tokens = self.server.script, self.server.script.tokens(body)
         for number, token in enumerate(tokens):
             self.server.closing.wait(script.pause)
+            if number == script.broken_after:
+                return
             if number >= script.held_after:
                 yield from self.waiting()
             script.written += 1

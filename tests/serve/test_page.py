@@ -49,14 +49,16 @@ def server(script: Script) -> Iterator[ScriptedServer]:
 
 
 @pytest.fixture
-def page(browser: Any, server: ScriptedServer) -> Iterator[Any]:
+def page(browser: Any, server: ScriptedServer, script: Script) -> Iterator[Any]:
     """A page before the key is typed.  Whatever a test does: nothing leaves the origin, nothing is complained of."""
     context = browser.new_context()
     opened = context.new_page()
     opened.set_default_timeout(SOON)
     outside: list[str] = []
     complaints: list[str] = []
+    failed: list[str] = []
     opened.on("request", lambda sent: outside.append(sent.url) if not sent.url.startswith(server.url) else None)
+    opened.on("requestfailed", lambda sent: failed.append(sent.url))
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     opened.on("console", lambda said: complaints.append(said.text) if unexpected(said) else None)
     opened.goto(server.url)
@@ -64,6 +66,7 @@ def page(browser: Any, server: ScriptedServer) -> Iterator[Any]:
     context.close()
     assert outside == []
     assert complaints == []
+    assert failed == [] or script.gone or script.key != KEY
 
 
 def unexpected(said: Any) -> bool:
@@ -223,6 +226,15 @@ def test_what_the_server_refuses_is_said_in_the_answer_it_refused(page: Any, scr
     ask(page)
     expect(text_of(page, "first")).to_contain_text("7")
     expect(card(page, "first").locator(".error")).to_be_hidden()
+
+
+def test_an_answer_that_breaks_off_is_not_shown_as_whole(page: Any, script: Script) -> None:
+    enter(page)
+    script.broken_after = 3
+    ask(page)
+    expect(card(page, "first").get_by_role("alert")).to_contain_text("broke before the answer was whole")
+    expect(text_of(page, "first")).to_have_text("[sql] 0 1")
+    expect(text_of(page, "first")).to_have_attribute("aria-busy", "false")
 
 
 @pytest.mark.parametrize("way", ["Stop", "Escape"])

@@ -1,6 +1,7 @@
 // The server's routes: the key, plain requests, and answers as they are written.
 
 const KEY = "lorica.key";
+const BROKEN = "The connection broke before the answer was whole.";
 
 /** What a request was refused with. `status` 0: the server was not reached. */
 export class Refused extends Error {
@@ -28,17 +29,22 @@ export const adapters = async () => (await json("/v1/adapters")).data;
 /** Of the engine; a server of encoders has none. */
 export const stats = async () => (await json("/v1/stats")).engine;
 
-/** What is written to a prompt: yields { text, usage }, either of which may be missing. */
+/** What is written to a prompt: yields { text, usage }.  Read to the end, so that the server sees no one leave. */
 export async function* written(kind, body, signal) {
   const path = kind === "chat" ? "/v1/chat/completions" : "/v1/completions";
   const response = await send(path, { method: "POST", body: JSON.stringify(body), signal });
+  let whole = false;
   for await (const data of events(response.body)) {
-    if (data === "[DONE]") return;
+    if (data === "[DONE]") {
+      whole = true;
+      continue;
+    }
     const chunk = JSON.parse(data);
     if (chunk.error) throw new Refused(500, chunk.error.message);
     const [choice] = chunk.choices ?? [];
-    yield { text: choice?.text ?? choice?.delta?.content ?? "", usage: chunk.usage, reason: choice?.finish_reason };
+    yield { text: choice?.text ?? choice?.delta?.content ?? "", usage: chunk.usage };
   }
+  if (!whole) throw new Refused(0, BROKEN);
 }
 
 /** The data of server-sent events; an event ends at an empty line. */
@@ -47,7 +53,7 @@ async function* events(stream) {
   let rest = "";
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await reader.read().catch(broken);
       if (done) return;
       const parts = (rest + value).split(/\r?\n\r?\n/);
       rest = parts.pop();
@@ -59,6 +65,10 @@ async function* events(stream) {
   } finally {
     reader.cancel().catch(() => undefined);
   }
+}
+
+function broken(error) {
+  throw error.name === "AbortError" ? error : new Refused(0, BROKEN);
 }
 
 async function json(path) {
