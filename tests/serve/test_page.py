@@ -1,39 +1,22 @@
 """The page at /, in a real browser: what is typed once is answered by two adapters side by side, and by their blend."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import page_browser
 import pytest
+from page_browser import ask, card, expect, needs_chromium, opened, text_of, visited
 from scripted_server import BASE, KEY, STATIC, Script, ScriptedServer, adapter, scripted
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-SOON = 5_000
-"""Milliseconds that a page may take for what it does at once."""
-
-sync_api = pytest.importorskip(
-    "playwright.sync_api", reason="the page is tested with playwright: pip install playwright"
-)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the page is tested in chromium, which is not on the path")
-expect = sync_api.expect
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
+    with opened() as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -50,47 +33,17 @@ def server(script: Script) -> Iterator[ScriptedServer]:
 
 @pytest.fixture
 def page(browser: Any, server: ScriptedServer, script: Script) -> Iterator[Any]:
-    """A page before the key is typed.  Whatever a test does: nothing leaves the origin, nothing is complained of."""
-    context = browser.new_context()
-    opened = context.new_page()
-    opened.set_default_timeout(SOON)
-    outside: list[str] = []
-    complaints: list[str] = []
-    failed: list[str] = []
-    opened.on("request", lambda sent: outside.append(sent.url) if not sent.url.startswith(server.url) else None)
-    opened.on("requestfailed", lambda sent: failed.append(sent.url))
-    opened.on("pageerror", lambda error: complaints.append(str(error)))
-    opened.on("console", lambda said: complaints.append(said.text) if unexpected(said) else None)
-    opened.goto(server.url)
-    yield opened
-    context.close()
-    assert outside == []
-    assert complaints == []
-    assert failed == [] or script.gone or script.key != KEY
-
-
-def unexpected(said: Any) -> bool:
-    """Chromium itself logs every answer of 4xx and 5xx; the page says those where they belong."""
-    refused = re.match(r"Failed to load resource: the server responded with a status of (401|429)", said.text)
-    return said.type in {"error", "warning"} and not refused
+    """A page before the key is typed.  Whatever a test does: nothing leaves the origin, nothing is complained of, and
+    nothing fails but what was stopped."""
+    with visited(browser, server.url) as (page, seen):
+        yield page
+    assert seen.outside == []
+    assert seen.complaints == []
+    assert seen.failed == [] or script.gone or script.key != KEY
 
 
 def enter(page: Any, key: str = KEY) -> None:
-    page.get_by_label("API key").fill(key)
-    page.get_by_role("button", name="Open").click()
-
-
-def card(page: Any, tone: str) -> Any:
-    return page.locator(f".answer[data-tone={tone}]")
-
-
-def text_of(page: Any, tone: str) -> Any:
-    return card(page, tone).locator(".text")
-
-
-def ask(page: Any, prompt: str = "how deep is it?") -> None:
-    page.get_by_label("Prompt", exact=True).fill(prompt)
-    page.get_by_role("button", name="Ask").click()
+    page_browser.enter(page, key)
 
 
 def test_two_answers_stream_side_by_side(page: Any, script: Script) -> None:
