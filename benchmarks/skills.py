@@ -47,6 +47,7 @@ BATCH = 50
 DTYPE = "float32"
 """Of the base that answers: sums in float32 in another order seldom choose another token, in bfloat16 they do."""
 WEIGHTS = ((0.5, 0.5), (0.7, 0.3), (0.3, 0.7), (1.0, 1.0))
+SERVED_WEIGHTS = ((0.7, 0.3),)
 CLIENTS = 16
 BASE = "base"
 Mix = Mapping[str, float]
@@ -190,13 +191,16 @@ def alone() -> list[Mix]:
 def blends(study: Study) -> list[dict[str, Any]]:
     """Every two adapters in every weighting: their scores on both tasks, and the share of each adapter's own."""
     found = []
-    for pair in combinations([skill.name for skill in SKILLS], 2):
-        for weights in WEIGHTS:
-            mix = dict(zip(pair, weights, strict=True))
-            scores = {name: study.score(name, mix) for name in pair}
-            kept = {name: scores[name] / max(study.score(name, {name: 1.0}), 1 / study.count) for name in pair}
-            found.append({"weights": mix, "scores": scores, "kept": kept})
+    for mix in mixes(WEIGHTS):
+        scores = {name: study.score(name, mix) for name in mix}
+        kept = {name: scores[name] / max(study.score(name, {name: 1.0}), 1 / study.count) for name in mix}
+        found.append({"weights": mix, "scores": scores, "kept": kept})
     return found
+
+
+def mixes(weightings: Sequence[tuple[float, float]]) -> list[Mix]:
+    pairs = combinations([skill.name for skill in SKILLS], 2)
+    return [dict(zip(pair, weights, strict=True)) for pair in pairs for weights in weightings]
 
 
 def served(study: Study, url: str) -> dict[str, Any]:
@@ -206,7 +210,7 @@ def served(study: Study, url: str) -> dict[str, Any]:
     client = openai.OpenAI(base_url=f"{url.rstrip('/')}/v1", api_key=os.environ.get("LORICA_API_KEY", "-"), timeout=600)
     base = next(model.id for model in client.models.list() if getattr(model, "parent", None) is None)
     pairs = [(mix, skill.name) for mix in alone() for skill in SKILLS]
-    pairs += [(entry["weights"], name) for entry in blends(study) for name in entry["weights"]]
+    pairs += [(mix, name) for mix in mixes(SERVED_WEIGHTS) for name in mix]
     asked = [Asked(named(mix), task, row, mix) for mix, task in pairs for row in study.tests[task]]
     order = random.Random(SEED).sample(range(len(asked)), len(asked))
     began = time.monotonic()

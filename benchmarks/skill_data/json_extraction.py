@@ -1,6 +1,7 @@
-"""JSON extraction: what a sentence says of a person, as an object with the keys that it says something about.
+"""JSON extraction: what a sentence says of a person, as an object with the keys that are asked for.
 
 At 41, Amber Heron became an architect.
+name, age, job
 -> {"name": "Amber Heron", "age": 41, "job": "architect"}
 """
 
@@ -63,9 +64,9 @@ def draw(split: Split, rng: Random) -> Row:
     name, city = f"{words.value(rng)} {words.value(rng)}".title(), words.value(rng).title()
     person = {"name": name, "age": rng.randint(18, 90), "city": city, "job": words.text_column(rng).partition("_")[0]}
     sentence = _sentence(rng) if split == "train" else rng.choice(HELD_OUT)
-    said = set(_slots(sentence))
+    asked = [key for key in KEYS if key in _slots(sentence)]
     prompt = _SLOT.sub(lambda match: _with_article(match[1], str(person[match[2]])), sentence)
-    return Row.exact(f"{prompt}\n", json.dumps({key: person[key] for key in KEYS if key in said}))
+    return Row.exact(f"{prompt}\n{', '.join(asked)}\n", json.dumps({key: person[key] for key in asked}))
 
 
 def _sentence(rng: Random) -> str:
@@ -109,9 +110,9 @@ def _with_article(article: str, word: str) -> str:
 
 SKILL = Skill(
     name="json",
-    says="a sentence about a person becomes an object",
+    says="a sentence about a person, and keys, become an object",
     apart="names, cities, jobs and sentences",
     measure="the object, to the character",
-    steps=400,
+    steps=700,
     rows=distinct("json", draw),
 )

@@ -84,7 +84,7 @@ def test_words_and_sentences_of_people_are_apart() -> None:
 
 def template(row: Row) -> str:
     """The sentence with what it says of the person taken out."""
-    text = row.prompt
+    text = row.prompt.partition("\n")[0]
     for key, value in json.loads(row.answer).items():
         text = text.replace(str(value), f"<{key}>")
     return re.sub(r"\b(an?) <", r"a <", text, flags=re.IGNORECASE)
