@@ -343,6 +343,17 @@ CONTRASTS = """() => {
 }"""
 
 
+@pytest.mark.parametrize(("wanted", "animation"), [("no-preference", "blink"), ("reduce", "none")])
+def test_nothing_blinks_where_motion_is_not_wanted(page: Any, script: Script, wanted: str, animation: str) -> None:
+    page.emulate_media(reduced_motion=wanted)
+    script.gate.clear()
+    enter(page)
+    ask(page)
+    expect(text_of(page, "first")).to_have_text("[sql] 0 1")
+    cursor = "element => getComputedStyle(element, '::after').animationName"
+    assert text_of(page, "first").evaluate(cursor) == animation
+
+
 @pytest.mark.parametrize("width", [360, 390, 768, 1280])
 def test_nothing_is_cut_off_at_any_width(page: Any, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
