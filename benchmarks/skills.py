@@ -40,13 +40,13 @@ CLAIM = (
 SKILLED = Path("runs") / "skills"
 SEED = 0
 ROWS_PER_STEP = 32
-TEST_ROWS = 200
+TEST_ROWS = 120
 LONGEST_ANSWER = 96
 """Tokens; the longest right answer of a test has fewer than 80."""
-BATCH = 50
+BATCH = 60
 DTYPE = "float32"
 """Of the base that answers: sums in float32 in another order seldom choose another token, in bfloat16 they do."""
-WEIGHTS = ((0.5, 0.5), (0.7, 0.3), (0.3, 0.7), (1.0, 1.0))
+WEIGHTS = ((0.5, 0.5), (0.7, 0.3), (1.0, 1.0))
 SERVED_WEIGHTS = ((0.7, 0.3),)
 CLIENTS = 16
 BASE = "base"

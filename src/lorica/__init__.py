@@ -39,10 +39,12 @@ if TYPE_CHECKING:
         LoricaError,
         ModelError,
         NoRoomError,
+        QueueFullError,
         RecipeError,
         RequestError,
         RunError,
         TargetError,
+        UnknownAdapterError,
     )
     from lorica.methods import (
         IA3,
@@ -108,6 +110,7 @@ __all__ = [
     "Plan",
     "Prefix",
     "Prompt",
+    "QueueFullError",
     "Recipe",
     "RecipeError",
     "RequestError",
@@ -117,6 +120,7 @@ __all__ = [
     "TrainConfig",
     "TrainableTokens",
     "Trainer",
+    "UnknownAdapterError",
     "VeRA",
     "Verification",
     "add_tokens",
