@@ -7,14 +7,27 @@ name, age, job
 
 import json
 import re
+from functools import cache
 from random import Random
 
 from benchmarks.skill_data.skill import Row, Skill, distinct
 from lorica.quickstart.phrasings import Split
-from lorica.quickstart.words import vocabulary
+from lorica.quickstart.words import common_words, vocabulary
 
 KEYS = ("name", "age", "city", "job")
+UNKNOWN_PREDICATES = (
+    *("{word} in {city}", "{word} {a job}", "{word} from {city} as {a job}", "{word} and is {age}", "{word} at {age}"),
+    *("was {age} as {city} {word} {a job}", "{word} {a job} at {age}", "{word} {word} {city}", "{word} {city}"),
+    *("{word} to {city} and {word} {a job}", "was {age} if {city} {word} {a job}", "{word} {word} {a job} of {city}"),
+)
+UNKNOWN_OBJECTS = (
+    *("{Word} {word} {name}", "We {word} {name}", "We {word} to {name}", "The {job} of the {word} is {name}"),
+    *("The {word} {job} is {name}", "There {word} {a job} in {city}, {name}", "{Word} the {job} {word} {name}"),
+    *("They {word} {word} {name}", "The {job} on {word} was {name}", "In {city} the {word} {word} {name}"),
+)
+UNKNOWN_TAILS = ()
 OPENINGS = (
+    *("{Word} {word}, ", "{Word} {word} {word}, ", "{Word}, "),
     *("", "", "", "", "In {city}, ", "At the age of {age}, ", "As {a job}, ", "Yesterday ", "They say that "),
     *("We heard that ", "Until last year, ", "From {city} we hear that ", "Once {age}, ", "Now in {city}, ", "Today "),
     *("When {age}, ", "Still {a job}, ", "According to the letter, ", "Near {city}, ", "If it is true, ", "At last "),
@@ -26,6 +39,7 @@ SUBJECTS = (
     *("{name}, who lives in {city},", "{name}, who is {a job},", "a man by the name of {name}", "the {job}, {name},"),
 )
 PREDICATES = (
+    *UNKNOWN_PREDICATES * 2,
     *("lives in {city}", "is {age} years old", "is from {city}", "works as {a job}", "works in {city} as {a job}"),
     *("was hired in {city}", "turned {age} last week", "is {age} and comes from {city}", "moved to {city}", "is {age}"),
     *("found work as {a job} at {age}", "called from {city}", "sends greetings", "is {a job}", "is {a job} in {city}"),
@@ -33,12 +47,21 @@ PREDICATES = (
     *("will be {age} in May", "stays in {city}", "wants to be {a job}", "trains as {a job}", "reached {age}"),
 )
 OBJECTS = (
+    *UNKNOWN_OBJECTS * 2,
     *("We met {name}", "I wrote to {name}", "Meet {name}", "This is {name}", "Ask {name}", "My neighbour is {name}"),
     *("The winner was {name}", "Her name is {name}", "His name is {name}", "You remember {name}", "It was {name}"),
     *("Our new {job} is {name}", "They hired the {job} {name}", "Here comes {name}", "The letter is from {name}"),
     *("A prize went to {name}", "In {city} we met {name}", "In {city} lives {name}", "There was {a job}, {name}"),
 )
 TAILS = (
+    *UNKNOWN_TAILS * 2,
+    *(
+        " {word} {city}",
+        ", {a job} {word} {city}",
+        " {word} {word}, {age}",
+        " and {word} {city} at {age}",
+        " {word} {a job}",
+    ),
     *(", {a job} from {city}", ", {age}, of {city}", " in {city}", ", who is {age}", ", who works as {a job}"),
     *(", aged {age}", ", {a job} of {age}", " from {city}", " from {city}, {age} years old", ", now {a job}", ""),
     *(", {job} in {city}", " and she is {age}", " and he is {a job}", ", {age}", ", {job}, {age}", ", our {job}"),
@@ -56,7 +79,15 @@ HELD_OUT = (
     "There is {a job} in {city} with the name {name}.",
     "{name} was {age} when {city} needed {a job}.",
 )
+_WORD = re.compile(r"\{([Ww])ord\}")
 _SLOT = re.compile(r"\{(A |a |)(\w+)\}")
+
+
+@cache
+def fillers() -> tuple[str, ...]:
+    """Words that stand for any other in training, so that no word is known by what it is; none is of the test."""
+    taken = set(re.findall(r"[a-z]+", " ".join(HELD_OUT).lower()))
+    return tuple(word for word in common_words() if word not in taken)
 
 
 def draw(split: Split, rng: Random) -> Row:
@@ -75,7 +106,12 @@ def _sentence(rng: Random) -> str:
         sentence = rng.choice((_telling, _telling, _pointing, _pointing, _listing))(rng)
         slots = _slots(sentence)
         if len(slots) == len(set(slots)) > 1:
-            return sentence
+            return _WORD.sub(lambda match: _filler(match[1], rng), sentence)
+
+
+def _filler(letter: str, rng: Random) -> str:
+    word = rng.choice(fillers())
+    return word.capitalize() if letter == "W" else word
 
 
 def _telling(rng: Random) -> str:
@@ -95,7 +131,7 @@ def _listing(rng: Random) -> str:
 
 
 def _slots(sentence: str) -> list[str]:
-    return [slot for _, slot in _SLOT.findall(sentence)]
+    return [slot for _, slot in _SLOT.findall(sentence) if slot in KEYS]
 
 
 def _upper(text: str) -> str:
