@@ -15,6 +15,7 @@ from lorica.quickstart.phrasings import Split
 from lorica.quickstart.words import common_words, vocabulary
 
 KEYS = ("name", "age", "city", "job")
+# What a test sentence says in words that no sentence below has: `{word}` is any word of technical English.
 UNKNOWN_PREDICATES = (
     *("{word} in {city}", "{word} {a job}", "{word} from {city} as {a job}", "{word} and is {age}", "{word} at {age}"),
     *("was {age} as {city} {word} {a job}", "{word} {a job} at {age}", "{word} {word} {city}", "{word} {city}"),
@@ -25,7 +26,6 @@ UNKNOWN_OBJECTS = (
     *("The {word} {job} is {name}", "There {word} {a job} in {city}, {name}", "{Word} the {job} {word} {name}"),
     *("They {word} {word} {name}", "The {job} on {word} was {name}", "In {city} the {word} {word} {name}"),
 )
-UNKNOWN_TAILS = ()
 OPENINGS = (
     *("{Word} {word}, ", "{Word} {word} {word}, ", "{Word}, "),
     *("", "", "", "", "In {city}, ", "At the age of {age}, ", "As {a job}, ", "Yesterday ", "They say that "),
@@ -54,15 +54,9 @@ OBJECTS = (
     *("A prize went to {name}", "In {city} we met {name}", "In {city} lives {name}", "There was {a job}, {name}"),
 )
 TAILS = (
-    *UNKNOWN_TAILS * 2,
-    *(
-        " {word} {city}",
-        ", {a job} {word} {city}",
-        " {word} {word}, {age}",
-        " and {word} {city} at {age}",
-        " {word} {a job}",
-    ),
-    *(", {a job} from {city}", ", {age}, of {city}", " in {city}", ", who is {age}", ", who works as {a job}"),
+    *(" {word} {city}", ", {a job} {word} {city}", " {word} {word}, {age}", " and {word} {city} at {age}"),
+    *(" {word} {a job}", ", {a job} from {city}", ", {age}, of {city}", " in {city}", ", who is {age}"),
+    ", who works as {a job}",
     *(", aged {age}", ", {a job} of {age}", " from {city}", " from {city}, {age} years old", ", now {a job}", ""),
     *(", {job} in {city}", " and she is {age}", " and he is {a job}", ", {age}", ", {job}, {age}", ", our {job}"),
     *(", the {job} of {city}", " with the age of {age}", " of {city}, who is {a job}", ", {job} by trade"),
