@@ -160,13 +160,17 @@ def test_the_key_is_typed_once_and_stays_in_the_tab(page: Any, server: ScriptedS
     expect(page.get_by_label("API key")).to_be_visible()
 
 
-def test_a_key_that_stops_being_right_leads_back_to_the_door(page: Any, script: Script) -> None:
+@pytest.mark.parametrize("told", ["by a figure", "by an answer"])
+def test_a_key_that_stops_being_right_leads_back_to_the_door(page: Any, script: Script, told: str) -> None:
     enter(page)
     expect(page.get_by_label("Prompt", exact=True)).to_be_visible()
-    script.key = "another"
-    ask(page)
-    expect(page.get_by_role("alert").filter(has_text="key").first).to_be_visible()
+    if told == "by a figure":
+        script.key = "another"
+    else:
+        script.refusal = (401, "the API key is not right")
+        ask(page)
     expect(page.get_by_label("API key")).to_be_visible()
+    expect(page.locator("#door-error")).to_contain_text("key")
 
 
 def test_what_the_server_refuses_is_said_in_the_answer_it_refused(page: Any, script: Script) -> None:
