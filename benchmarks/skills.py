@@ -114,6 +114,11 @@ class Study:
         """By what is taught: other rows are another run."""
         return {skill.name: SKILLED / f"{skill.name}-{self._digest(skill)}" for skill in SKILLS}
 
+    @property
+    def digest(self) -> str:
+        """Of all four runs."""
+        return hashlib.sha256(" ".join(folder.name for folder in self.folders.values()).encode()).hexdigest()[:12]
+
     def _digest(self, skill: Skill) -> str:
         taught = [row.to_row() for row in self.trainings[skill.name]]
         said = json.dumps([taught, recipe_of(skill, Path(skill.name)).to_dict()], sort_keys=True)
@@ -204,7 +209,10 @@ def mixes(weightings: Sequence[tuple[float, float]]) -> list[Mix]:
 
 
 def served(study: Study, url: str) -> dict[str, Any]:
-    """The matrix and the blends through a server, requests of all adapters in one drawn order, sixteen at a time."""
+    """The matrix and the blends through a server, requests of all adapters in one drawn order, sixteen at a time.
+
+    What was asked before it was stopped is not asked again; the seconds are of the rest.
+    """
     import openai
 
     client = openai.OpenAI(base_url=f"{url.rstrip('/')}/v1", api_key=os.environ.get("LORICA_API_KEY", "-"), timeout=600)
@@ -213,13 +221,16 @@ def served(study: Study, url: str) -> dict[str, Any]:
     pairs += [(mix, name) for mix in mixes(SERVED_WEIGHTS) for name in mix]
     asked = [Asked(named(mix), task, row, mix) for mix, task in pairs for row in study.tests[task]]
     order = random.Random(SEED).sample(range(len(asked)), len(asked))
+    keys = [f"served {one.row.prompt!r} to {one.who} of {study.digest}" for one in asked]
+    left = [number for number in order if keys[number] not in study.ledger.done]
     began = time.monotonic()
     with ThreadPoolExecutor(CLIENTS) as clients:
-        replies = dict(zip(order, clients.map(lambda n: _ask(client, base, asked[n]), order), strict=True))
+        for number, reply in zip(left, clients.map(lambda n: _ask(client, base, asked[n]), left), strict=True):
+            study.ledger.get(keys[number], lambda reply=reply: reply)
     seconds = time.monotonic() - began
     said: dict[tuple[str, str], list[str]] = {}
-    for number, one in enumerate(asked):
-        said.setdefault((one.who, one.task), []).append(replies[number][0])
+    for one, key in zip(asked, keys, strict=True):
+        said.setdefault((one.who, one.task), []).append(study.ledger.done[key]["text"])
     differing = {
         f"{named(mix)} on {task}": count
         for mix, task in pairs
@@ -232,12 +243,11 @@ def served(study: Study, url: str) -> dict[str, Any]:
         "clients": CLIENTS,
         "answers_that_differ": differing,
         "seconds": round(seconds, 1),
-        "tokens_written": sum(tokens for _, tokens in replies.values()),
+        "tokens_in_these_seconds": sum(study.ledger.done[keys[number]]["tokens"] for number in left),
     }
 
 
-def _ask(client: Any, base: str, asked: Asked) -> tuple[str, int]:
-    """Text and tokens written."""
+def _ask(client: Any, base: str, asked: Asked) -> dict[str, Any]:
     single = [*asked.mix] == [asked.who]
     blend = {} if single or not asked.mix else {"adapters": _weighted(asked.mix)}
     done = client.completions.create(
@@ -247,7 +257,7 @@ def _ask(client: Any, base: str, asked: Asked) -> tuple[str, int]:
         temperature=0.0,
         extra_body=blend,
     )
-    return done.choices[0].text, done.usage.completion_tokens
+    return {"text": done.choices[0].text, "tokens": done.usage.completion_tokens}
 
 
 def _weighted(mix: Mix) -> list[dict[str, Any]]:

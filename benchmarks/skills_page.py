@@ -58,8 +58,16 @@ def _matrix(found: Found) -> str:
             "",
             *_table(["", *(f"on `{task}`" for task in tasks)], rows),
             "",
+            *_elsewhere(found),
         ]
     )
+
+
+def _elsewhere(found: Found) -> list[str]:
+    """What cannot be seen where the base itself knows nothing."""
+    if any(found["matrix"]["base"].values()):
+        return []
+    return ["The base answers none of them, so what an adapter takes from the other tasks cannot show here.", ""]
 
 
 def _blends(found: Found) -> str:
@@ -74,7 +82,20 @@ def _blends(found: Found) -> str:
             "",
             *_table(head, rows),
             "",
+            _verdict(found["blends"]),
+            "",
         ]
+    )
+
+
+def _verdict(blends: Sequence[Found]) -> str:
+    best = max(blends, key=lambda blend: min(blend["kept"].values()))
+    kept = " and ".join(f"{_percent(share)} % of `{name}`" for name, share in best["kept"].items())
+    both = [blend for blend in blends if min(blend["kept"].values()) > 0.5]
+    one = [blend for blend in blends if max(blend["kept"].values()) > 0.5]
+    return (
+        f"{len(both)} of {len(blends)} blends keep more than half of both, {len(one)} more than half of one; the one"
+        f" that keeps most of both, {_blend(best)[0]}, keeps {kept}."
     )
 
 
@@ -96,15 +117,15 @@ def _served(found: Found) -> str:
         if score != served["offline"][name]
     ]
     equal = "every score equals the one offline." if not moved else f"scores that moved: {'; '.join(moved)}."
-    rate = served["tokens_written"] / served["seconds"]
+    rate = served["tokens_in_these_seconds"] / served["seconds"]
     return "\n".join(
         [
             "## Served together",
             "",
             f"The same through `lorica serve` and the OpenAI client: {requests:,} requests to the base, the four"
-            f" adapters and the blends in one drawn order, {served['clients']} at a time, in {served['seconds']:.0f} s"
-            f" ({rate:,.0f} tokens written a second). {requests - differing:,} answers are those given offline to the"
-            f" character; {equal}",
+            f" adapters and the blends in one drawn order, {served['clients']} at a time, {rate:,.0f} tokens written a"
+            f" second on a machine that did other work as well. {requests - differing:,} answers are those given offline,"
+            f" to the character; {equal}",
             "",
         ]
     )
