@@ -124,8 +124,8 @@ def _served(found: Found) -> str:
             "",
             f"The same through `lorica serve` and the OpenAI client: {requests:,} requests to the base, the four"
             f" adapters and the blends in one drawn order, {served['clients']} at a time, {rate:,.0f} tokens written a"
-            f" second on a machine that did other work as well. {requests - differing:,} answers are those given offline,"
-            f" to the character; {equal}",
+            f" second on a machine that did other work as well. {requests - differing:,} answers are those given"
+            f" offline, to the character; {equal}",
             "",
         ]
     )
