@@ -78,6 +78,11 @@ OPS: Mapping[str, Op] = {
         native="the weight is read once for all rows, and each row's adapters are added before it is rounded",
         stays=True,
     ),
+    "block": Op(
+        why="blocks of an engine's pass are run op by op",
+        native="a block of a few rows is one call, with no Python between its ops",
+        stays=True,
+    ),
     "low_rank": Op(why="the library's product of W outweighs the pass over y that a product of ours saves", stays=True),
     "dropped_low_rank": Op(why="neither mask nor dropped input ever exists", what="rank", widest=128),
     "row_norms": Op(

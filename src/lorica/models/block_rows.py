@@ -30,7 +30,7 @@ class BlockRows:
     @classmethod
     def of(cls, layout: Layout, x: Tensor, rotation: Rotation) -> "BlockRows | None":
         """None where blocks are run op by op."""
-        if not isinstance(layout.cache, Paged) or not is_native("rowwise", x):
+        if not isinstance(layout.cache, Paged) or not is_native("block", x):
             return None
         cos, sin = (part.flatten(1).contiguous() for part in (rotation.cos, rotation.sin))
         places = {"documents": layout.document_of, "positions": layout.positions}
