@@ -64,7 +64,13 @@ def test_a_kernel_that_has_not_run_on_a_device_is_not_taken() -> None:
 @pytest.mark.usefixtures("tried")
 def test_a_gpu_takes_triton_where_it_saves_passes_over_memory() -> None:
     paths = {op: decided(op, "cuda", torch.bfloat16, 64, triton=True, lacking=None).path for op in OPS}
-    assert [op for op, path in paths.items() if path == "torch"] == ["gain", "paged_attention", "rowwise", "block", "low_rank"]
+    assert [op for op, path in paths.items() if path == "torch"] == [
+        "gain",
+        "paged_attention",
+        "rowwise",
+        "block",
+        "low_rank",
+    ]
 
 
 @pytest.mark.usefixtures("tried")
