@@ -120,7 +120,7 @@ PARTS = (
         work=faults.at_every_call,
         chunks=len(faults.FAULTS) * faults.SLICES,
         size=0,
-        sample=dict.fromkeys(range(0, len(faults.FAULTS) * faults.SLICES, faults.SLICES), 3),
+        sample=dict.fromkeys(range(0, len(faults.FAULTS) * faults.SLICES, faults.SLICES), 2),
         controls={
             "errors of writing are swallowed": (sabotage.WRITE_ERRORS_SWALLOWED, 0, 6),
             "folders are written in place": (sabotage.NAMED_FIRST, 0, 6),
@@ -133,7 +133,7 @@ PARTS = (
         work=full_disk.at_every_size,
         chunks=full_disk.CHUNK,
         size=full_disk.SIZES,
-        sample={0: 3, 11: 4},
+        sample={0: 2, 11: 3},
         controls={"errors of writing are swallowed": (sabotage.WRITE_ERRORS_SWALLOWED, 0, 3)},
     ),
 )

@@ -5,12 +5,14 @@ LoricaError (ValueError)
 │   ├── RecipeError     a recipe or a config
 │   ├── DataError       a data file
 │   ├── ModelError      a base that cannot be loaded or used
-│   └── TargetError     targets, ranks or edits that do not fit the base
+│   ├── TargetError     targets, ranks or edits that do not fit the base
+│   └── UnknownAdapterError  a name that no adapter is served under
 ├── AdapterError        a damaged adapter, or one for another base  exit 1
 └── RunError            the work itself failed                      exit 1
     ├── DivergedError   a loss or gradient is not finite
     ├── NoRoomError     memory ran out, and nothing smaller can be tried
-    └── CheckpointError a checkpoint cannot be written or read
+    ├── CheckpointError a checkpoint cannot be written or read
+    └── QueueFullError  more requests wait than may; later there is room
 """
 
 import re
@@ -59,6 +61,10 @@ class TargetError(RequestError):
     pass
 
 
+class UnknownAdapterError(RequestError):
+    pass
+
+
 class AdapterError(LoricaError):
     pass
 
@@ -76,6 +82,10 @@ class NoRoomError(RunError):
 
 
 class CheckpointError(RunError):
+    pass
+
+
+class QueueFullError(RunError):
     pass
 
 

@@ -8,6 +8,8 @@ from lorica.adapter.inspect import Inspection, inspect
 from lorica.adapter.lineage import Lineage
 from lorica.adapter.load import load
 from lorica.adapter.merge_checkpoint import Merged, merge_checkpoint
+from lorica.adapter.outcome import Combined, Resized
+from lorica.adapter.overlap import Overlap, overlap
 from lorica.adapter.plan import Plan, plan
 from lorica.adapter.verify import Check, Verification, verify
 
@@ -16,16 +18,20 @@ __all__ = [
     "Attached",
     "Bank",
     "Check",
+    "Combined",
     "Inspection",
     "Lineage",
     "Merged",
+    "Overlap",
     "Plan",
+    "Resized",
     "UnfinishedWarning",
     "Verification",
     "attach",
     "inspect",
     "load",
     "merge_checkpoint",
+    "overlap",
     "plan",
     "read",
     "verify",

@@ -21,6 +21,7 @@ from lorica.adapter.file import AdapterFile, write
 from lorica.adapter.finished import finished
 from lorica.adapter.installed import Installed, Modules, Undo, undone
 from lorica.adapter.lineage import Parent
+from lorica.adapter.manifest import Ground
 from lorica.adapter.origin import base_facts
 from lorica.adapter.plan import Plan
 from lorica.adapter.proof import Comparison, Proof, Prover, Unprobed, recorded
@@ -244,7 +245,8 @@ class Attached:
             warnings.warn(f"{folder}: saved, but not finished: {reason}", UnfinishedWarning, stacklevel=2)
         facts = facts if reason is None else {"unfinished": reason, **facts}
         file = AdapterFile.of(self.model, *finished(self.plan, self.modules))
-        return write(folder, file, self.model, lambda digest: {**self._lineage(digest), **facts}, self._prover.proof)
+        ground = Ground.of(self.model)
+        return write(folder, file, ground, lambda digest: {**self._lineage(digest), **facts}, self._prover.proof)
 
     def came_from(self, file: AdapterFile) -> None:
         """Notes the file these weights were loaded from: the parent of what they are trained into."""

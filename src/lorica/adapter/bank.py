@@ -3,9 +3,14 @@
     y[row] = W x[row] + sum over the adapters chosen for that row of   weight * delta_adapter(x[row])
 
 The choice is made where the model is entered (`with bank.use(...)`) and travels with the tokens as a route: -1 is the
-base, any other number a mix that the bank knows.  The batched forward is differentiable.
+base, any other number a mix that the bank knows.  The batched forward is differentiable; in a pass of an engine, which
+keeps its documents apart, each row is computed as it would be alone, to the bit.
+
+Adapters may be added and removed by one thread while another runs the model with those that stay.
 """
 
+import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,18 +25,17 @@ from lorica.adapter.attached import Attached
 from lorica.adapter.file import AdapterFile, read
 from lorica.adapter.installed import Undo, undone
 from lorica.adapter.load import filled, plan_on, require_base
+from lorica.adapter.mixes import Choice, Mixes, mix_of
 from lorica.adapter.plan import Plan
 from lorica.adapter.resized import settled
 from lorica.errors import AdapterError, did_you_mean
-from lorica.kernels import LowRank, Noise
-from lorica.models import ambient, enter, install
+from lorica.kernels import Factors, LowRank, Noise, Terms, in_slabs
+from lorica.models import ambient, enter, install, weight_of
 from lorica.models.quantised import unpacked
 from lorica.site import Site
 
-BASE = -1
-Mix = tuple[tuple[str, float], ...]
-"""Names and weights; one name with weight 1 for a plain choice."""
-Choice = str | None | Mapping[str, float]
+KEPT = 8
+"""Compositions of a pass of which a site keeps its terms: the documents being decoded, and chunks of others."""
 
 
 class RoutedFlow(Protocol):
@@ -43,13 +47,23 @@ class RoutedFlow(Protocol):
     @property
     def route(self) -> Tensor | None: ...
 
+    @property
+    def apart(self) -> bool: ...
+
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """One adapter of a bank."""
+    """One adapter of a bank: its module at each site, and the factors that rows read in its place, where it has any."""
 
     plan: Plan
     modules: Mapping[str, nn.Module]
+    factors: Mapping[str, Factors | None]
+
+    @property
+    def bytes(self) -> int:
+        tensors = (one for module in self.modules.values() for one in module.state_dict(keep_vars=True).values())
+        own = {id(one): one.nbytes for one in tensors}
+        return sum(own.values()) + sum(factors.bytes for factors in self.factors.values() if factors)
 
 
 class Bank:
@@ -64,7 +78,8 @@ class Bank:
     def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
         self.model = model
         self.adapters: dict[str, Held] = {}
-        self.mixes: list[Mix] = []
+        self.mixes = Mixes()
+        self._lock = threading.RLock()
         self._sites: dict[str, BankSite] = {}
         self._undos: list[Undo] = [occupy(model)]
         self._undos += [enter(model, ambient.Clock(seed)), frozen(model), unpacked(model)]
@@ -79,19 +94,37 @@ class Bank:
     def add(
         self,
         name: str,
-        adapter: str | Path | AdapterFile | Attached,
+        adapter: "str | Path | AdapterFile | Attached | Held",
         *,
         trainable: bool = False,
         untrained: bool = False,
         other_base: bool = False,
     ) -> None:
-        """Adds the adapter of a folder, a hub id, or a copy of one attached to another model of this base.
+        """Adds the adapter of a folder, a hub id, a copy of one attached to another model of this base, or what
+        `prepared` made of one.
 
         AdapterError as `load` gives it, and when the name is taken, or the adapter changes more than rows can choose
         (biases and modules saved whole).  The others are not disturbed.
         """
-        if name in self.adapters:
-            raise AdapterError(f"bank: {name!r} is taken; remove it first, or choose another name")
+        self._require_free(name)
+        accepted = {"trainable": trainable, "untrained": untrained, "other_base": other_base}
+        held = adapter if isinstance(adapter, Held) else self.prepared(adapter, name=name, **accepted)
+        with self._lock:
+            self._require_free(name)
+            for site in [self._site(p.site) for p in held.plan.edits]:
+                site.put(name, held.modules[site.name], held.factors.get(site.name))
+            self.adapters[name] = held
+
+    def prepared(
+        self,
+        adapter: str | Path | AdapterFile | Attached,
+        *,
+        name: str = "adapter",
+        trainable: bool = False,
+        untrained: bool = False,
+        other_base: bool = False,
+    ) -> "Held":
+        """All of `add` that takes time, with its errors: read, checked, fitted to this base and laid out for rows."""
         file = adapter.file() if isinstance(adapter, Attached) else adapter
         file = file if isinstance(file, AdapterFile) else read(file)
         if not other_base:
@@ -101,16 +134,23 @@ class Bank:
         _require_batchable(name, planned)
         modules = filled(self.model, planned, file, untrained=untrained)
         held = {p.site.name: modules[p.key].requires_grad_(trainable) for p in planned.edits}
-        sites = [self._site(p.site) for p in planned.edits]
-        self.adapters[name] = Held(planned, held)
-        for site in sites:
-            site.put(name, held[site.name])
+        factors = {} if trainable else {p.site.name: self._factors(p.site, held[p.site.name]) for p in planned.edits}
+        return Held(planned, held, factors)
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str) -> "Held":
+        """Returns what `add` takes to have it again."""
+        with self._lock:
+            self._require(name)
+            held = self.adapters.pop(name)
+            for site in self._sites.values():
+                site.drop(name)
+            self.mixes.forget(name)
+        return held
+
+    def bytes(self, name: str) -> int:
+        """What an adapter holds in memory."""
         self._require(name)
-        del self.adapters[name]
-        for site in self._sites.values():
-            site.drop(name)
+        return self.adapters[name].bytes
 
     def named_parameters(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
         """What of one adapter is trained, by its key in its file."""
@@ -128,7 +168,7 @@ class Bank:
         AdapterError for a name that the bank does not hold.
         """
         rows = [choice] if choice is None or isinstance(choice, str | Mapping) else list(choice)
-        route = torch.tensor([self._number(row) for row in rows], device=next(self.model.parameters()).device)
+        route = torch.tensor([self.number(row) for row in rows], device=next(self.model.parameters()).device)
         with ambient.entered(replace(ambient.current.get(), route=route)):
             yield self.model
 
@@ -138,15 +178,25 @@ class Bank:
         self._undos, self.adapters, self._sites = [], {}, {}
         return self.model
 
-    def _number(self, choice: Choice) -> int:
-        if choice is None:
-            return BASE
-        mix: Mix = ((choice, 1.0),) if isinstance(choice, str) else tuple(choice.items())
+    def number(self, choice: Choice) -> int:
+        """What stands for a choice in a route.  AdapterError for a name that the bank does not hold."""
+        mix = mix_of(choice)
         for name, _ in mix:
             self._require(name)
-        if mix not in self.mixes:
-            self.mixes.append(mix)
-        return self.mixes.index(mix)
+        return self.mixes.number(mix)
+
+    def _factors(self, site: Site, module: nn.Module) -> Factors | None:
+        """None where the module is no low-rank product on a linear."""
+        if not hasattr(module, "fusible"):
+            return None
+        weight = weight_of(self.model, site)
+        with torch.no_grad():
+            low_rank = module.fusible(weight)  # type: ignore[operator]
+            return None if low_rank is None else Factors.of(low_rank, weight.dtype)
+
+    def _require_free(self, name: str) -> None:
+        if name in self.adapters:
+            raise AdapterError(f"bank: {name!r} is taken; remove it first, or choose another name")
 
     def _require(self, name: str) -> None:
         if name not in self.adapters:
@@ -161,23 +211,39 @@ class Bank:
         return self._sites[site.name]
 
 
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """What the rows of a pass, chosen as `rows` says, take at one site: products, and (module, weight, whether it is
+    all that its rows take, rows) of every other adapter."""
+
+    rows: tuple[int, ...]
+    terms: Terms | None
+    others: Sequence[tuple[nn.Module, float, bool, Tensor]]
+
+
 class BankSite(nn.Module):
     """The module around one linear or embedding: every adapter of the bank that has an edit there."""
 
-    def __init__(self, name: str, mixes: Sequence[Mix]) -> None:
+    def __init__(self, name: str, mixes: Mixes) -> None:
         super().__init__()
         self.name, self.mixes = name, mixes
         self.places: dict[str, str] = {}
         self.adapters = nn.ModuleDict()
         """By a number, because the names that people choose may hold dots; `places` maps name to number."""
+        self.factors: dict[str, Factors | None] = {}
+        self._composed: dict[tuple[int, ...], Composed] = {}
+        self._last: Composed | None = None
 
-    def put(self, name: str, module: nn.Module) -> None:
-        self.places[name] = str(1 + max(map(int, self.adapters), default=0))
-        self.adapters[self.places[name]] = module
+    def put(self, name: str, module: nn.Module, factors: Factors | None = None) -> None:
+        """factors: None where rows are to read the module itself."""
+        number = str(1 + max(map(int, self.adapters), default=0))
+        self.adapters[number], self.factors[name] = module, factors
+        self.places[name] = number
 
     def drop(self, name: str) -> None:
         if name in self.places:
-            del self.adapters[self.places.pop(name)]
+            self._composed, self._last = {}, None
+            del self.adapters[self.places.pop(name)], self.factors[name]
 
     def low_rank(self) -> None:
         """None: rows may differ, so siblings are not fused here."""
@@ -188,18 +254,73 @@ class BankSite(nn.Module):
         numbers = [] if route is None else route.unique().tolist()
         if len(numbers) > 1:
             raise AdapterError(f"bank: rows of one batch share the weight of {self.name}; choose one adapter for all")
-        held = self.mixes[numbers[0]] if numbers and numbers[0] != BASE else ()
+        held = self.mixes.of(numbers[0]) if numbers else ()
         chosen = [(self.adapters[self.places[name]], weight) for name, weight in held if name in self.places]
         changes = [weight * (module.merged(W) - W) for module, weight in chosen]  # type: ignore[operator]
         return W + sum(changes[1:], changes[0]) if changes else W
+
+    def terms(self, flow: RoutedFlow, base: nn.Module) -> Terms | None:
+        """The low-rank products that rows of this pass take here."""
+        return self._composition(flow).terms
+
+    def only_terms(self, flow: RoutedFlow) -> bool:
+        """Whether `terms` are all that rows of this pass take here."""
+        return not self._composition(flow).others
+
+    def others(self, y: Tensor, x: Tensor, base: nn.Module, flow: RoutedFlow) -> Tensor:
+        """y with what its rows take here that is no low-rank product on a linear."""
+        for module, weight, alone, rows in self._composition(flow).others:
+            if alone:
+                y[rows] = in_slabs(lambda slab, own=module: own(slab, base, flow), x[rows]).to(y.dtype)
+            else:
+                delta = in_slabs(lambda slab, own=module: own(slab, base, flow) - base(slab), x[rows])
+                y.index_add_(0, rows, delta.to(y.dtype), alpha=weight)
+        return y
+
+    def _composition(self, flow: RoutedFlow) -> "Composed":
+        rows = self.mixes.rows(flow.route)
+        last = self._last
+        if last is not None and last.rows is rows:
+            return last
+        found = self._composed.get(rows)
+        if found is None:
+            found = self._compose(rows)
+            self._composed = {**dict(list(self._composed.items())[1 - KEPT :]), rows: found}
+        self._last = replace(found, rows=rows)
+        return self._last
+
+    def _compose(self, rows: tuple[int, ...]) -> "Composed":
+        taken = [
+            (row, name, weight, len(mix) == 1 and weight == 1.0)
+            for row, mix in enumerate(map(self.mixes.of, rows))
+            for name, weight in mix
+            if name in self.places
+        ]
+        products = [(row, self.factors[name], weight) for row, name, weight, _ in taken if self.factors[name]]
+        others: dict[tuple[int, str, float, bool], list[int]] = {}
+        turns: Counter[int] = Counter()
+        for row, name, weight, alone in taken:
+            if not self.factors[name]:
+                others.setdefault((turns[row], name, weight, alone), []).append(row)
+                turns[row] += 1
+        return Composed(
+            rows,
+            Terms(*zip(*products, strict=True)) if products else None,  # type: ignore[arg-type]
+            [
+                (self.adapters[self.places[name]], weight, alone, torch.tensor(chosen))
+                for (_, name, weight, alone), chosen in sorted(others.items(), key=lambda item: item[0][0])
+            ],
+        )
 
     def forward(self, x: Tensor, base: nn.Module, flow: RoutedFlow) -> Tensor:
         y = base(x)
         if flow.route is None:
             return y
+        if flow.apart and isinstance(base, nn.Embedding):
+            return self.others(y, x, base, flow)
         route = _per_row(flow.route, x, self.name)
         for number in route.unique().tolist():
-            for name, weight in self.mixes[number] if number != BASE else ():
+            for name, weight in self.mixes.of(number):
                 if name in self.places:
                     module = self.adapters[self.places[name]]
                     y = _added(y, x, (route == number).nonzero().squeeze(-1), weight, module, base, flow)

@@ -17,6 +17,7 @@ def card(plan: Plan, base: str | None, facts: Mapping[str, Any], peft: bool, loa
         _front_matter(plan, base, peft),
         _what(plan, base),
         *_unfinished(facts),
+        *_made_from(facts),
         *_facts(facts),
         _use(base, peft, load),
     ]
@@ -39,6 +40,19 @@ def _what(plan: Plan, base: str | None) -> str:
 
 def _unfinished(facts: Mapping[str, Any]) -> list[str]:
     return [f"> **Not finished.** {facts['unfinished']}"] if "unfinished" in facts else []
+
+
+def _made_from(facts: Mapping[str, Any]) -> list[str]:
+    """The adapters that it is a blend of, or that was resized, by digest: a path of this machine says nothing there."""
+    if facts.get("made") not in ("combined", "resized"):
+        return []
+    rows = [_parent(parent) for parent in facts.get("parents") or () if isinstance(parent, Mapping)]
+    return ["\n".join([f"Made from other adapters ({facts['made']}):", "", *rows])]
+
+
+def _parent(parent: Mapping[str, Any]) -> str:
+    weight = "" if parent.get("weight") is None else f"{parent['weight']:g} x "
+    return f"- {weight}{Path(str(parent.get('source'))).name}, SHA-256 `{parent.get('digest')}`"
 
 
 def _facts(facts: Mapping[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from lorica import durable
 from lorica.adapter import manifest as lorica_json
 from lorica.adapter.card import card
 from lorica.adapter.fetch import folder_of
+from lorica.adapter.manifest import Ground
 from lorica.adapter.peft_format import config_of
 from lorica.adapter.plan import Plan
 from lorica.adapter.proof import Record, recorded
@@ -86,11 +87,11 @@ class Held:
 def write(
     folder: str | Path,
     adapter: AdapterFile,
-    model: nn.Module,
+    ground: Ground,
     facts: Callable[[str], Mapping[str, Any]],
     proof: Callable[[str], Record],
 ) -> Path:
-    """The adapter of a model as a folder, whole or not at all; facts and proof are asked for by digest."""
+    """The adapter of a base as a folder, whole or not at all; facts and proof are asked for by digest."""
     target = Path(folder)
     assert adapter.plan is not None
     durable.sweep(target.parent, target.name)
@@ -101,7 +102,7 @@ def write(
         records = {name: record for name, record in draft.records().items() if name in (TENSORS, CONFIG)}
         digest = records[TENSORS]["sha256"]
         told = facts(digest)
-        manifest = lorica_json.manifest(model, adapter.methods, records, proof(digest), told)
+        manifest = lorica_json.manifest(ground, adapter.methods, records, proof(digest), told)
         draft.write_json(lorica_json.NAME, manifest)
         draft.write_text(CARD, card(adapter.plan, adapter.base, told, adapter.peft, manifest["base"].get("load", {})))
     return target

@@ -1,31 +1,30 @@
 """inspect: what an adapter folder holds, from its files alone; no base is loaded.
 
 norm of a site's update = || s B A ||_F, from the small products: trace((B^T B) (A A^T)) under the root
+spectrum                  the singular values of s B A, from the small core of its factors (`spectra.py`)
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lorica.adapter.deltas import factors_of
 from lorica.adapter.fetch import folder_of
-from lorica.adapter.file import TENSORS, AdapterFile, read
+from lorica.adapter.file import TENSORS, read
 from lorica.adapter.lineage import Lineage
-from lorica.adapter.plan import key_marks
 from lorica.adapter.proof import Proof, recorded
 from lorica.adapter.ranks import RankGrid
-from lorica.adapter.tensors import refusal
-from lorica.errors import AdapterError, LoricaError
-from lorica.kernels import DenseWeight, LowRank
-from lorica.methods import Method, peft_parts
-from lorica.methods.contract import Edit, Start, neighbours, stored
-from lorica.site import Site
+from lorica.adapter.rebuilt import Rebuilt, in_order, rebuilt
+from lorica.adapter.spectra import Product, as_one, effective_rank
 
 UNVERIFIED = "unverified: no lorica.json, written by others"
+SHOWN = 4
+"""Singular values of a site that the table has room for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +32,8 @@ class SiteUpdate:
     """One adapted place: shape of its weight, what the method says of it (rank, scale), parameters, norm of update.
 
     norm is None for a tensor that is saved whole: the base, which it differs from, is not at hand.  kept: singular
-    values that are not zero, of a method that chooses them.
+    values that are not zero, of a method that chooses them.  singular_values, descending, and effective_rank (exp of
+    the entropy of their shares) of an update that is a product; of experts over all of them.
     """
 
     name: str
@@ -43,8 +43,11 @@ class SiteUpdate:
     parameters: int
     norm: float | None
     kept: int | None = None
+    singular_values: tuple[float, ...] | None = None
+    effective_rank: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        spectrum = {"singular_values": list(self.singular_values or ()), "effective_rank": self.effective_rank}
         return {
             "name": self.name,
             "kind": self.kind,
@@ -53,7 +56,26 @@ class SiteUpdate:
             "parameters": self.parameters,
             "norm": self.norm,
             **({} if self.kept is None else {"kept": self.kept}),
+            **({} if self.singular_values is None else spectrum),
         }
+
+    def cells(self) -> tuple[str, ...]:
+        """A line of the table."""
+        return (
+            self.name,
+            " x ".join(map(str, self.shape)),
+            self.note,
+            f"{self.parameters:,}",
+            "" if self.norm is None else f"{self.norm:.4g}",
+            "" if self.effective_rank is None else f"{self.effective_rank:.1f}",
+            largest(self.singular_values or ()),
+        )
+
+
+def largest(values: Sequence[float]) -> str:
+    """The largest few singular values, and whether there are more."""
+    shown = " ".join(f"{value:.3g}" for value in values[:SHOWN])
+    return f"{shown} ..." if len(values) > SHOWN else shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +144,7 @@ def inspect(source: str | Path) -> Inspection:
     return Inspection(
         folder=str(source),
         methods=tuple(method.kind for method in file.methods),
-        sites=tuple(_sites(file)),
+        sites=tuple(sorted(map(_update, rebuilt(file)), key=lambda site: in_order(site.name))),
         bytes=(folder / TENSORS).stat().st_size,
         base=file.base,
         lineage=Lineage.of(folder, str(source)),
@@ -136,93 +158,34 @@ def update_norm(A: Tensor, B: Tensor, scale: float) -> float:
     return abs(scale) * math.sqrt(max(0.0, float(((B.mT @ B) * (A @ A.mT)).sum())))
 
 
-def _sites(file: AdapterFile) -> list[SiteUpdate]:
-    parts = list(zip(file.methods, _tensors_of_methods(file), strict=True))
-    found = [
-        (edit, method, tensors)
-        for method, tensors in parts
-        for edit in method.edits_of_file(
-            tuple(peft_parts.with_owners(tuple(_sites_of_tensors(method, tensors, file.config))))
-        )
-    ]
-    around = neighbours(edit.site.name for edit, _, _ in found if edit.place == "around")
-    shared: dict[int, dict[str, nn.Module]] = {id(method): {} for method in file.methods}
-    updates = (
-        _update(edit, method, tensors, around, shared[id(method)], file.where) for edit, method, tensors in found
-    )
-    return sorted(updates, key=lambda s: _in_order(s.name))
-
-
-def _tensors_of_methods(file: AdapterFile) -> Iterator[Mapping[str, Tensor]]:
-    """The tensors of each method by its own keys."""
-    for method, mark in zip(file.methods, key_marks(file.methods), strict=True):
-        own = {key.removeprefix(mark): tensor for key, tensor in file.tensors.items() if key.startswith(mark)}
-        try:
-            yield method.unpacked(own, file.config, method.numbered_sites(file.config)) if file.peft else own
-        except LoricaError as error:
-            raise refusal(file.where, str(error).splitlines()) from error
-
-
-def _in_order(name: str) -> list[tuple[int, str]]:
-    """Layer 2 before layer 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
-
-
-def _sites_of_tensors(method: Method, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Iterator[Site]:
-    """Shapes are read off the tensors."""
-    located = method.located(tensors, config)
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for key in sorted(tensors, key=lambda key: -key.count(".base_layer.")):  # inner parts come first in a base
-        if not method.surplus(key):
-            shapes.setdefault(method.site_name(located[key]), {})[key] = tuple(tensors[key].shape)
-    for name, held in shapes.items():
-        if (site := method.site_of_file(name, held)) is not None:
-            yield site
-
-
-def _update(
-    edit: Edit,
-    method: Method,
-    tensors: Mapping[str, Tensor],
-    around: Mapping[str, Sequence[str]],
-    shared: dict[str, nn.Module],
-    where: str,
-) -> SiteUpdate:
-    site = edit.site
-    blank = torch.zeros(site.shape)
-    weight = DenseWeight(blank) if edit.place == "around" else None
-    start = Start(torch.Generator(), torch.device("cpu"), torch.float32, weight, blank, shared=shared)
-    module = edit.build(start)
-    held = {name: tensors.get(method.file_name(edit, name, around)) for name in stored(module)}
-    missing = [name for name, tensor in held.items() if tensor is None]
-    if missing:
-        raise AdapterError(f"{where}: {site.name} lacks {', '.join(missing)}")
-    for name, tensor in stored(module).items():
-        tensor.data = held[name].float()  # type: ignore[union-attr]
+@torch.no_grad()
+def _update(part: Rebuilt) -> SiteUpdate:
+    site, module, factors = part.site, part.module, factors_of(part)
+    S = None if factors is None else Product.of(factors).singular_values()
     return SiteUpdate(
         name=site.name,
         kind=site.kind,
         shape=site.shape,
-        note=method.note(edit),
+        note=part.method.note(part.edit),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
-        norm=_norm(module),
+        norm=None if factors is None else update_norm(factors.A, factors.B, factors.scale),
         kept=getattr(module, "kept", None),
+        singular_values=None if S is None else tuple(as_one(S).tolist()),
+        effective_rank=None if S is None else effective_rank(S),
     )
 
 
-def _norm(module: nn.Module) -> float | None:
-    factors: LowRank | None = module.factors() if hasattr(module, "factors") else None  # type: ignore[operator]
-    return None if factors is None else update_norm(factors.A.detach(), factors.B.detach(), factors.scale)
+HEADINGS = ("site", "shape", "", "parameters", "norm of update", "effective rank", "singular values")
+PADS = (str.ljust, str.rjust, str.ljust, str.rjust, str.rjust, str.rjust, str.ljust)
 
 
 def _table(sites: Sequence[SiteUpdate]) -> list[str]:
-    cells = [("site", "shape", "", "parameters", "norm of update")]
-    cells += [
-        (s.name, " x ".join(map(str, s.shape)), s.note, f"{s.parameters:,}", "" if s.norm is None else f"{s.norm:.4g}")
-        for s in sites
-    ]
-    widths = [max(len(row[column]) for row in cells) for column in range(5)]
-    pads = (str.ljust, str.rjust, str.ljust, str.rjust, str.rjust)
+    """Columns that no site has anything for are left out."""
+    lines = [site.cells() for site in sites]
+    used = [column for column in range(len(HEADINGS)) if column < 5 or any(line[column] for line in lines)]
+    cells = [tuple(line[column] for column in used) for line in (HEADINGS, *lines)]
+    widths = [max(len(row[place]) for row in cells) for place in range(len(used))]
+    pads = [PADS[column] for column in used]
     return [
         "  " + "  ".join(pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True)).rstrip()
         for row in cells

@@ -1,13 +1,15 @@
 """Lineage: which adapters an adapter was made from, by the digests of their tensors.
 
     lorica.json   made      trained | continued | merged | combined | resized
-                  parents   [{digest: SHA-256 of the parent's adapter_model.safetensors, source: where it lay}]
+                  parents   [{digest: SHA-256 of the parent's adapter_model.safetensors, source: where it lay,
+                              weight: of its delta, where several were combined}]
 
 A parent is followed only where a folder with that digest is found: at the recorded place, or beside the child.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,21 +23,24 @@ DEPTH, NEIGHBOURS = 32, 500
 
 @dataclass(frozen=True)
 class Parent:
-    """One adapter that another was made from."""
+    """One adapter that another was made from, and the weight of its delta in it, where there was one."""
 
     digest: str | None
     source: str | None
+    weight: float | None = None
 
     @classmethod
     def of(cls, value: Any) -> "Parent":
         """From an entry of lorica.json; a bare text names a source."""
         if not isinstance(value, Mapping):
             return cls(None, str(value))
-        digest, source = value.get("digest"), value.get("source")
-        return cls(str(digest) if digest else None, str(source) if source else None)
+        digest, source, weight = value.get("digest"), value.get("source"), value.get("weight")
+        known = weight if isinstance(weight, float) and math.isfinite(weight) else None
+        return cls(str(digest) if digest else None, str(source) if source else None, known)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"digest": self.digest, "source": self.source}
+        weight = {} if self.weight is None else {"weight": self.weight}
+        return {"digest": self.digest, "source": self.source, **weight}
 
 
 def facts(made: Made, parents: Sequence[Parent]) -> dict[str, Any]:
@@ -45,7 +50,7 @@ def facts(made: Made, parents: Sequence[Parent]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
-    """An adapter and, as far as they are found here, those it was made from."""
+    """An adapter and, as far as they are found here, those it was made from; `weight` is its own in its child."""
 
     name: str
     digest: str | None
@@ -53,6 +58,7 @@ class Lineage:
     base: str | None
     found: bool
     parents: tuple["Lineage", ...] = ()
+    weight: float | None = None
 
     @classmethod
     def of(cls, folder: Path, name: str | None = None) -> "Lineage":
@@ -66,6 +72,7 @@ class Lineage:
             "made": self.made,
             "base": self.base,
             "found": self.found,
+            **({} if self.weight is None else {"weight": self.weight}),
             "parents": [parent.to_dict() for parent in self.parents],
         }
 
@@ -82,7 +89,8 @@ class Lineage:
             yield from (f"{'   ' if last else '│  '}{line}" for line in rest)
 
     def _line(self) -> str:
-        told = [self.name, self.digest[:12] if self.digest else "", self._how()]
+        share = "" if self.weight is None else f"{self.weight:g} x"
+        told = [share, self.name, self.digest[:12] if self.digest else "", self._how()]
         return "  ".join(word for word in told if word)
 
     def _how(self) -> str:
@@ -114,7 +122,7 @@ def _followed(folder: Path, name: str, manifest: Mapping[str, Any], seen: frozen
         made=made if isinstance(made, str) else None,
         base=base.get("source") if isinstance(base, Mapping) else None,
         found=True,
-        parents=tuple(_parent(parent, folder, seen) for parent in parents_of(manifest)),
+        parents=tuple(replace(_parent(p, folder, seen), weight=p.weight) for p in parents_of(manifest)),
     )
 
 

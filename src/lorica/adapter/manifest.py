@@ -14,7 +14,8 @@ methods   the methods with all their fields; versions, of the libraries; the cal
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -28,15 +29,46 @@ from lorica.methods import Method
 from lorica.models import Head
 from lorica.models.vocabulary import added_tokens
 
-__all__ = ["FORMAT", "NAME", "manifest", "tokenizer_facts", "versions"]
+__all__ = ["FORMAT", "NAME", "Ground", "manifest", "tokenizer_facts", "versions"]
 
 FORMAT = 1
 LIBRARIES = ("lorica", "torch", "transformers", "safetensors", "tokenizers")
 OWN = ("format", "files", "base", "tokenizer", "proof", "methods", "versions", "parameters", "added_tokens", "head")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """What lorica.json says of the base: what the base itself tells, or, where none is at hand, what the adapters that
+    were made on it say."""
+
+    base: Mapping[str, Any]
+    tokenizer: Mapping[str, Any] | None = None
+    head: Mapping[str, Any] | None = None
+    added_tokens: Sequence[Any] = ()
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Ground":
+        head = getattr(model, "head", None)
+        return cls(
+            base=base_facts(model),
+            tokenizer=tokenizer_facts(getattr(model, "tokenizer", None)),
+            head=head.to_dict() if isinstance(head, Head) else None,
+            added_tokens=added_tokens(model),
+        )
+
+    @classmethod
+    def recorded(cls, manifest: Mapping[str, Any]) -> "Ground":
+        """As another adapter's lorica.json has it."""
+        base, words = manifest.get("base"), manifest.get("tokenizer")
+        return cls(
+            base=base if isinstance(base, Mapping) else {},
+            tokenizer=words if isinstance(words, Mapping) else None,
+            added_tokens=manifest.get("added_tokens") or (),
+        )
+
+
 def manifest(
-    model: nn.Module,
+    ground: Ground,
     methods: tuple[Method, ...],
     files: Mapping[str, Any],
     proof: Record,
@@ -48,20 +80,15 @@ def manifest(
     return {
         "format": FORMAT,
         "files": dict(files),
-        "base": base_facts(model),
-        "tokenizer": tokenizer_facts(getattr(model, "tokenizer", None)),
+        "base": dict(ground.base),
+        "tokenizer": ground.tokenizer,
         "proof": proof.to_dict(),
         "methods": [{"name": method.kind, **method.model_dump(mode="json")} for method in methods],
         "versions": versions(),
-        **_head(model),
-        **({"added_tokens": list(added_tokens(model))} if added_tokens(model) else {}),
+        **({"head": ground.head} if ground.head else {}),
+        **({"added_tokens": list(ground.added_tokens)} if ground.added_tokens else {}),
         **facts,
     }
-
-
-def _head(model: nn.Module) -> dict[str, Any]:
-    head = getattr(model, "head", None)
-    return {"head": head.to_dict()} if isinstance(head, Head) else {}
 
 
 def tokenizer_facts(tokenizer: Any) -> dict[str, str] | None:

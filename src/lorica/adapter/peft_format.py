@@ -4,13 +4,14 @@ A method that PEFT has writes PEFT's entries; one that it lacks, or several toge
 write no `peft_type`, so that nothing takes the file for what it is not.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
 
 from lorica.adapter.plan import Plan
-from lorica.methods import Method
+from lorica.methods import Method, peft_parts
 from lorica.methods.peft_config import HEADS
 
 TASKS = {
@@ -26,10 +27,40 @@ TASKS = {
 def config_of(model: nn.Module, plan: Plan) -> dict[str, Any]:
     """The contents of adapter_config.json."""
     config = _method_entries(model, plan)
+    return {**config, **_always(base_name(model), task_type(model, config.get("modules_to_save") or ()))}
+
+
+def config_without_base(
+    plan: Plan, *, peft: bool, base: str | None, task: str | None, transposed: bool
+) -> dict[str, Any]:
+    """The same where no base is at hand, and only the sites that are adapted are known: each by its full path.
+
+    peft        whether PEFT computes what the plan says, as far as only the base could tell
+    transposed  whether adapted layers store their weight as (d_in, d_out)
+    """
+    (only,) = plan.methods
+    edits = plan.of(only)
+    entries = None if only.peft_problems(edits) or not peft else only.peft_config(edits, plan.base)
+    config = (
+        _own_entries(plan) if entries is None else {**entries, **_by_full_paths(plan), "fan_in_fan_out": transposed}
+    )
+    return {**config, **_always(base, task)}
+
+
+def _by_full_paths(plan: Plan) -> dict[str, Any]:
+    """A short name would choose layers as well of which nothing is known; one without a dot, whatever ends so."""
+    adapted = [planned.site for planned in plan.edits]
+    names = sorted(site.name for site in peft_parts.as_modules(adapted))
+    experts = [site.name for site in adapted if site.kind == "experts"]
+    plain = all("." in name for name in names)
+    targets: Any = names if plain else "|".join(map(re.escape, names))
+    return {"target_modules": targets, **({"target_parameters": experts} if experts else {})}
+
+
+def _always(base: str | None, task: str | None) -> dict[str, Any]:
     return {
-        **config,
-        "task_type": task_type(model, config.get("modules_to_save") or ()),
-        "base_model_name_or_path": base_name(model),
+        "task_type": task,
+        "base_model_name_or_path": base,
         "auto_mapping": None,
         "revision": None,
         "inference_mode": True,

@@ -1,9 +1,10 @@
 """The Python of Lorica: thin functions that put together rooms which do not know each other."""
 
-from lorica.adapter import Bank, inspect, load
+from lorica.adapter import Bank, inspect, load, overlap
 from lorica.api.advising import advise
 from lorica.api.answers import Answer, Speaker, generate
 from lorica.api.collecting import statistics
+from lorica.api.combining import combine, resize
 from lorica.api.fitting import best_for
 from lorica.api.looking import data_report
 from lorica.api.machinery import Machinery, doctor
@@ -31,6 +32,7 @@ __all__ = [
     "advise",
     "attach",
     "best_for",
+    "combine",
     "data_report",
     "doctor",
     "evaluate",
@@ -43,8 +45,10 @@ __all__ = [
     "merge",
     "method_table",
     "next_steps",
+    "overlap",
     "plan",
     "residual",
+    "resize",
     "statistics",
     "train",
     "unverified",

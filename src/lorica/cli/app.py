@@ -3,7 +3,7 @@
 import typer
 
 from lorica import __version__
-from lorica.cli import look, run, use
+from lorica.cli import look, make, run, serve, use
 
 app = typer.Typer(
     name="lorica",
@@ -34,6 +34,9 @@ COMMANDS = {
     "inspect": use.inspect,
     "verify": use.verify,
     "merge": use.merge,
+    "combine": make.combine,
+    "resize": make.resize,
+    "serve": serve.serve,
     "data": look.data,
     "methods": look.methods,
     "doctor": look.doctor,

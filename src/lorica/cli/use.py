@@ -107,11 +107,21 @@ def chat(
     talk(adapter, model=model, max_tokens=max_tokens, temperature=temperature, dtype=dtype, **accepted)
 
 
-def inspect(adapter: AdapterPath, as_json: AsJson = False) -> None:
-    """Show what an adapter holds. Sites, ranks, the size of each update, where it came from."""
+def inspect(
+    adapter: AdapterPath,
+    other: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[ADAPTER]", help="A second one: what the two have in common is shown.", show_default=False
+        ),
+    ] = None,
+    other_base: OtherBase = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what an adapter holds. Sites, ranks, spectra, where it came from; of two, their overlap."""
     from lorica import api
 
-    show(api.inspect(adapter), as_json)
+    show(api.inspect(adapter) if other is None else api.overlap(adapter, other, other_base=other_base), as_json)
 
 
 def verify(

@@ -9,29 +9,39 @@ from lorica.kernels.frozen_weight import DenseWeight, FrozenWeight
 from lorica.kernels.gated_mlp import gated_mlp
 from lorica.kernels.low_rank import LowRank, reference
 from lorica.kernels.low_rank_linear import low_rank_linear, siblings
-from lorica.kernels.native import document_attention
+from lorica.kernels.native import BlockReading, block_, document_attention
 from lorica.kernels.noise import Noise, site_id
+from lorica.kernels.paged_attention import BLOCK, paged_attention
 from lorica.kernels.preconditioned import preconditioned
 from lorica.kernels.rms_norm import rms_norm
 from lorica.kernels.rotary import rotary
 from lorica.kernels.row_norms import row_norms, row_squares
+from lorica.kernels.rowwise import Factors, RowBranch, Terms, in_slabs, rowwise, rowwise_swiglu
 from lorica.kernels.siblings import Branch
 from lorica.kernels.swiglu import swiglu
 
 __all__ = [
+    "BLOCK",
+    "BlockReading",
     "Branch",
     "DenseWeight",
+    "Factors",
     "FrozenConv",
     "FrozenWeight",
     "LowRank",
     "Noise",
+    "RowBranch",
+    "Terms",
+    "block_",
     "causal_attention",
     "document_attention",
     "gated_mlp",
     "head_cross_entropy",
+    "in_slabs",
     "is_native",
     "low_rank_linear",
     "masked_attention",
+    "paged_attention",
     "preconditioned",
     "reference",
     "rms_norm",
@@ -39,6 +49,8 @@ __all__ = [
     "rounded",
     "row_norms",
     "row_squares",
+    "rowwise",
+    "rowwise_swiglu",
     "siblings",
     "site_id",
     "swiglu",

@@ -1,7 +1,7 @@
 """Choice: which path an op takes for a tensor, and why; a function of what the tensor is, never of what ran before.
 
 torch    the file of the op's name in this room, everywhere
-native   the file of that name in `native/`, for bfloat16 on a CPU that has arithmetic in it
+native   the file of that name in `native/`, on a CPU that has arithmetic in bfloat16, for the types that it reads
 triton   the file of that name in `triton/`, for half-precision and float32 tensors of a CUDA device
 """
 
@@ -26,10 +26,11 @@ class Choice:
 class Op:
     """Why its Triton kernel is taken, or why not where it `stays` with torch; `what` has at most `widest` elements.
     `tried`: it has run on a device, and its result is committed.  `native`: why its kernel in C is taken, None where
-    there is none."""
+    there is none; `types` are those that it reads."""
 
     why: str
     native: str | None = None
+    types: tuple[torch.dtype, ...] = (torch.bfloat16,)
     what: str = "row"
     widest: int | None = None
     stays: bool = False
@@ -65,6 +66,23 @@ OPS: Mapping[str, Op] = {
         what="head",
         widest=128,
     ),
+    "paged_attention": Op(
+        why="no kernel in Triton reads keys from blocks yet",
+        native="keys and values are read where they lie in their blocks",
+        types=(torch.bfloat16, torch.float32),
+        what="head",
+        stays=True,
+    ),
+    "rowwise": Op(
+        why="no kernel in Triton takes adapters by rows yet",
+        native="the weight is read once for all rows, and each row's adapters are added before it is rounded",
+        stays=True,
+    ),
+    "block": Op(
+        why="blocks of an engine's pass are run op by op",
+        native="a block of a few rows is one call, with no Python between its ops",
+        stays=True,
+    ),
     "low_rank": Op(why="the library's product of W outweighs the pass over y that a product of ours saves", stays=True),
     "dropped_low_rank": Op(why="neither mask nor dropped input ever exists", what="rank", widest=128),
     "row_norms": Op(
@@ -82,13 +100,20 @@ TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 def chosen(op: str, like: Tensor, width: int | None = None) -> Choice:
     """The path of `op` for tensors like this one; `width` (by default like.shape[-1]) of what `OPS[op].what` names."""
-    lacking = library().lacking if like.device.type == "cpu" and like.dtype == torch.bfloat16 else None
-    return decided(op, like.device.type, like.dtype, like.shape[-1] if width is None else width, has_triton(), lacking)
+    lacking = library().lacking if like.device.type == "cpu" and like.dtype in OPS[op].types else None
+    return _decided(op, like.device.type, like.dtype, like.shape[-1] if width is None else width, has_triton(), lacking)
+
+
+@cache
+def _decided(op: str, device: str, dtype: torch.dtype, width: int, triton: bool, lacking: str | None) -> Choice:
+    """Kept, because a pass asks some hundred times, as long as a kernel takes for a few rows."""
+    return decided(op, device, dtype, width, triton, lacking)
 
 
 def is_native(op: str, *tensors: Tensor) -> bool:
-    """Whether the kernel in C serves these tensors, all of them in bfloat16 on a CPU."""
-    fit = all(tensor.is_cpu and tensor.dtype == torch.bfloat16 for tensor in tensors)
+    """Whether the kernel in C serves these tensors, all of them on a CPU and in one type that it reads."""
+    dtype = tensors[0].dtype
+    fit = dtype in OPS[op].types and all(tensor.is_cpu and tensor.dtype == dtype for tensor in tensors)
     return fit and chosen(op, tensors[0]).path == "native"
 
 
@@ -115,9 +140,14 @@ def decided(op: str, device: str, dtype: torch.dtype, width: int, triton: bool, 
 def _on_cpu(rule: Op, dtype: torch.dtype, lacking: str | None) -> Choice:
     if rule.native is None:
         return Choice("torch", "there is no kernel in C for it")
-    if dtype != torch.bfloat16:
-        return Choice("torch", f"kernels in C read bfloat16, and this is {str(dtype).removeprefix('torch.')}")
+    if dtype not in rule.types:
+        read = " and ".join(_named(one) for one in rule.types)
+        return Choice("torch", f"kernels in C read {read}, and this is {_named(dtype)}")
     return Choice("native", rule.native) if lacking is None else Choice("torch", lacking)
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @cache

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -22,6 +23,8 @@ class Pass:
 
     noise: Noise | None = None
     route: Tensor | None = None
+
+    apart: ClassVar[bool] = False
 
     def route_of(self, rows: int) -> Tensor | None:
         """The choice of each of `rows` batch rows.  RequestError when there is neither one a row nor one for all."""

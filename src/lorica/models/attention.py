@@ -3,6 +3,7 @@
 Packed      whole documents as they lie, where a kernel of ours reads them so
 Grouped     whole documents, in one rectangle (D, L) for each run of documents of nearly one length
 Padded      documents in one rectangle; keys may come from a cache or carry a learned prefix
+InBlocks    new tokens of an engine's documents, whose keys lie in blocks
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,8 +15,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lorica.kernels import causal_attention, document_attention, is_native
+from lorica.errors import ModelError
+from lorica.kernels import causal_attention, document_attention, is_native, paged_attention
 from lorica.models.layout import Layout
+from lorica.models.paged import Paged
 
 Prefix = tuple[Tensor, Tensor]
 """Learned keys and values (P, heads_kv, d_head) that every token of every document sees.  With a Bank (D, P, ...)."""
@@ -37,7 +40,11 @@ class Attention(Protocol):
 
 
 def choose(layout: Layout, like: Tensor, prefix: bool) -> Attention:
-    """For queries of the device and dtype of `like`."""
+    """For queries of the device and dtype of `like`.  ModelError for a learned prefix before documents in blocks."""
+    if isinstance(layout.cache, Paged):
+        if prefix:
+            raise ModelError("an engine reads no documents behind a learned prefix; generate with it by itself")
+        return InBlocks(layout, layout.cache)
     if layout.cache is not None or prefix or not layout.documents:
         return Padded(layout)
     return Packed(layout.documents) if is_native("attention", like) else Grouped(rectangles_of(layout))
@@ -52,6 +59,19 @@ class Packed:
     ) -> Tensor:
         assert prefix is None
         return document_attention(q, k, v, self.documents, window=window)
+
+
+@dataclass(frozen=True, eq=False)
+class InBlocks:
+    layout: Layout
+    cache: Paged
+
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, prefix: Prefix | None
+    ) -> Tensor:
+        assert prefix is None
+        layout, blocks = self.layout, self.cache.blocks.layer(layer)
+        return paged_attention(q, k, v, blocks, self.cache.table, layout.document_of, layout.positions, window)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +171,7 @@ class Padded:
         if layout.cache is None:
             keys, values = rectangle.filled(k), rectangle.filled(v)
         else:
+            assert not isinstance(layout.cache, Paged)
             keys, values = layout.cache.write(layer, layout.document_of, layout.positions, k, v)
         mask = self._mask(window, keys.shape[1])
         if prefix is not None:

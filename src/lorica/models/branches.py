@@ -7,15 +7,34 @@ is trained itself, watched, or edited in another way, each is called by itself.
 from collections.abc import Sequence
 from typing import TypeGuard
 
+import torch
 from torch import Tensor, nn
 
-from lorica.kernels import Branch, FrozenWeight, Noise, gated_mlp, siblings, swiglu
+from lorica.kernels import (
+    Branch,
+    FrozenWeight,
+    Noise,
+    RowBranch,
+    gated_mlp,
+    in_slabs,
+    rowwise,
+    rowwise_swiglu,
+    siblings,
+    swiglu,
+)
 from lorica.models.edited import AroundModule, Flow, apply
 from lorica.models.frozen_linear import FrozenLinear
 
 
+def linear(module: nn.Module, x: Tensor, flow: Flow, *, widely: bool = False) -> Tensor:
+    """One linear.  widely: its output is read in float32 or better where the pass keeps documents apart."""
+    return _apart((module,), x, flow, widely)[0] if flow.apart else apply(module, x, flow)
+
+
 def project(modules: Sequence[nn.Module], x: Tensor, flow: Flow) -> Sequence[Tensor]:
     """Several linears of one input (q, k, v)."""
+    if flow.apart:
+        return _apart(modules, x, flow)
     branches = _branches(modules, flow)
     if branches is None:
         return [apply(module, x, flow) for module in modules]
@@ -24,12 +43,48 @@ def project(modules: Sequence[nn.Module], x: Tensor, flow: Flow) -> Sequence[Ten
 
 def gated(gate: nn.Module, up: nn.Module, down: nn.Module, x: Tensor, flow: Flow) -> Tensor:
     """down(silu(gate(x)) * up(x))"""
+    if flow.apart:
+        return linear(down, rowwise_swiglu(*_apart((gate, up), x, flow)), flow)
     branches = _branches((gate, up, down), flow)
     if branches is None:
         g, u = project((gate, up), x, flow)
         return apply(down, swiglu(g, u), flow)
     of_gate, of_up, of_down = branches
     return gated_mlp(x, of_gate, of_up, of_down, _noise((gate, up, down), flow))
+
+
+def _apart(modules: Sequence[nn.Module], x: Tensor, flow: Flow, widely: bool = False) -> Sequence[Tensor]:
+    """Where no row may depend on the rows beside it.  Of what is no linear with terms, slabs of rows are read alone."""
+    known = [row_branch(module, flow) for module in modules]
+    joint = [branch for branch in known if branch is not None]
+    made = iter(rowwise(x, joint, widely=widely) if joint else ())
+    return [
+        _with_others(module, next(made), x, flow) if branch else _slabs(module, x, flow, widely)
+        for module, branch in zip(modules, known, strict=True)
+    ]
+
+
+def row_branch(module: nn.Module, flow: Flow) -> RowBranch | None:
+    """None for an adapter that is no choice of rows, and for what is no plain linear or is watched."""
+    edited = type(module) is AroundModule
+    base = module._modules["base"] if edited else module
+    assert base is not None
+    if not _is_frozen_linear(base, training=False) or is_watched(base) or is_watched(module):
+        return None
+    if not edited:
+        return RowBranch(FrozenWeight.of(base), base.bias)
+    terms = getattr(module._modules["adapter"], "terms", None)
+    return None if terms is None else RowBranch(FrozenWeight.of(base), base.bias, terms(flow, base))
+
+
+def _with_others(module: nn.Module, y: Tensor, x: Tensor, flow: Flow) -> Tensor:
+    """y with what adapters of rows add that is no low-rank product."""
+    return module.adapter.others(y, x, module.base, flow) if type(module) is AroundModule else y  # type: ignore[operator]
+
+
+def _slabs(module: nn.Module, x: Tensor, flow: Flow, widely: bool) -> Tensor:
+    y = in_slabs(lambda slab: apply(module, slab, flow), x)
+    return y.to(torch.promote_types(y.dtype, torch.float32)) if widely else y
 
 
 def _branches(modules: Sequence[nn.Module], flow: Flow) -> list[Branch] | None:
@@ -40,7 +95,7 @@ def _branches(modules: Sequence[nn.Module], flow: Flow) -> list[Branch] | None:
 def _branch(module: nn.Module, flow: Flow) -> Branch | None:
     adapter = module.adapter if type(module) is AroundModule else None
     base = module.base if type(module) is AroundModule else module
-    if not _is_frozen_linear(base) or _is_watched(base) or _is_watched(module):
+    if not _is_frozen_linear(base) or is_watched(base) or is_watched(module):
         return None
     weight = FrozenWeight.of(base)
     if adapter is None:
@@ -49,9 +104,11 @@ def _branch(module: nn.Module, flow: Flow) -> Branch | None:
     return None if low_rank is None else Branch(weight, base.bias, low_rank)
 
 
-def _is_frozen_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+def _is_frozen_linear(module: nn.Module, training: bool = True) -> TypeGuard[nn.Linear]:
+    """training: gradients may be asked for, and a weight that wants its own is none to fuse."""
     kind = type(module)  # an edited module passes for its base's
-    return issubclass(kind, FrozenLinear) or (kind is nn.Linear and not module.weight.requires_grad)
+    trained = training and kind is nn.Linear and module.weight.requires_grad
+    return not trained and (kind is nn.Linear or issubclass(kind, FrozenLinear))
 
 
 def _noise(modules: Sequence[nn.Module], flow: Flow) -> Noise | None:
@@ -59,7 +116,8 @@ def _noise(modules: Sequence[nn.Module], flow: Flow) -> Noise | None:
     return flow.noise if all(adapter.training for adapter in adapters) else None  # type: ignore[union-attr]
 
 
-def _is_watched(module: nn.Module) -> bool:
+def is_watched(module: nn.Module) -> bool:
     """Whether somebody is to be told when the module is called."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )

@@ -10,6 +10,8 @@ class KVCache:
     Every layer of one forward pass writes at the same places; `advance` moves the lengths once the pass is done.
     """
 
+    apart = False
+
     def __init__(self, documents: int) -> None:
         self.lengths: list[int] = [0] * documents
         self._keys: dict[int, Tensor] = {}

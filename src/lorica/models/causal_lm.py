@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from lorica.kernels import rounded, with_rows
 from lorica.models import ambient
+from lorica.models.branches import linear
 from lorica.models.config import DecoderConfig
 from lorica.models.decoder import Decoder
-from lorica.models.edited import apply
 from lorica.models.layout import Layout
 
 IGNORED = -100
@@ -63,6 +63,9 @@ class CausalLM(nn.Module):
 
     def hidden(self, tokens: Tensor, layout: Layout, places: Tensor | None = None) -> Tensor:
         """tokens (T,) int64 -> final hidden states (T, d), or (N, d) of the tokens at `places` (N,) alone."""
+        if layout.apart:
+            every = places is layout.last and len(layout.documents) == layout.total
+            return self.model(tokens, layout, None if every else places)
         count = layout.total
         total = count if layout.cache is not None else rounded(count, self.model.norm.weight)
         if places is None:
@@ -71,8 +74,11 @@ class CausalLM(nn.Module):
         return self.model(with_rows(tokens, total), layout.filled(total), read)[: len(places)]
 
     def logits(self, hidden: Tensor, layout: Layout) -> Tensor:
-        """hidden (N, d) of any of the layout's tokens -> (N, vocabulary); `layout` matters to an edited head alone."""
-        return apply(self.lm_head, hidden, layout)
+        """hidden (N, d) of any of the layout's tokens -> (N, vocabulary); `layout` matters to an edited head alone.
+
+        In a pass that keeps documents apart they come in float32 or better, as the product has them.
+        """
+        return linear(self.lm_head, hidden, layout, widely=True)
 
     def forward(
         self,

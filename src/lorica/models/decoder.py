@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from lorica.kernels import rms_norm
 from lorica.models import attention
-from lorica.models.branches import gated, project
+from lorica.models.block_rows import BlockRows
+from lorica.models.branches import gated, linear, project
 from lorica.models.config import DecoderConfig
 from lorica.models.edited import apply
 from lorica.models.layout import Layout
 from lorica.models.recompute import Recompute, recomputed
-from lorica.models.rope import Rotation, rotate
+from lorica.models.rope import Rotation, Rotations, rotate
 
 
 class RMSNorm(nn.Module):
@@ -62,7 +63,7 @@ class SelfAttention(nn.Module):
         out_THE = attend(self.layer, q_THE, k_TKE, v_TKE, self.window, prefix)
         if places is not None:
             out_THE, layout = out_THE[places], layout.at(places)
-        return apply(self.o_proj, out_THE.flatten(1), layout)
+        return linear(self.o_proj, out_THE.flatten(1), layout)
 
 
 class MLP(nn.Module):
@@ -107,6 +108,7 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(c.vocab, c.d)
         self.layers = nn.ModuleList(Block(c, layer) for layer in range(c.layers))
         self.norm = RMSNorm(c.d, c.eps)
+        self.rotations = Rotations(c)
         self.soft_tokens: Callable[[Layout], Tensor] | None = None
         """Where a TokensBefore edit is installed: (D, P, d) vectors before the embeddings of every document."""
         self.prefix_length = 0
@@ -121,10 +123,17 @@ class Decoder(nn.Module):
         if self.soft_tokens is not None:
             x_TD, layout, real = _with_soft_tokens(x_TD, layout, self.soft_tokens(layout))
             places = real if places is None else real[places]
-        rotation = Rotation.of(self.config, layout.positions + self.prefix_length, x_TD.dtype)
+        positions = layout.positions + self.prefix_length
+        if layout.apart:
+            rotation = self.rotations.at(positions, x_TD.dtype)
+        else:
+            rotation = Rotation.of(self.config, positions, x_TD.dtype)
         attend = attention.choose(layout, x_TD, prefix=self.prefix_length > 0)
+        rows = BlockRows.of(layout, x_TD, rotation)
         for index, block in enumerate(self.layers):
             read = places if index == len(self.layers) - 1 else None
+            if rows is not None and read is None and rows.read_(block, x_TD):  # type: ignore[arg-type]
+                continue
             if index < self.recomputed_layers and torch.is_grad_enabled():
                 x_TD = self.recompute(block, x_TD, layout, rotation, attend, read)
             else:

@@ -16,6 +16,9 @@ from lorica.kernels import Noise
 
 if TYPE_CHECKING:
     from lorica.models.cache import KVCache
+    from lorica.models.paged import Paged
+
+    Cache = KVCache | Paged
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,20 +28,22 @@ class Layout:
     cache       keys and values of earlier passes, one entry a document; None when documents are whole
     route       (T,) int64, which adapter of a Bank each token takes, -1 for the base; None without a Bank
     noise       where each token stands in the training run; None when nothing is dropped (evaluation)
+    apart       a pass of an engine: what comes out for a token depends on its own document alone, to the bit
     """
 
     documents: tuple[int, ...]
     positions: Tensor
-    cache: "KVCache | None" = None
+    cache: "Cache | None" = None
     route: Tensor | None = None
     noise: Noise | None = None
+    apart: bool = False
 
     @classmethod
     def of(
         cls,
         documents: Sequence[int],
         *,
-        cache: "KVCache | None" = None,
+        cache: "Cache | None" = None,
         route: Tensor | None = None,
         device: torch.device | str = "cpu",
     ) -> "Layout":
@@ -46,7 +51,8 @@ class Layout:
         starts = cache.lengths if cache is not None else [0] * len(documents)
         ranges = [torch.arange(start, start + count) for start, count in zip(starts, documents, strict=True)]
         positions = torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.int64)
-        return cls(tuple(documents), positions.to(device), cache, route)
+        apart = cache is not None and cache.apart
+        return cls(tuple(documents), positions.to(device), cache, route, apart=apart)
 
     def with_noise(self, seed: int, step: int, rows: Sequence[int] | Tensor) -> "Layout":
         """The same with dropout on; `rows` names the data-set row of each document."""
@@ -74,7 +80,7 @@ class Layout:
         """(T,) index of each token within its document in this pass (0 for the first, cached or not)."""
         return torch.arange(self.total, device=self.positions.device) - self.starts[self.document_of]
 
-    @property
+    @cached_property
     def last(self) -> Tensor:
         """(D,) index of the last token of each document in the flat row."""
         counts = torch.tensor(self.documents, dtype=torch.int64, device=self.positions.device)
@@ -82,12 +88,15 @@ class Layout:
 
     def at(self, places: Tensor) -> "Layout":
         """The tokens at these places (N,) alone, for what acts on each token by itself; they keep route and noise."""
+        if places is self.last and len(places) == self.total:
+            return self  # a token a document: the layout, and with it the route, stays the same object
         positions, route, noise = self.positions[places], self.route, self.noise
         return Layout(
             documents=(len(places),),
             positions=positions,
             route=None if route is None else route[places],
             noise=None if noise is None else replace(noise, rows=noise.rows[places], positions=positions),
+            apart=self.apart,
         )
 
     def filled(self, total: int) -> "Layout":

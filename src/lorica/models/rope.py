@@ -29,6 +29,32 @@ class Rotation:
         return cls((angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype))
 
 
+class Rotations:
+    """Rotations of single positions, looked up in a table that grows by ROWS: where in a tensor an angle stands would
+    decide by which of two cosines torch computes it."""
+
+    ROWS = 1024
+
+    def __init__(self, config: DecoderConfig) -> None:
+        self.config = config
+        self._tables: dict[tuple[torch.dtype, torch.device], Rotation] = {}
+
+    def at(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
+        """positions (T,)"""
+        table = self._table(1 + int(positions.max()) if len(positions) else 0, dtype, positions.device)
+        return Rotation(table.cos[positions], table.sin[positions])
+
+    def _table(self, rows: int, dtype: torch.dtype, device: torch.device) -> Rotation:
+        table = self._tables.get((dtype, device))
+        while table is None or len(table.cos) < rows:
+            first = 0 if table is None else len(table.cos)
+            more = Rotation.of(self.config, torch.arange(first, first + self.ROWS, device=device), dtype)
+            if table is not None:
+                more = Rotation(torch.cat([table.cos, more.cos]), torch.cat([table.sin, more.sin]))
+            table = self._tables[dtype, device] = more
+        return table
+
+
 def rotate(x_THE: Tensor, rotation: Rotation) -> Tensor:
     return rotary(x_THE, rotation.cos, rotation.sin)
 

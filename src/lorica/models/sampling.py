@@ -40,12 +40,28 @@ class Sampling:
         if self.temperature == 0.0:
             return logits.argmax(-1).tolist()
         wide = logits if logits.dtype == torch.float64 else logits.float()
-        ordered, ids = (wide / self.temperature).sort(stable=True, dim=-1, descending=True)
-        probabilities = self.kept(ordered.softmax(-1))
+        probabilities = (wide / self.temperature).softmax(-1)
         draws = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
-        cumulative = probabilities.double().cumsum(-1)
-        places = torch.searchsorted(cumulative, draws.to(cumulative.device) * cumulative[:, -1:], right=True)
-        return ids.gather(-1, places.clamp_max(ids.shape[-1] - 1)).squeeze(-1).tolist()
+        if not self.top_k and self.top_p == 1.0:
+            return _drawn(probabilities, draws).squeeze(-1).tolist()
+        if logits.device.type == "cpu":
+            return [self._of_few(row, draw) for row, draw in zip(probabilities, draws, strict=True)]
+        ordered, ids = probabilities.sort(stable=True, dim=-1, descending=True)
+        return ids.gather(-1, _drawn(self.kept(ordered), draws)).squeeze(-1).tolist()
+
+    def _of_few(self, probabilities: Tensor, draw: Tensor) -> int:
+        """The draw of one row (vocabulary,), of which only those are sorted that the cut can keep: of 49,152 in
+        0.5 to 1.7 ms, not in 4."""
+        ids = (~(probabilities < self._least(probabilities))).nonzero().squeeze(-1)
+        ordered, order = probabilities[ids].sort(stable=True, descending=True)
+        return int(ids[order[_drawn(self.kept(ordered), draw)]])
+
+    def _least(self, probabilities: Tensor) -> Tensor | float:
+        """What every token that is kept has at least: all below (1 - top_p) / vocabulary sum to less than is cut."""
+        vocabulary = probabilities.shape[-1]
+        if 0 < self.top_k < vocabulary:
+            return probabilities.topk(self.top_k).values[-1]
+        return (1.0 - self.top_p) / (2 * vocabulary)
 
     def kept(self, probabilities: Tensor) -> Tensor:
         """Probabilities (N, vocabulary) in falling order, zero behind the cut."""
@@ -55,6 +71,13 @@ class Sampling:
             probabilities = probabilities / probabilities.sum(-1, keepdim=True)
         before = probabilities.cumsum(-1) - probabilities
         return probabilities.masked_fill(before >= self.top_p, 0.0)
+
+
+def _drawn(probabilities: Tensor, draws: Tensor) -> Tensor:
+    """probabilities (..., n), draws (..., 1) in [0, 1) -> the place (..., 1) in which each draw falls."""
+    cumulative = probabilities.double().cumsum(-1)
+    places = torch.searchsorted(cumulative, draws.to(cumulative.device) * cumulative[..., -1:], right=True)
+    return places.clamp_max(probabilities.shape[-1] - 1)
 
 
 def seed_of(seed: int, row: int) -> int:

@@ -98,10 +98,14 @@ class SequenceTask(Task):
         back = torch.tensor(order).argsort()
         return torch.cat(logits)[back], torch.cat(targets)[back]
 
-    @torch.no_grad()
     def answer(self, model: nn.Module, reader: Reader, fields: Mapping[str, Any]) -> str:
+        return self.said(self.logits(model, reader, fields)[0])
+
+    @torch.no_grad()
+    def logits(self, model: nn.Module, reader: Reader, fields: Mapping[str, Any]) -> tuple[np.ndarray, int]:
+        """(C,) of one row without its answer, and the tokens that were read."""
         writer = Writer(reader.tokenizer, reader.limit, "error")
         example = self._example(writer, fields, np.zeros(1), 0, "prompt")
         assert isinstance(example, Answered)
         batch = padded([example], device=next(model.parameters()).device)
-        return self.said(wide(answered(model, batch).logits)[0].cpu().numpy())
+        return wide(answered(model, batch).logits)[0].cpu().numpy(), len(example)

@@ -16,6 +16,7 @@ queries side by side, and P and dZ come out as products read them. Dao 2023, arX
 #include <unistd.h>
 
 #include "products.h"
+#include "room.h"
 
 enum { BLOCK = 64, LANES = BLOCK / 16 };
 
@@ -28,28 +29,6 @@ typedef struct {
     int causal;
     float scale;
 } task;
-
-static ptrdiff_t up(ptrdiff_t n, ptrdiff_t step) { return (n + step - 1) / step * step; }
-
-/* Memory of this thread, which grows with the longest document it meets. */
-static __thread char *room;
-static __thread size_t room_bytes;
-
-static char *room_of(size_t bytes) {
-    if (bytes > room_bytes) {
-        free(room);
-        room_bytes = 0;
-        room = aligned_alloc(64, up(bytes, 4096));
-        if (room) room_bytes = up(bytes, 4096);
-    }
-    return room;
-}
-
-static void *take(char **at, size_t bytes) {
-    void *taken = *at;
-    *at += up(bytes, 64);
-    return taken;
-}
 
 /* Head `head` of the documents' tokens as (rows, wide), zeros where there is no token and past E. */
 static void gathered(bf16 *out, const bf16 *x, ptrdiff_t heads, ptrdiff_t head, ptrdiff_t begin, ptrdiff_t n,

@@ -1,0 +1,57 @@
+"""Linears of a few rows, each with low-rank products of its own, in C: W is read once for all of them."""
+
+import ctypes
+import struct
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lorica.errors import NoRoomError
+from lorica.kernels.native.build import Function, library
+
+if TYPE_CHECKING:
+    from lorica.kernels.rowwise import Factors, RowBranch, Terms
+
+TERM = "qqd"
+NONE = (0, 0)
+
+
+def rowwise(x: Tensor, branches: Sequence["RowBranch"], widely: bool) -> list[Tensor]:
+    """x (n, d_in) bfloat16, d_in even, and dense weights -> (n, d_out) of each branch."""
+    x, made, held = x.contiguous(), [], []
+    given: list[int] = []
+    for branch in branches:
+        W = branch.weight.as_read(torch.bfloat16).contiguous()
+        y = x.new_empty(x.shape[0], W.shape[0], dtype=torch.float32 if widely else torch.bfloat16)
+        terms, count = branch.terms.native if branch.terms else NONE
+        bias = branch.bias
+        given += (W.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr(), terms, W.shape[0], count)
+        made.append(y)
+        held.append(W)
+    linears = (ctypes.c_int64 * len(given))(*given)
+    if _function()(x.data_ptr(), ctypes.addressof(linears), len(branches), x.shape[0], x.shape[1], widely):
+        raise NoRoomError("linears of rows: out of memory")
+    return made
+
+
+def struct_of(factors: "Factors") -> Any:
+    """What C reads of one adapter at one linear."""
+    parts = (factors.A, factors.B, factors.middle, factors.output, factors.base, factors.bias)
+    return (ctypes.c_int64 * 7)(*(0 if part is None else part.data_ptr() for part in parts), len(factors.A))
+
+
+def table_of(terms: "Terms") -> ctypes.Array[ctypes.c_char]:
+    """What C reads of the terms of one linear."""
+    rows = zip(terms.factors, terms.rows, terms.weights, strict=True)
+    packed = [value for f, row, weight in rows for value in (ctypes.addressof(f.native), row, weight)]
+    return ctypes.create_string_buffer(
+        struct.pack(TERM * len(terms.rows), *packed), struct.calcsize(TERM) * len(terms.rows)
+    )
+
+
+@cache
+def _function() -> Function:
+    return library().function("lorica_rowwise", 2, *[ctypes.c_int64] * 4)

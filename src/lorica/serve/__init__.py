@@ -1,0 +1,1 @@
+"""Serving: one base and many adapters, for many people at once."""

@@ -1,0 +1,133 @@
+"""Tokens to text: what is told is exactly what was written, up to a stop string, however tokens and strings are cut."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from fake_engine import END, ByteTokenizer
+from http_app import texts
+
+from lorica.models import load_tokenizer
+from lorica.models.chat import plain_tokenizer
+from lorica.serve.engine import Wrote
+from lorica.serve.http.errors import ApiError
+from lorica.serve.http.schemas import Message
+from lorica.serve.http.unfolding import Folded, Unfolding
+
+WORDS = ("naïve ", "日本語", "🙂🙃", "stop", "\n\n", "  two", "e\u0301", "x", "\t", "ß\n", "### ")
+
+
+def told(unfolding: Unfolding, tokens: Sequence[int]) -> tuple[str, list[int]]:
+    """The text of all pieces, and the tokens that were told with them."""
+    pieces = [unfolding.add(Wrote(token)) for token in tokens]
+    pieces.append(unfolding.end())
+    return "".join(piece.text for piece in pieces), [wrote.token for piece in pieces for wrote in piece.tokens]
+
+
+def before(text: str, stops: Sequence[str]) -> str:
+    places = [text.find(stop) for stop in stops if stop in text]
+    return text[: min(places)] if places else text
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return plain_tokenizer(load_tokenizer("embedded"))
+
+
+def test_all_that_is_told_is_the_text(embedded) -> None:
+    drawn = random.Random(0)
+    for _ in range(100):
+        text = "".join(drawn.choice(WORDS) for _ in range(drawn.randrange(40)))
+        for tokenizer in (embedded, ByteTokenizer()):
+            tokens = tokenizer.encode(text)
+            assert told(Unfolding(tokenizer.decode), tokens) == (tokenizer.decode(tokens), tokens)
+
+
+def test_nothing_from_a_stop_string_on_is_told(embedded) -> None:
+    drawn = random.Random(1)
+    stopped = 0
+    for _ in range(200):
+        text = "".join(drawn.choice(WORDS) for _ in range(drawn.randrange(20)))
+        stops = tuple(drawn.choice(("stop", "\n\n", "本", "🙃", "pxx", "### ", " t", "x\t")) for _ in range(2))
+        for tokenizer in (embedded, ByteTokenizer()):
+            unfolding = Unfolding(tokenizer.decode, stops)
+            said, tokens = told(unfolding, tokenizer.encode(text))
+            wanted = before(tokenizer.decode(tokenizer.encode(text)), stops)
+            assert said == unfolding.text == wanted
+            assert wanted.startswith(tokenizer.decode(tokens)), "a token that a stop string cuts is not told of"
+            stopped += unfolding.stopped
+    assert stopped > 100
+
+
+def test_text_that_may_begin_a_stop_string_waits_and_no_other() -> None:
+    unfolding = Unfolding(ByteTokenizer().decode, ("abab!",))
+    pieces = [unfolding.add(Wrote(token)).text for token in b"xaababac"]
+    assert pieces == ["x", "", "a", "", "", "", "ab", "abac"[2:]] or "".join(pieces) == "xaababac"
+    assert unfolding.end().text == ""
+
+
+def test_what_is_told_whole_is_what_is_told_in_pieces(embedded) -> None:
+    drawn = random.Random(2)
+    for _ in range(50):
+        text = "".join(drawn.choice(WORDS) for _ in range(drawn.randrange(40)))
+        tokens = [*embedded.encode(text)[: drawn.randrange(1, 40)], 0]
+        pieces = told(Unfolding(embedded.decode, ends={0}), tokens)
+        assert told(Folded(embedded.decode, ends={0}), tokens) == pieces
+
+
+def test_half_a_character_is_not_told() -> None:
+    unfolding = Unfolding(ByteTokenizer().decode)
+    first, *others = "é🙂".encode()
+    assert not unfolding.add(Wrote(first))
+    assert [unfolding.add(Wrote(token)).text for token in others] == ["é", "", "", "", "🙂"]
+    assert not unfolding.add(Wrote(first))
+    assert unfolding.end().text == "\ufffd", "an answer may end inside one"
+
+
+def test_the_end_token_has_no_text_and_is_told_of_nowhere() -> None:
+    unfolding = Unfolding(ByteTokenizer().decode, ends={END})
+    assert told(unfolding, [*b"ab", END]) == ("ab", [*b"ab"])
+
+
+def test_a_long_answer_is_decoded_in_windows() -> None:
+    lengths = []
+
+    def decode(tokens: Sequence[int]) -> str:
+        lengths.append(len(tokens))
+        return ByteTokenizer().decode(tokens)
+
+    text = "naïve 日本語 " * 100
+    assert told(Unfolding(decode), list(text.encode()))[0] == text
+    assert max(lengths) < 50
+
+
+def test_prompts_are_checked_before_anything_is_asked() -> None:
+    small = texts(context=8)
+    assert small.prompt("12345678") == tuple(b"12345678")
+    assert small.prompt((1, 256)) == (1, 256)
+    for prompt, code in (
+        ("", "invalid_request"),
+        ("123456789", "context_length_exceeded"),
+        (tuple(range(9)), "context_length_exceeded"),
+        ((257,), "invalid_request"),
+        ((-1,), "invalid_request"),
+    ):
+        with pytest.raises(ApiError) as refused:
+            small.prompt(prompt)
+        assert (refused.value.status, refused.value.code) == (400, code)
+
+
+def test_a_text_that_cannot_fit_is_not_even_tokenised() -> None:
+    small = texts(context=8)
+    small.tokenizer.encode = lambda text: pytest.fail("it was read")  # type: ignore[method-assign]
+    with pytest.raises(ApiError, match="9 characters"):
+        small.prompt("x" * 9)
+
+
+def test_a_chat_goes_through_the_template_or_is_one_prompt() -> None:
+    here = texts()
+    turn, other = Message(role="user", content="hi"), Message(role="developer", content="be brief")
+    assert bytes(here.conversation([other, turn], plain=False)) == b"<system>be brief<user>hi<a>"
+    assert bytes(here.conversation([turn], plain=True)) == b"hi"
+    with pytest.raises(ApiError, match="taught prompts and completions"):
+        here.conversation([other, turn], plain=True)
