@@ -79,7 +79,7 @@ def histories(seeds):
         finish(history(seed)[0], 2000)
 
 
-EACH = 12
+EACH = 8
 
 
 @pytest.mark.parametrize("part", range(4))
