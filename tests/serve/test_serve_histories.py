@@ -79,7 +79,8 @@ def histories(seeds):
         finish(history(seed)[0], 2000)
 
 
-EACH = 8
+EACH = 12
+"""Histories a part: in fewer, some part has none that is preempted."""
 
 
 @pytest.mark.parametrize("part", range(4))
