@@ -42,7 +42,7 @@ class Mixes:
             return number
 
     def of(self, number: int) -> Mix:
-        """The mix of a number.  AdapterError where one of its adapters was removed since, or MOST others came after it."""
+        """The mix of a number.  AdapterError where one of its adapters was removed, or MOST others came after it."""
         try:
             return self._mixes[number]
         except KeyError:
