@@ -3,10 +3,10 @@
     python -m campaign.served                 ten minutes, 16 clients, 8 names; writes the result
     python -m campaign.served --seconds 20    shorter, as JSON on stdout
 
-An administrator replaces, unloads or loads an adapter every 200 ms.  A fifth of the clients' requests are cut off in
-the middle.  Each whole answer must be, token for token, what `lorica.generate` answers with an adapter that stood under
-that name at some time between question and answer; a name that was gone meanwhile may be unknown.  No status is 500 or
-above but 503, and what the process holds stays flat.
+Every 200 ms an adapter is replaced, unloaded or loaded, as far as the machine keeps up: several at once, no name twice.
+A fifth of the clients' requests are cut off in the middle.  Each whole answer must be, token for token, what
+`lorica.generate` answers with an adapter that stood under that name at some time between question and answer; a name
+that was gone meanwhile may be unknown.  No status is 500 or above but 503, and what the process holds stays flat.
 """
 
 import http.client
@@ -46,9 +46,6 @@ class Standing:
 
     spans: list[tuple[float, float, str | None]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def changing(self) -> float:
-        return time.monotonic()
 
     def changed(self, since: float, folder: str | None) -> None:
         """Between `since` and now it may have been the old one or this; from now on this."""
@@ -165,13 +162,16 @@ class Run:
     standing: dict[str, Standing]
     answers: list[Answered] = field(default_factory=list)
     changes: Counter[str] = field(default_factory=Counter)
+    away: set[str] = field(default_factory=set)
+    due: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     held: list[int] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
 
     def whole(self) -> None:
-        threads = [threading.Thread(target=self._guarded, args=(self._ask, number)) for number in range(CLIENTS)]
-        threads.append(threading.Thread(target=self._guarded, args=(self._change, -1)))
+        work = [(self._ask, number) for number in range(CLIENTS)]
+        work += [(self._change, number) for number in range(len(self.standing))]
+        threads = [threading.Thread(target=self._guarded, args=each) for each in [*work, (self._tick, 0)]]
         for thread in threads:
             thread.start()
         end = time.monotonic() + self.seconds
@@ -184,11 +184,11 @@ class Run:
 
     def _guarded(self, work: Any, number: int) -> None:
         try:
-            work(random.Random(number))
+            work(number, random.Random(number))
         except Exception as error:
             self.failed.append(f"{type(error).__name__}: {error}")
 
-    def _ask(self, draw: random.Random) -> None:
+    def _ask(self, number: int, draw: random.Random) -> None:
         while not self.over.is_set():
             name, prompt = f"n{draw.randrange(NAMES)}", draw.choice(PROMPTS)
             cut, streamed = draw.random() < CUT_OFF, draw.random() < 0.5
@@ -212,26 +212,32 @@ class Run:
         finally:
             connection.close()
 
-    def _change(self, draw: random.Random) -> None:
-        """One of: a name stands on its other folder; it is taken away, and comes back with the next change of it."""
-        now = {name: f"{name}-0" for name in self.standing}
-        gone: dict[str, str] = {}
+    def _tick(self, number: int, draw: random.Random) -> None:
         while not self.over.wait(EVERY):
-            name = f"n{draw.randrange(NAMES)}"
-            other = f"{name}-{1 - int(now[name][-1])}"
-            if name in gone:
-                del gone[name]
-                self._told("POST", "/v1/adapters", name, {"name": name, "folder": other}, other, now)
-            elif draw.random() < 0.2:
-                gone[name] = now[name]
-                self._told("DELETE", f"/v1/adapters/{name}", name, None, None, now)
-            else:
-                self._told("PUT", f"/v1/adapters/{name}", name, {"folder": other}, other, now)
+            self.due.release()
 
-    def _told(self, method: str, path: str, name: str, body: Any, folder: str | None, now: dict[str, str]) -> None:
+    def _change(self, number: int, draw: random.Random) -> None:
+        """Of one name, when a change is due: it stands on its other folder; or it goes, and comes back next time."""
+        name, turn, gone = f"n{number}", 0, False
+        while not self.over.is_set():
+            if not self.due.acquire(timeout=EVERY):
+                continue
+            turn, gone = (turn, True) if not gone and draw.random() < 0.2 else (1 - turn, gone)
+            folder = f"{name}-{turn}"
+            if gone and name in self.away:
+                self.away.discard(name)
+                gone = False
+                self._told("POST", "/v1/adapters", name, {"name": name, "folder": folder}, folder)
+            elif gone:
+                self.away.add(name)
+                self._told("DELETE", f"/v1/adapters/{name}", name, None, None)
+            else:
+                self._told("PUT", f"/v1/adapters/{name}", name, {"folder": folder}, folder)
+
+    def _told(self, method: str, path: str, name: str, body: Any, folder: str | None) -> None:
+        """From the question on either may answer: what a change waits for is answered by the old one."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
-        since = self.standing[name].changing()
-        # From the first moment on either may answer; what a deletion waits for is answered by the old one.
+        since = time.monotonic()
         try:
             connection.request(method, path, None if body is None else json.dumps(body), _headers(ADMIN))
             response = connection.getresponse()
@@ -241,7 +247,6 @@ class Run:
         finally:
             connection.close()
         self.standing[name].changed(since, folder)
-        now[name] = folder or now[name]
         self.changes[method] += 1
 
 
@@ -280,6 +285,7 @@ def verdict(run: Run, references: Mapping[tuple[str, str], str]) -> dict[str, An
         "cut off": statuses[200] - whole,
         "statuses": {str(status): count for status, count in sorted(statuses.items())},
         "changes": dict(run.changes),
+        "seconds a change": round(run.seconds / max(1, run.changes.total()), 3),
         "resident_bytes": {"settled": settled[0], "most": max(run.held), "end": run.held[-1], "grown": grown},
         "flat": grown <= FLAT,
         "problems": [*run.failed, *problems][:20],

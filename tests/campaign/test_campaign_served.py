@@ -1,5 +1,6 @@
 """The judge of the campaign on serving: what it must let pass, and what it must not."""
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -46,7 +47,7 @@ def test_an_answer_is_of_an_adapter_that_stood_under_its_name(given: Answered, w
 
 
 def test_growth_and_nothing_compared_are_no_success() -> None:
-    facts = {"seconds": 1.0, "failed": [], "changes": {}, "standing": {"n0": standing()}}
+    facts = {"seconds": 1.0, "failed": [], "changes": Counter(), "standing": {"n0": standing()}}
     whole, cut_off = [answer(1, 5, "one")], [answer(1, 5, None)]
 
     def ok(answers: list[Answered], held: list[int]) -> bool:

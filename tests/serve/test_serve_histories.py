@@ -80,6 +80,7 @@ def histories(seeds):
 
 
 EACH = 12
+"""Histories a part: in fewer, some part has none that is preempted."""
 
 
 @pytest.mark.parametrize("part", range(4))

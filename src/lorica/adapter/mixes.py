@@ -8,6 +8,8 @@ from torch import Tensor
 from lorica.errors import AdapterError
 
 BASE = -1
+MOST = 1 << 14
+"""Mixes that have a number at a time: whoever asks chooses the weights of a blend, and may choose others each time."""
 Mix = tuple[tuple[str, float], ...]
 """Names and weights; one name with weight 1 for a plain choice, nothing for the base."""
 Choice = str | None | Mapping[str, float]
@@ -31,13 +33,16 @@ class Mixes:
 
     def number(self, mix: Mix) -> int:
         with self._lock:
-            if mix not in self._numbers:
-                self._numbers[mix], self._mixes[self._next] = self._next, mix
-                self._next += 1
-            return self._numbers[mix]
+            number = self._numbers.pop(mix, None)
+            if number is None:
+                number, self._next = self._next, self._next + 1
+                self._mixes[number] = mix
+            self._numbers[mix] = number  # the last to be forgotten
+            self._forget_oldest()
+            return number
 
     def of(self, number: int) -> Mix:
-        """The mix of a number.  AdapterError where one of its adapters was removed since."""
+        """The mix of a number.  AdapterError where one of its adapters was removed, or MOST others came after it."""
         try:
             return self._mixes[number]
         except KeyError:
@@ -50,6 +55,11 @@ class Mixes:
             rows = () if route is None else tuple(route.tolist())
             self._last = (route, rows)
         return rows
+
+    def _forget_oldest(self) -> None:
+        while len(self._numbers) > MOST:
+            oldest = next(mix for mix in self._numbers if mix)
+            del self._mixes[self._numbers.pop(oldest)]
 
     def forget(self, name: str) -> None:
         """Every mix of this adapter."""
