@@ -1,12 +1,12 @@
 # make quickstart   install, then teach the embedded base text-to-SQL and show it before and after
 # make test         install, then lint, types, import contract and every test
 # make check        lint, types and import contract alone
-# make campaign     kills, power failures, full disks, damaged files and too little memory at length; goes on where it stopped
+# make campaign     kills, power failures, full disks, damaged files, too little memory and ten minutes of serving; goes on
 # make laws         every method before every law on every base; the tests alone take a sample of some rows
 # make interop      adapters of 20 families between PEFT and Lorica, both ways, and what must turn them red
 # make tasks        every task taught on drawn rows and on docstrings, beside the head alone; some minutes
 # make evidence     methods beside full fine-tuning, each at its best learning rate, on ten fresh seeds; hours, goes on
-# make bench        time and memory of a step beside PEFT, HF Trainer, torch.compile and full fine-tuning; an hour
+# make bench        training and serving beside PEFT, HF Trainer, torch.compile, transformers and full fine-tuning; an hour
 # make format       put the code into its format
 
 PYTHON ?= python3
@@ -42,6 +42,7 @@ evidence: .venv/.dev
 
 bench: .venv/.dev
 	$(BIN)/python -W ignore -m benchmarks.speed
+	$(BIN)/python -W ignore -m benchmarks.serving
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix
@@ -51,6 +52,7 @@ campaign: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m campaign.runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m campaign.files
 	OMP_NUM_THREADS=1 $(BIN)/python -m campaign.memory_limit
+	$(BIN)/python -W ignore -m campaign.served
 
 clean:
 	rm -rf .venv build dist

@@ -8,6 +8,8 @@ import torch
 
 from decoder_family import KINDS, VOCABULARY, ours
 from lorica.kernels import BLOCK
+from lorica.kernels.native import library
+from lorica.models import block_rows
 from lorica.models.layout import Layout
 from lorica.models.paged import KVBlocks, Paged
 
@@ -72,3 +74,32 @@ def test_company_and_chunks_change_no_bit(kind: str, dtype: torch.dtype) -> None
             taken = draw.sample(unread, draw.randint(1, len(unread)))
             last |= engine.read({d: draw.randint(1, LENGTHS[d] - engine.held[d]) for d in taken})
         assert all(torch.equal(last[d], alone[d]) for d in range(4))
+
+
+@pytest.mark.skipif(library().functions is None, reason=library().why)
+@pytest.mark.parametrize(
+    "kind", ["llama", "mistral sliding", "qwen3 tied and sliding", "llama with wide heads and biases"]
+)
+def test_a_block_as_one_call_is_its_ops_one_by_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, documents, found, calls = ours(kind, torch.bfloat16), prompts(), [], []
+    told = block_rows.block_
+    monkeypatch.setattr(block_rows, "block_", lambda *given: calls.append(told(*given)))
+    for way in ("one call", "ops"):
+        if way == "ops":
+            assert len(calls) == 2 * len(model.model.layers) - 1  # the last of a chunk reads its last tokens alone
+            monkeypatch.setattr(block_rows.BlockRows, "of", lambda *given: None)
+        engine = Engine(model, documents)
+        engine.read({d: len(documents[d]) - 1 for d in range(4)})
+        found.append(engine.read(dict.fromkeys(range(4), 1)))
+    assert all(torch.equal(found[0][d], found[1][d]) for d in range(4))
+
+
+@pytest.mark.skipif(library().functions is None, reason=library().why)
+def test_a_block_that_is_watched_runs_op_by_op() -> None:
+    model, seen = ours("llama", torch.bfloat16), []
+    handle = model.model.layers[1].mlp.up_proj.register_forward_hook(lambda *given: seen.append(1))
+    try:
+        Engine(model, prompts()).read(dict.fromkeys(range(4), 1))
+    finally:
+        handle.remove()
+    assert seen

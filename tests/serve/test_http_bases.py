@@ -15,7 +15,6 @@ from lorica.api import serving
 from lorica.errors import AdapterError, RequestError
 from lorica.serve.encoder import Encoder
 from lorica.serve.http.app import app
-from lorica.serve.http.limits import HttpLimits
 from lorica.serve.http.logs import Log
 from lorica.serve.http.security import Security
 from tiny_bases import stir
@@ -28,9 +27,13 @@ TEXTS = ["import os", "It was a dark and stormy night, and the rain fell in torr
 def served(source: str, folders: dict[str, Path], merge: str | None = None, dtype: str = "float32") -> Made:
     """As `lorica serve` puts it together, without the socket."""
     model, log = lorica.load_base(source, dtype=dtype), io.StringIO()
-    here = serving._served(model, source, folders, None, merge, Log(log), HttpLimits(), None, dtype)
+    here = serving.served(model, serving.Order(source=source, folders=folders, merge=merge, dtype=dtype), Log(log))
     made = app(here, Security(keys=(KEY,), admin=ADMIN), Log(log))
     return Made(made, here, here.engine, None, log)  # type: ignore[arg-type]
+
+
+def order(merge: str | None) -> serving.Order:
+    return serving.Order(source="embedded", folders={}, merge=merge)
 
 
 def saved(model: Any, folder: Path, method: Any, **facts: Any) -> Path:
@@ -62,19 +65,18 @@ def test_a_merged_adapter_answers_as_it_does_beside_the_base(tmp_path: Path) -> 
 def test_what_is_merged_is_the_one_adapter(tmp_path: Path) -> None:
     model = lorica.load_base("embedded")
     with pytest.raises(RequestError, match="no such --adapter; did you mean 'sql'"):
-        serving._answering(model, {"sql": tmp_path}, None, "sq", None)
+        serving.answering(model, {"sql": tmp_path}, order("sq"))
     with pytest.raises(RequestError, match="no other can be served beside it"):
-        serving._answering(model, {"sql": tmp_path, "json": tmp_path}, None, "sql", None)
+        serving.answering(model, {"sql": tmp_path, "json": tmp_path}, order("sql"))
 
 
 def test_an_adapter_that_does_not_check_out_stops_the_start(tmp_path: Path) -> None:
     model = lorica.load_base("embedded", dtype="float32")
     lorica.attach(model, lorica.LoRA(r=2)).save(tmp_path / "zero")
     for merge in (None, "zero"):
+        bare = lorica.load_base("embedded", dtype="float32")
         with pytest.raises(AdapterError, match="effect"):
-            serving._answering(
-                lorica.load_base("embedded", dtype="float32"), {"zero": tmp_path / "zero"}, None, merge, None
-            )
+            serving.answering(bare, {"zero": tmp_path / "zero"}, order(merge))
 
 
 @pytest.fixture(scope="module")

@@ -148,6 +148,15 @@ def test_every_route_refuses_what_it_cannot_read(here, path: str) -> None:
         assert 400 <= answer.status < 500
 
 
+def test_many_problems_are_told_as_a_few(here) -> None:
+    many = here.chat(**{f"unknown_{number}": 1 for number in range(50_000)})
+    some = here.chat(**{f"unknown_{number}": 1 for number in range(40)})
+    for answer in (many, some):
+        require_refused(answer)
+        assert len(answer.body) < 1000
+    assert "and 32 more" in some.error["message"]
+
+
 def test_a_check_that_lets_one_through_is_seen(monkeypatch) -> None:
     """The control: without the strictness of the schemas, wrong types reach the engine."""
     loose = made()
@@ -220,7 +229,7 @@ def test_bytes_that_are_no_request_end_no_server(port: int) -> None:
 
 
 def test_many_who_connect_and_say_nothing_keep_nobody_out(port: int) -> None:
-    silent = [socket.create_connection(("127.0.0.1", port), 2) for _ in range(50)]
+    silent = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(50)]
     try:
         good = raw(port, b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
         assert good.startswith(b"HTTP/1.1 200")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ import openai
 import psutil
 import pytest
 import torch
+from http_app import ADMIN as FAKE_ADMIN
+from http_app import Made, made
 from safetensors.torch import save_file
 
 import lorica
@@ -25,6 +28,7 @@ from lorica.cli.entry import run
 from tiny_bases import stir
 
 KEY, ADMIN = "process-key-012345", "process-admin-012345"
+Change = Callable[[str, str, Any], Any]
 PROMPT = "import os\n\ndef read(path):\n"
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 10}
 
@@ -216,31 +220,31 @@ def hostile(root: Path, canary: Path) -> dict[str, Path]:
     """Folders that must not be served, nor anything in them run or followed; `canary` appears if something is."""
     import pickle
 
-    made = {}
+    found = {}
     for name in ("pickled", "forged_config", "other_keys", "linked", "not_finite", "no_rank", "damaged", "empty"):
-        made[name] = shutil.copytree(root / "sql", root / f"bad-{name}")
-    (made["pickled"] / "adapter_model.safetensors").unlink()
-    (made["pickled"] / "adapter_model.bin").write_bytes(pickle.dumps(Canary(canary)))
+        found[name] = shutil.copytree(root / "sql", root / f"bad-{name}")
+    (found["pickled"] / "adapter_model.safetensors").unlink()
+    (found["pickled"] / "adapter_model.bin").write_bytes(pickle.dumps(Canary(canary)))
     evil = f"from pathlib import Path\nPath({str(canary)!r}).touch()\n"
-    for folder in made.values():
+    for folder in found.values():
         (folder / "evil.py").write_text(evil)
-    configured(made["forged_config"], lora_alpha=99)
+    configured(found["forged_config"], lora_alpha=99)
     for name, changes in {
         "other_keys": {"corda_config": {"cache_file": str(canary)}, "eva_config": {"x": "evil.py"}},
         "no_rank": {"r": -1},
     }.items():
-        forged(made[name], lambda tensors, config, changes=changes: config.update(changes))
-    weights = made["linked"] / "adapter_model.safetensors"
+        forged(found[name], lambda tensors, config, changes=changes: config.update(changes))
+    weights = found["linked"] / "adapter_model.safetensors"
     weights.unlink()
     weights.symlink_to(root / "sql/adapter_model.safetensors")
-    forged(made["not_finite"], lambda tensors, config: next(iter(tensors.values())).fill_(float("nan")))
-    content = bytearray((made["damaged"] / "adapter_model.safetensors").read_bytes())
+    forged(found["not_finite"], lambda tensors, config: next(iter(tensors.values())).fill_(float("nan")))
+    content = bytearray((found["damaged"] / "adapter_model.safetensors").read_bytes())
     content[-5] ^= 1
-    (made["damaged"] / "adapter_model.safetensors").write_bytes(content)
-    for file in made["empty"].iterdir():
+    (found["damaged"] / "adapter_model.safetensors").write_bytes(content)
+    for file in found["empty"].iterdir():
         file.unlink()
-    save_file({"x": torch.zeros(1)}, made["empty"] / "adapter_model.safetensors")
-    return made | {"zero": root / "zero"}
+    save_file({"x": torch.zeros(1)}, found["empty"] / "adapter_model.safetensors")
+    return found | {"zero": root / "zero"}
 
 
 def configured(folder: Path, **changes: Any) -> None:
@@ -248,16 +252,37 @@ def configured(folder: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
+def require_refused(change: Change, folder: Path, canary: Path) -> None:
+    status, said = change("post", "/adapters", {"name": "bad", "folder": folder.name})
+    assert status in (400, 404), folder.name
+    assert str(folder.parent) not in json.dumps(said), folder.name
+    assert not canary.exists(), folder.name
+
+
 def test_an_adapter_that_does_not_check_out_is_never_served(server: Server, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
-    for name, folder in hostile(server.root, canary).items():
-        status, said = server.change("post", "/adapters", {"name": "bad", "folder": folder.name})
-        assert status in (400, 404), name
-        assert str(server.root) not in json.dumps(said), name
+    for folder in hostile(server.root, canary).values():
+        require_refused(server.change, folder, canary)
         with pytest.raises(openai.NotFoundError):
             server.text("bad")
-        assert not canary.exists(), name
     assert server.text("sql")
+
+
+def test_a_shelf_that_checks_nothing_is_seen(root: Path, tmp_path: Path) -> None:
+    """The control: each of the folders, where it is taken as it is."""
+    copies = shutil.copytree(root, tmp_path / "copies", ignore=shutil.ignore_patterns("bad-*"))
+    for name, folder in hostile(copies, tmp_path / "canary").items():
+        loose = made(root=copies)
+
+        def change(method: str, path: str, body: Any, loose: Made = loose) -> Any:
+            answer = loose.ask(method.upper(), f"/v1{path}", body, key=FAKE_ADMIN)
+            return answer.status, answer.body.decode()
+
+        if name == "linked":
+            require_refused(change, folder, tmp_path / "canary")  # no shelf is needed to see a link
+            continue
+        with pytest.raises(AssertionError, match=name.replace("_", ".")):
+            require_refused(change, folder, tmp_path / "canary")
 
 
 def test_code_and_templates_beside_an_adapter_are_not_read(server: Server, tmp_path: Path) -> None:
@@ -312,6 +337,14 @@ def test_metrics_name_what_is_served(server: Server) -> None:
     told = server.client.get("/../metrics", cast_to=str)
     assert 'lorica_written_tokens_total{adapter="sql"}' in told
     assert 'lorica_time_to_first_token_seconds_count{adapter="sql"}' in told
+
+
+def test_a_port_that_is_taken_is_one_line(server: Server, capsys) -> None:
+    port = server.url.rpartition(":")[2]
+    assert run(["serve", "--model", "embedded", "--port", port]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"127.0.0.1:{port}" in line
+    assert "--port" in line
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 
 import pytest
@@ -254,15 +255,17 @@ def test_an_adapter_that_does_not_check_out_is_refused_without_the_path(tmp_path
 def test_changes_of_one_name_wait_for_each_other_and_no_answer_waits_for_them(tmp_path) -> None:
     here = made(root=tmp_path)
     (tmp_path / "x").mkdir()
-    here.shelf.hook = lambda name: time.sleep(0.2)
+    loading, goes_on = threading.Event(), threading.Event()
+    here.shelf.hook = lambda name: loading.set() or goes_on.wait(20)
 
     async def both() -> list[int]:
         body = {"name": "x"}
         loads = [asyncio.create_task(asked(here.app, "POST", "/v1/adapters", body, key=ADMIN)) for _ in range(2)]
-        await asyncio.sleep(0.05)
-        started = time.monotonic()
-        await asked(here.app, "POST", "/v1/completions", {"model": "sql", "prompt": "x"})
-        assert time.monotonic() - started < 0.15
+        while not loading.is_set():
+            await asyncio.sleep(0.005)
+        answer = await asked(here.app, "POST", "/v1/completions", {"model": "sql", "prompt": "x"})
+        assert (answer.status, [load.done() for load in loads]) == (200, [False, False])
+        goes_on.set()
         return sorted(answer.status for answer in await asyncio.gather(*loads))
 
     assert asyncio.run(both()) == [201, 409]
@@ -325,6 +328,16 @@ def test_stats_are_the_engine_s_numbers() -> None:
     assert told["base"] == "tiny"
     assert told["engine"]["blocks_free"] == 7
     assert told["engine"]["by_adapter"]["sql"]["requests"] == 2
+
+
+def test_what_is_asked_every_second_is_logged_where_it_fails() -> None:
+    here = made()
+    for path in ("/healthz", "/metrics", "/v1/stats", "/v1/adapters"):
+        here.ask("GET", path)
+    assert here.log.getvalue() == ""
+    here.ask("GET", "/metrics", key="wrong")
+    here.ask("GET", "/v1/models")
+    assert [json.loads(line)["status"] for line in here.log.getvalue().splitlines()] == [401, 200]
 
 
 def test_servers_share_no_counts() -> None:

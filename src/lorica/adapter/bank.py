@@ -53,11 +53,17 @@ class RoutedFlow(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """One adapter of a bank."""
+    """One adapter of a bank: its module at each site, and the factors that rows read in its place, where it has any."""
 
     plan: Plan
     modules: Mapping[str, nn.Module]
     factors: Mapping[str, Factors | None]
+
+    @property
+    def bytes(self) -> int:
+        tensors = (one for module in self.modules.values() for one in module.state_dict(keep_vars=True).values())
+        own = {id(one): one.nbytes for one in tensors}
+        return sum(own.values()) + sum(factors.bytes for factors in self.factors.values() if factors)
 
 
 class Bank:
@@ -88,18 +94,37 @@ class Bank:
     def add(
         self,
         name: str,
-        adapter: str | Path | AdapterFile | Attached,
+        adapter: "str | Path | AdapterFile | Attached | Held",
         *,
         trainable: bool = False,
         untrained: bool = False,
         other_base: bool = False,
     ) -> None:
-        """Adds the adapter of a folder, a hub id, or a copy of one attached to another model of this base.
+        """Adds the adapter of a folder, a hub id, a copy of one attached to another model of this base, or what
+        `prepared` made of one.
 
         AdapterError as `load` gives it, and when the name is taken, or the adapter changes more than rows can choose
         (biases and modules saved whole).  The others are not disturbed.
         """
         self._require_free(name)
+        accepted = {"trainable": trainable, "untrained": untrained, "other_base": other_base}
+        held = adapter if isinstance(adapter, Held) else self.prepared(adapter, name=name, **accepted)
+        with self._lock:
+            self._require_free(name)
+            for site in [self._site(p.site) for p in held.plan.edits]:
+                site.put(name, held.modules[site.name], held.factors.get(site.name))
+            self.adapters[name] = held
+
+    def prepared(
+        self,
+        adapter: str | Path | AdapterFile | Attached,
+        *,
+        name: str = "adapter",
+        trainable: bool = False,
+        untrained: bool = False,
+        other_base: bool = False,
+    ) -> "Held":
+        """All of `add` that takes time, with its errors: read, checked, fitted to this base and laid out for rows."""
         file = adapter.file() if isinstance(adapter, Attached) else adapter
         file = file if isinstance(file, AdapterFile) else read(file)
         if not other_base:
@@ -110,30 +135,22 @@ class Bank:
         modules = filled(self.model, planned, file, untrained=untrained)
         held = {p.site.name: modules[p.key].requires_grad_(trainable) for p in planned.edits}
         factors = {} if trainable else {p.site.name: self._factors(p.site, held[p.site.name]) for p in planned.edits}
-        with self._lock:
-            self._require_free(name)
-            for site in [self._site(p.site) for p in planned.edits]:
-                site.put(name, held[site.name], factors.get(site.name))
-            self.adapters[name] = Held(planned, held, factors)
+        return Held(planned, held, factors)
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str) -> "Held":
+        """Returns what `add` takes to have it again."""
         with self._lock:
             self._require(name)
-            del self.adapters[name]
+            held = self.adapters.pop(name)
             for site in self._sites.values():
                 site.drop(name)
             self.mixes.forget(name)
+        return held
 
     def bytes(self, name: str) -> int:
-        """What an adapter holds in memory: its own tensors, and its factors as rows read them."""
+        """What an adapter holds in memory."""
         self._require(name)
-        held = self.adapters[name]
-        own = {
-            id(one): one.nbytes
-            for module in held.modules.values()
-            for one in module.state_dict(keep_vars=True).values()
-        }
-        return sum(own.values()) + sum(factors.bytes for factors in held.factors.values() if factors)
+        return self.adapters[name].bytes
 
     def named_parameters(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
         """What of one adapter is trained, by its key in its file."""
@@ -245,6 +262,10 @@ class BankSite(nn.Module):
     def terms(self, flow: RoutedFlow, base: nn.Module) -> Terms | None:
         """The low-rank products that rows of this pass take here."""
         return self._composition(flow).terms
+
+    def only_terms(self, flow: RoutedFlow) -> bool:
+        """Whether `terms` are all that rows of this pass take here."""
+        return not self._composition(flow).others
 
     def others(self, y: Tensor, x: Tensor, base: nn.Module, flow: RoutedFlow) -> Tensor:
         """y with what its rows take here that is no low-rank product on a linear."""

@@ -7,7 +7,7 @@ unverified however well it loads.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -218,7 +218,8 @@ def _bare(checks: _Checks, file: AdapterFile, model: nn.Module) -> Reading | Non
 
 
 def _effect(checks: _Checks, file: AdapterFile, attached: Attached, untrained: bool) -> None:
-    with attached.off() as model:
+    copies = any(planned.edit.place == "instead" for planned in attached.plan.edits)
+    with attached.off() if copies else nullcontext(attached.model) as model:
         without = inert(model, attached.plan, attached.modules)
     record = _record(file)
     without = without or (isinstance(record, Proof) and record.effect == 0)

@@ -9,7 +9,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,6 +42,8 @@ from lorica.serve.http.texts import Texts
 from lorica.tasks.sequence import SequenceTask
 
 CONFIG = "adapter_config.json"
+ANY = ("0.0.0.0", "::")
+"""Hosts that are every address of this machine, and the name of none."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,19 @@ class Listening:
         served = ", ".join(self.adapters) or "none"
         made = f"\nkey: {self.key}   (made up for this run; it is shown here alone)" if self.key else ""
         return f"{self.url}   base {self.base}, adapters {served}{made}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is to be served: a base by its source, adapters by name, and the one of them that is folded in."""
+
+    source: str
+    folders: Mapping[str, Path]
+    root: Root | None = None
+    merge: str | None = None
+    dtype: str | None = None
+    limits: HttpLimits = field(default_factory=HttpLimits)
+    engine_limits: Limits | None = None
 
 
 def serve(
@@ -91,20 +106,22 @@ def serve(
     RequestError for what cannot be served, AdapterError for an adapter that does not check out.
     """
     made_up = None if api_keys else _made_up_for(host)
-    hosts = (*LOOPBACK, *([] if host in ("0.0.0.0", "::") else [host.lower()]), *map(str.lower, allow_hosts))
-    origins = tuple(origin.lower().rstrip("/") for origin in allow_origins)
-    security = Security(keys=tuple(api_keys) or (made_up or "",), admin=admin_key, hosts=hosts, origins=origins)
-    folders = _folders(adapters or {})
-    root = None if adapters_root is None else _root(Path(adapters_root))
-    listening = bound(host, port)
-    with listening:
+    security = _security(tuple(api_keys) or (made_up or "",), admin_key, host, allow_hosts, allow_origins)
+    order = Order(
+        source=model,
+        dtype=dtype,
+        folders=_folders(adapters or {}),
+        root=None if adapters_root is None else _root(Path(adapters_root)),
+        merge=merge,
+        limits=limits,
+        engine_limits=engine_limits,
+    )
+    with bound(host, port) as listening:
         written = Log(log)
-        served = _served(
-            load_base(model, dtype=dtype), model, folders, root, merge, written, limits, engine_limits, dtype
-        )
-        names = tuple(sorted({*served.names.origins, *served.names.classifiers}))
-        told = Listening(address_of(listening), served.names.base, names, made_up)
-        listen(app(served, security, written), listening, limits, written, lambda: ready(told))
+        here = served(load_base(model, dtype=dtype), order, written)
+        names = tuple(sorted({*here.names.origins, *here.names.classifiers}))
+        told = Listening(address_of(listening), here.names.base, names, made_up)
+        listen(app(here, security, written), listening, limits, written, lambda: ready(told))
 
 
 def _made_up_for(host: str) -> str:
@@ -113,6 +130,14 @@ def _made_up_for(host: str) -> str:
             f"serve: {host} can be reached from other machines; choose a key with --api-key or LORICA_API_KEY"
         )
     return secrets.token_urlsafe(24)
+
+
+def _security(
+    keys: tuple[str, ...], admin: str | None, host: str, hosts: Sequence[str], origins: Sequence[str]
+) -> Security:
+    own = [] if host in ANY else [host.lower()]
+    named = tuple(name.lower() for name in (*LOOPBACK, *own, *hosts))
+    return Security(keys=keys, admin=admin, hosts=named, origins=tuple(each.lower().rstrip("/") for each in origins))
 
 
 def _folders(adapters: Mapping[str, str | Path]) -> dict[str, Path]:
@@ -136,26 +161,17 @@ def _root(path: Path) -> Root:
     return Root(path)
 
 
-def _served(
-    model: nn.Module,
-    source: str,
-    folders: Mapping[str, Path],
-    root: Root | None,
-    merge: str | None,
-    log: Log,
-    limits: HttpLimits,
-    engine_limits: Limits | None,
-    dtype: str | None,
-) -> Served:
-    headed = {name: folder for name, folder in folders.items() if _has_head(folder)}
-    others = {name: folder for name, folder in folders.items() if name not in headed}
-    classifiers = {name: _classifier(folder, source, dtype) for name, folder in headed.items()}
-    kept, encoder, engine = _answering(model, others, root, merge, engine_limits)
+def served(model: nn.Module, order: Order, log: Log) -> Served:
+    """Everything behind the routes, with every adapter verified."""
+    headed = {name: folder for name, folder in order.folders.items() if _has_head(folder)}
+    others = {name: folder for name, folder in order.folders.items() if name not in headed}
+    classifiers = {name: _classifier(folder, order) for name, folder in headed.items()}
+    kept, encoder, engine = answering(model, others, order)
     names = Names(
-        base=name_of(source),
+        base=name_of(order.source),
         created=int(time.time()),
         adapters=kept,
-        merged=merge,
+        merged=order.merge,
         origins={name: Origin(folder=folder.name, plain=plain(folder)) for name, folder in others.items()},
         classifiers=tuple(classifiers),
     )
@@ -163,8 +179,8 @@ def _served(
     return Served(
         names=names,
         metrics=metrics,
-        limits=limits,
-        loads=Loads(names, metrics, log, kept if isinstance(kept, Shelf) else None, root),
+        limits=order.limits,
+        loads=Loads(names, metrics, log, kept if isinstance(kept, Shelf) else None, order.root),
         page=Page.of_package(),
         outside=Outside(encoder, classifiers),
         engine=engine,
@@ -172,21 +188,20 @@ def _served(
     )
 
 
-def _answering(
-    model: nn.Module, folders: Mapping[str, Path], root: Root | None, merge: str | None, limits: Limits | None
+def answering(
+    model: nn.Module, folders: Mapping[str, Path], order: Order
 ) -> tuple[Shelf | Merged | Resident, Encoder | None, Engine | None]:
     """Where the adapters are kept, and what asks them."""
-    if merge is not None:
-        merged = _merged(model, folders, merge)
-        return merged, None, Engine(model, merged, limits)
+    if order.merge is not None:
+        merged = _merged(model, folders, order.merge)
+        return merged, None, Engine(model, merged, order.engine_limits)
+    bank = Bank(model)
     if not writes(model):
-        bank = Bank(model)
-        held = Resident.on(bank, folders)
-        return held, Encoder(bank), None
-    shelf = Shelf(Bank(model), root=None if root is None else root.path)
+        return Resident.on(bank, folders), Encoder(bank), None
+    shelf = Shelf(bank, root=None if order.root is None else order.root.path)
     for name, folder in folders.items():
         shelf.load_own(name, folder)
-    return shelf, None, Engine(model, shelf, limits)
+    return shelf, None, Engine(model, shelf, order.engine_limits)
 
 
 def _merged(model: nn.Module, folders: Mapping[str, Path], name: str) -> Merged:
@@ -220,8 +235,8 @@ def _has_head(folder: Path) -> bool:
     return recorded_head(read(folder).manifest) is not None
 
 
-def _classifier(folder: Path, source: str, dtype: str | None) -> Classifier:
-    model, manifest = loaded(folder, source, dtype=dtype)
+def _classifier(folder: Path, order: Order) -> Classifier:
+    model, manifest = loaded(folder, order.source, dtype=order.dtype)
     task = task_for(model, None, manifest)
     if not isinstance(task, SequenceTask):
         raise RequestError(f"{folder}: trained for {task.name}, which is not served; it answers with lorica generate")

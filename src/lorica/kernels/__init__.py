@@ -9,7 +9,7 @@ from lorica.kernels.frozen_weight import DenseWeight, FrozenWeight
 from lorica.kernels.gated_mlp import gated_mlp
 from lorica.kernels.low_rank import LowRank, reference
 from lorica.kernels.low_rank_linear import low_rank_linear, siblings
-from lorica.kernels.native import document_attention
+from lorica.kernels.native import BlockReading, block_, document_attention
 from lorica.kernels.noise import Noise, site_id
 from lorica.kernels.paged_attention import BLOCK, paged_attention
 from lorica.kernels.preconditioned import preconditioned
@@ -22,6 +22,7 @@ from lorica.kernels.swiglu import swiglu
 
 __all__ = [
     "BLOCK",
+    "BlockReading",
     "Branch",
     "DenseWeight",
     "Factors",
@@ -31,6 +32,7 @@ __all__ = [
     "Noise",
     "RowBranch",
     "Terms",
+    "block_",
     "causal_attention",
     "document_attention",
     "gated_mlp",

@@ -96,7 +96,13 @@ TYPES = (torch.bfloat16, torch.float16, torch.float32)
 def chosen(op: str, like: Tensor, width: int | None = None) -> Choice:
     """The path of `op` for tensors like this one; `width` (by default like.shape[-1]) of what `OPS[op].what` names."""
     lacking = library().lacking if like.device.type == "cpu" and like.dtype in OPS[op].types else None
-    return decided(op, like.device.type, like.dtype, like.shape[-1] if width is None else width, has_triton(), lacking)
+    return _decided(op, like.device.type, like.dtype, like.shape[-1] if width is None else width, has_triton(), lacking)
+
+
+@cache
+def _decided(op: str, device: str, dtype: torch.dtype, width: int, triton: bool, lacking: str | None) -> Choice:
+    """Kept, because a pass asks some hundred times, as long as a kernel takes for a few rows."""
+    return decided(op, device, dtype, width, triton, lacking)
 
 
 def is_native(op: str, *tensors: Tensor) -> bool:

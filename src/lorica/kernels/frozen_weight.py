@@ -29,7 +29,8 @@ class FrozenWeight(ABC):
             if held is not None:
                 return held
             weight = module.weight
-        return DenseWeight(weight.detach(), transposed=type(module).__name__ == "Conv1D")
+        stored = weight.detach() if weight.requires_grad else weight
+        return DenseWeight(stored, transposed=type(module).__name__ == "Conv1D")
 
     @property
     @abstractmethod

@@ -33,9 +33,9 @@ def paged_attention(
     tables      (D, most) int32, the blocks of each document in order
     documents   (T,) int64, of each token; positions (T,) int64, in its document
     """
+    if is_native("paged_attention", q):
+        return native.paged_attention(q, k, v, blocks, tables, documents, positions, window or 0)
     with torch.no_grad():
-        if is_native("paged_attention", q):
-            return native.paged_attention(q, k, v, blocks, tables, documents, positions, window or 0)
         return _by_tokens(q, k, v, blocks, tables, documents, positions, window)
 
 

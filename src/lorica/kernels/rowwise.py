@@ -115,21 +115,12 @@ class RowBranch:
 
 def rowwise(x: Tensor, branches: Sequence[RowBranch], *, widely: bool = False) -> list[Tensor]:
     """x (n, d_in) -> (n, d_out) of each branch, without gradient.  widely: in float32 or better, not rounded to x's."""
-    with torch.no_grad():
-        if not is_native("rowwise", x) or x.shape[1] % 2:
+    if not is_native("rowwise", x) or x.shape[1] % 2:
+        with torch.no_grad():
             return [_by_slabs(x, branch, widely) for branch in branches]
-        if all(isinstance(branch.weight, DenseWeight) for branch in branches):
-            return native.rowwise(x, branches, widely)
-        return [native.rowwise(x, (branch,), widely)[0] for branch in branches]  # one weight at a time is dense
-
-
-def rowwise_reference(x: Tensor, branch: RowBranch) -> Tensor:
-    """The definition, in the type of x: x (n, d_in) -> (n, d_out)."""
-    raw = branch.weight.product(x)
-    y = raw if branch.bias is None else raw + branch.bias
-    for factors, weight, rows in branch.terms.groups if branch.terms else ():
-        y = y.index_add(0, rows, factors.delta(x[rows], raw[rows]).to(y.dtype), alpha=weight)
-    return y
+    if all(type(branch.weight) is DenseWeight for branch in branches):
+        return native.rowwise(x, branches, widely)
+    return [native.rowwise(x, (branch,), widely)[0] for branch in branches]  # one weight at a time is dense
 
 
 def rowwise_swiglu(gate: Tensor, up: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def gated(gate: nn.Module, up: nn.Module, down: nn.Module, x: Tensor, flow: Flow
 
 def _apart(modules: Sequence[nn.Module], x: Tensor, flow: Flow, widely: bool = False) -> Sequence[Tensor]:
     """Where no row may depend on the rows beside it.  Of what is no linear with terms, slabs of rows are read alone."""
-    known = [_row_branch(module, flow) for module in modules]
+    known = [row_branch(module, flow) for module in modules]
     joint = [branch for branch in known if branch is not None]
     made = iter(rowwise(x, joint, widely=widely) if joint else ())
     return [
@@ -64,15 +64,16 @@ def _apart(modules: Sequence[nn.Module], x: Tensor, flow: Flow, widely: bool = F
     ]
 
 
-def _row_branch(module: nn.Module, flow: Flow) -> RowBranch | None:
+def row_branch(module: nn.Module, flow: Flow) -> RowBranch | None:
     """None for an adapter that is no choice of rows, and for what is no plain linear or is watched."""
     edited = type(module) is AroundModule
-    base = module.base if edited else module
-    if not _is_frozen_linear(base, training=False) or _is_watched(base) or _is_watched(module):
+    base = module._modules["base"] if edited else module
+    assert base is not None
+    if not _is_frozen_linear(base, training=False) or is_watched(base) or is_watched(module):
         return None
     if not edited:
         return RowBranch(FrozenWeight.of(base), base.bias)
-    terms = getattr(module.adapter, "terms", None)
+    terms = getattr(module._modules["adapter"], "terms", None)
     return None if terms is None else RowBranch(FrozenWeight.of(base), base.bias, terms(flow, base))
 
 
@@ -94,7 +95,7 @@ def _branches(modules: Sequence[nn.Module], flow: Flow) -> list[Branch] | None:
 def _branch(module: nn.Module, flow: Flow) -> Branch | None:
     adapter = module.adapter if type(module) is AroundModule else None
     base = module.base if type(module) is AroundModule else module
-    if not _is_frozen_linear(base) or _is_watched(base) or _is_watched(module):
+    if not _is_frozen_linear(base) or is_watched(base) or is_watched(module):
         return None
     weight = FrozenWeight.of(base)
     if adapter is None:
@@ -115,7 +116,8 @@ def _noise(modules: Sequence[nn.Module], flow: Flow) -> Noise | None:
     return flow.noise if all(adapter.training for adapter in adapters) else None  # type: ignore[union-attr]
 
 
-def _is_watched(module: nn.Module) -> bool:
+def is_watched(module: nn.Module) -> bool:
     """Whether somebody is to be told when the module is called."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lorica.kernels import rms_norm
 from lorica.models import attention
+from lorica.models.block_rows import BlockRows
 from lorica.models.branches import gated, linear, project
 from lorica.models.config import DecoderConfig
 from lorica.models.edited import apply
@@ -128,8 +129,11 @@ class Decoder(nn.Module):
         else:
             rotation = Rotation.of(self.config, positions, x_TD.dtype)
         attend = attention.choose(layout, x_TD, prefix=self.prefix_length > 0)
+        rows = BlockRows.of(layout, x_TD, rotation)
         for index, block in enumerate(self.layers):
             read = places if index == len(self.layers) - 1 else None
+            if rows is not None and read is None and rows.read_(block, x_TD):  # type: ignore[arg-type]
+                continue
             if index < self.recomputed_layers and torch.is_grad_enabled():
                 x_TD = self.recompute(block, x_TD, layout, rotation, attend, read)
             else:

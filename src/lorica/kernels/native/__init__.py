@@ -5,6 +5,8 @@ Sums are float32; every result is the same at every call, whatever the number of
 """
 
 from lorica.kernels.native.attention import document_attention
+from lorica.kernels.native.block import Reading as BlockReading
+from lorica.kernels.native.block import block_
 from lorica.kernels.native.build import Library, library
 
-__all__ = ["Library", "document_attention", "library"]
+__all__ = ["BlockReading", "Library", "block_", "document_attention", "library"]

@@ -11,28 +11,9 @@ columns of x in the order of d_in, which is what a decoder needs whose answers m
 
 #include "products.h"
 #include "room.h"
+#include "rowwise.h"
 
 enum { OUTPUTS = 32 };
-
-typedef struct {
-    const bf16 *A, *B;
-    const float *middle, *output, *base, *bias;
-    int64_t r;
-} factors;
-
-typedef struct {
-    const factors *of;
-    int64_t row;
-    double weight;
-} term;
-
-/* One linear; its terms stand in the order of their rows. */
-typedef struct {
-    const bf16 *W, *bias;
-    void *y;
-    const term *terms;
-    int64_t d_out, count;
-} linear;
 
 /* C (32, 16) = A (32, D) B (D, 16), as `product` beside it. */
 static inline void narrow_product(float *C, const bf16 *A, ptrdiff_t lda, const bf16 *B, ptrdiff_t ldb, ptrdiff_t D) {

@@ -7,7 +7,9 @@ nn.TransformerEncoderLayer    every part of it, in evaluation without gradients;
 
 from torch import nn
 
-from lorica.models.edits.holders import Undo, holders, together
+from lorica.models.edits.holders import Undo, every_module, holders, together
+
+ENCODERS = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
 def is_read_uncalled(model: nn.Module, module: nn.Module) -> bool:
@@ -16,7 +18,8 @@ def is_read_uncalled(model: nn.Module, module: nn.Module) -> bool:
 
 def keep_called(model: nn.Module, module: nn.Module) -> Undo:
     """Modules of torch's encoder around `module` take the path that calls it."""
-    around = [parent for parent in model.modules() if any(child is module for child in parent.modules())]
+    encoders = [part for part in every_module(model) if isinstance(part, ENCODERS)]
+    around = [part for part in encoders if any(child is module for child in part.modules())]
     layers = [_with_hook(layer) for layer in around if isinstance(layer, nn.TransformerEncoderLayer)]
     return together(
         layers + [_without_nesting(encoder) for encoder in around if isinstance(encoder, nn.TransformerEncoder)]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from lorica.adapter import AdapterFile
+from lorica.adapter.bank import Held
 
 State = Literal["loading", "ready", "draining", "failed"]
 Tier = Literal["disk", "host", "device"]
@@ -51,7 +52,7 @@ class Described:
 class Kept:
     """Where a generation stands now.  Whoever reads or writes it holds the lock of its shelf.
 
-    file        its tensors in memory, None where they are on disk or with the Bank alone
+    file        its tensors in the host's memory, None where they are on disk or with the Bank alone
     moving      a thread is bringing it to the device, or taking it off
     in_flight   requests that hold it
     pins        of those, the ones being answered: it stays on the device for them
@@ -61,7 +62,7 @@ class Kept:
     """
 
     generation: Generation
-    file: AdapterFile | None
+    file: AdapterFile | Held | None
     loaded_at: float
     state: State = "ready"
     tier: Tier = "host"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from lorica.adapter import AdapterFile, Bank
+from lorica.adapter.bank import Held
 from lorica.errors import LoricaError
 from lorica.serve.engine.generation import Kept
 from lorica.serve.engine.lease import Lease
@@ -22,7 +23,7 @@ HOLD = 1.0
 LOOK = 0.02
 """Seconds between two looks for room where there was none."""
 BRINGING = 2
-"""Generations brought up at a time: each takes a core for a while."""
+"""Files brought up at a time: each takes a core for a while.  What was laid out before takes a millisecond."""
 
 
 class Tiers:
@@ -36,6 +37,8 @@ class Tiers:
         self.kept: list[Kept] = []
         self.tell: Callable[[], None] = lambda: None
         self._read = read
+        self._in_host = next(bank.model.parameters()).device.type == "cpu"
+        """The device is the host: what leaves the Bank stays laid out, and what the Bank holds is held once."""
         self._uses = itertools.count(1)
         self._bringing: list[Kept] = []
         self._look_at = 0.0
@@ -95,7 +98,7 @@ class Tiers:
 
     def _ask_for(self, kept: Kept) -> None:
         now = time.monotonic()
-        if kept.moving or kept.state == "failed" or len(self._bringing) >= BRINGING or now < self._look_at:
+        if kept.moving or kept.state == "failed" or now < self._look_at or self._are_too_many(kept):
             return
         if not self._could_hold(kept, now):
             self._look_at = now + LOOK
@@ -104,6 +107,10 @@ class Tiers:
         kept.moving = True
         self._bringing.append(kept)
         threading.Thread(target=self._bring, args=(kept,), name=f"lorica {kept.generation.key}", daemon=True).start()
+
+    def _are_too_many(self, kept: Kept) -> bool:
+        from_files = [each for each in self._bringing if not isinstance(each.file, Held)]
+        return not isinstance(kept.file, Held) and len(from_files) >= BRINGING
 
     def _could_hold(self, kept: Kept, now: float) -> bool:
         if self.device_bytes is None:
@@ -147,8 +154,9 @@ class Tiers:
     def _trim(self, room: int = 0) -> None:
         """Takes off the device what has not been used for longest, until what it may hold leaves `room` more bytes."""
         while (victim := self._one_too_many(room)) is not None:
-            self.bank.remove(victim.generation.key)
+            held = self.bank.remove(victim.generation.key)
             with self.lock:
+                victim.file = held if self._in_host else victim.file
                 victim.tier, victim.moving = "host" if victim.file else "disk", False
                 self._changed()
         self._trim_host()
@@ -174,13 +182,13 @@ class Tiers:
         """Files leave the host's memory where the device never gives a generation up, and where there are too many."""
         with self.lock:
             for kept in sorted(self.kept, key=lambda kept: kept.used):
-                needless = self.device_bytes is None and kept.tier == "device"
+                needless = kept.tier == "device" and (self._in_host or self.device_bytes is None)
                 if kept.file is not None and (needless or (self._too_much_in_host() and not kept.in_flight)):
                     kept.file = None
                     kept.tier = "disk" if kept.tier == "host" else kept.tier
 
     def _too_much_in_host(self) -> bool:
-        held = sum(bytes_of(kept.file) for kept in self.kept if kept.file is not None)
+        held = sum(_bytes_of(kept.file) for kept in self.kept if kept.file is not None)
         return self.host_bytes is not None and held > self.host_bytes
 
     @staticmethod
@@ -193,8 +201,8 @@ class Tiers:
         self.tell()
 
 
-def bytes_of(file: AdapterFile) -> int:
-    return sum(tensor.nbytes for tensor in file.tensors.values())
+def _bytes_of(file: AdapterFile | Held) -> int:
+    return file.bytes if isinstance(file, Held) else sum(tensor.nbytes for tensor in file.tensors.values())
 
 
 def in_memory(file: AdapterFile) -> AdapterFile:

@@ -2,7 +2,8 @@
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
@@ -13,7 +14,7 @@ from lorica.serve.http.choosing import Chosen
 from lorica.serve.http.errors import ApiError, GoneError
 from lorica.serve.http.gate import record_of
 from lorica.serve.http.schemas import ChatAsked, CompletionAsked
-from lorica.serve.http.served import served
+from lorica.serve.http.served import Served, served
 from lorica.serve.http.stream import Inbox, PatientInbox
 from lorica.serve.http.writing import Writing
 
@@ -30,12 +31,34 @@ def chosen_for(http: HttpRequest, asked: WriteAsked) -> Chosen:
 
 def begun(http: HttpRequest, asked: WriteAsked, chosen: Chosen, prompts: Sequence[tuple[int, ...]]) -> Writing:
     """Every choice of every prompt.  Errors of the engine, and ApiError 400 for more than may be asked at once."""
-    here = served(http)
+    here, record = served(http), record_of(http.scope)
     engine, texts = here.writes()
     _require_within(here.limits.documents, here.limits.max_tokens, asked, len(prompts))
+    early = asked.stream or bool(asked.stop)
+    return Writing.begun(
+        engine,
+        list(_requests(here, asked, chosen, record.tenant, texts.stop_ids, prompts)),
+        partial(texts.unfolding, asked.stop) if early else texts.folded,
+        Inbox() if early else PatientInbox(),
+        record=record,
+        metrics=here.metrics,
+        choices=asked.n,
+        seconds=here.limits.seconds,
+    )
+
+
+def _requests(
+    here: Served,
+    asked: WriteAsked,
+    chosen: Chosen,
+    tenant: str,
+    stop_ids: frozenset[int],
+    prompts: Sequence[tuple[int, ...]],
+) -> Iterator[Request]:
+    """The first draws from the seed that was given, as one that is alone does; the others from seeds made of it."""
     seed = secrets.randbits(63) if asked.seed is None else asked.seed
-    requests = [
-        Request(
+    for number, prompt in enumerate(prompt for prompt in prompts for _ in range(asked.n)):
+        yield Request(
             tokens=prompt,
             max_tokens=asked.length or here.limits.max_tokens,
             choice=chosen.choice,
@@ -43,24 +66,11 @@ def begun(http: HttpRequest, asked: WriteAsked, chosen: Chosen, prompts: Sequenc
             top_p=asked.top_p,
             top_k=max(asked.top_k, 0),
             seed=seed if number == 0 else seed_of(seed, number),
-            stop_ids=texts.stop_ids,
+            stop_ids=stop_ids,
             logprobs=asked.likeliest,
-            tenant=record_of(http.scope).tenant,
+            tenant=tenant,
             deadline=here.limits.seconds,
         )
-        for number, prompt in enumerate(prompt for prompt in prompts for _ in range(asked.n))
-    ]
-    told_early = asked.stream or bool(asked.stop)
-    return Writing.begun(
-        engine,
-        requests,
-        (lambda: texts.unfolding(asked.stop)) if told_early else texts.folded,
-        Inbox() if told_early else PatientInbox(),
-        record=record_of(http.scope),
-        metrics=here.metrics,
-        choices=asked.n,
-        seconds=here.limits.seconds,
-    )
 
 
 def _require_within(documents: int, tokens: int, asked: WriteAsked, prompts: int) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 from lorica.serve.http.logs import Log, places_of
 from lorica.serve.http.metrics import Metrics
 
+POLLED = ("/healthz", "/metrics", "/v1/stats", "/v1/adapters")
+"""Routes that are asked every second; they are counted, and logged where they fail."""
+
 
 @dataclass(eq=False)
 class Record:
@@ -57,7 +60,8 @@ class Records:
 
     def finished(self, record: Record) -> None:
         self.metrics.answered(record.route, record.status, record.adapter)
-        self.log.write("request", **record.to_dict())
+        if record.status >= 400 or record.route not in POLLED:
+            self.log.write("request", **record.to_dict())
 
     def failed(self, record: Record, error: Exception) -> None:
         self.log.write("error", id=record.id, type=type(error).__name__, at=places_of(error))

@@ -16,6 +16,7 @@ Weight = Annotated[float, Field(ge=-16, le=16)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Prompt = str | tuple[int, ...]
 MESSAGES, PROMPTS, ROWS, STOPS, CHOICES, PARTS, LOGPROBS = 1024, 256, 256, 16, 8, 8, 20
+FIELDS = 64
 NO_TOOLS = "this server calls no tools"
 NO_FETCH = "this server reads text alone, and fetches nothing"
 NO_TEMPLATES = "the base's own template is used, and no other"
@@ -42,6 +43,8 @@ class Asked(BaseModel):
     def _admitted(cls, fields: Any) -> Any:
         if not isinstance(fields, dict):
             return fields
+        if len(fields) > FIELDS:
+            raise ValueError(f"at most {FIELDS} fields")  # each that is unknown would be an error of its own
         return {name: value for name, value in fields.items() if value is not None and not cls._unread(name, value)}
 
     @classmethod

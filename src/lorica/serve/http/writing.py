@@ -101,11 +101,10 @@ class Writing:
             if told is not None:
                 yield told
 
-    async def whole(self) -> list[tuple[str, Reason]]:
-        """All text of each document."""
+    async def whole(self) -> None:
+        """Until every document has ended; each then holds its text and its tokens."""
         async for told in self.told():
             self.documents[told.document].tokens += told.piece.tokens
-        return [(document.unfolding.text, document.reason or "length") for document in self.documents]
 
     def close(self) -> None:
         """What is still written is stopped, and what was is counted; once."""
