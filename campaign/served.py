@@ -31,6 +31,7 @@ from benchmarks.machine import machine
 from campaign.ledger import ROOT, say
 
 RESULT = ROOT / "benchmarks/results/served.json"
+LOG = ROOT / "runs/served.log"
 CLAIM = "every answer is that of exactly one adapter that stood under its name, whoever comes, goes and is replaced"
 KEY, ADMIN = "campaign-key-0123456", "campaign-admin-0123456"
 CLIENTS, NAMES, EVERY, CUT_OFF, LONGEST = 16, 8, 0.2, 0.2, 16
@@ -130,6 +131,7 @@ def _said(model: Any, written: Sequence[int]) -> str:
 @contextmanager
 def server(root: Path, log: Path) -> Iterator[tuple[str, int, int]]:
     """Host, port and process of a server with every name standing on its first folder."""
+    log.parent.mkdir(exist_ok=True)
     words = [word for name in range(NAMES) for word in ("--adapter", f"n{name}={root}/n{name}-0")]
     command = [sys.executable, "-W", "ignore", "-m", "lorica", "serve", "--model", "embedded", "--dtype", "float32"]
     command += ["--port", "0", "--json", "--adapters-root", str(root), *words]
@@ -298,7 +300,7 @@ def held(seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         adapters = Adapters(root)
-        with server(root, root / "server.log") as (host, port, pid):
+        with server(root, LOG) as (host, port, pid):
             standing = {f"n{name}": Standing() for name in range(NAMES)}
             for name, each in standing.items():
                 each.changed(0.0, f"{name}-0")

@@ -1,5 +1,6 @@
 """A tiny base with adapters of several methods in folders, a shelf of them, and an engine that is stepped by hand."""
 
+import time
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -117,10 +118,14 @@ def ask(engine, tokens, count, choice=None, **options):
     return heard
 
 
-def finish(engine, steps=100_000):
-    for _ in range(steps):
+def finish(engine, seconds=60):
+    """Steps until nothing is left; where there is nothing to do, the threads that bring adapters get their turn."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
         moved = engine.step()
         stats = engine.stats()
         if not moved and not stats.running and not stats.waiting:
             return stats
+        if not moved:
+            time.sleep(0.0005)
     raise AssertionError("the engine did not come to an end")

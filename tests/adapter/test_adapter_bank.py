@@ -1,5 +1,7 @@
 """Bank: every row of a batch gets its own adapter, as if it had been alone with it."""
 
+import threading
+
 import pytest
 import torch
 
@@ -155,3 +157,25 @@ def test_a_bank_gives_back_the_base_and_shares_it_with_no_other_handle():
     assert bank.detach() is model
     assert {name: id(m) for name, m in model.named_modules()} == {name: id(m) for name, m in modules.items()}
     assert torch.equal(output(LLAMA, model), expected)
+
+
+def test_the_model_can_be_walked_by_one_thread_while_another_adds_and_removes():
+    bank, over, failed = banked(LLAMA), threading.Event(), []
+
+    def walk():
+        try:
+            while not over.is_set():
+                dict(bank.model.named_parameters(remove_duplicate=False))
+        except RuntimeError as error:
+            failed.append(error)
+
+    held, threads = bank.remove("a"), [threading.Thread(target=walk) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(300):
+        bank.add("a", held)
+        bank.remove("a")
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert not failed

@@ -1,6 +1,7 @@
 """Documents in blocks: the decoder's own answers, and no bit of them from company, chunks or place."""
 
 import random
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -103,3 +104,20 @@ def test_a_block_that_is_watched_runs_op_by_op() -> None:
     finally:
         handle.remove()
     assert seen
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3 tied and sliding", "llama with wide heads and biases"])
+def test_in_bfloat16_they_are_as_near_to_float32_as_a_pass_of_whole_documents(kind: str) -> None:
+    narrow = ours(kind, torch.bfloat16)
+    wide = deepcopy(narrow).float()
+    documents, engine = prompts(), Engine(narrow, prompts())
+    engine.read(dict.fromkeys(range(4), 3))
+    found = engine.read({d: len(documents[d]) - 3 for d in range(4)})
+    errors = []
+    for d, document in enumerate(documents):
+        with torch.inference_mode():
+            exact = wide(document[None]).logits[0, -1]
+            whole = narrow(document[None]).logits[0, -1].float()
+        errors.append([float((one - exact).norm()) for one in (found[d], whole)])
+    apart, whole_documents = (sum(column) for column in zip(*errors, strict=True))
+    assert apart <= 1.5 * whole_documents

@@ -142,6 +142,14 @@ def test_chat_answers_whole_and_streamed_alike(server: Server) -> None:
     assert whole.choices[0].finish_reason == "length"
 
 
+def test_the_base_alone_reads_one_message_as_it_is(server: Server) -> None:
+    """The embedded base has no template: one that it never saw would be noise to it."""
+    said = server.client.chat.completions.create(
+        model="embedded", messages=[{"role": "user", "content": PROMPT}], **GREEDY
+    )
+    assert said.choices[0].message.content == server.text("embedded")
+
+
 def test_completions_with_choices_logprobs_and_stops(server: Server) -> None:
     answer = server.client.completions.create(
         model="embedded", prompt=[PROMPT, "x = 1\n"], n=2, logprobs=3, temperature=0.9, seed=5, max_tokens=8

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from fake_engine import END, ByteTokenizer
@@ -131,3 +132,11 @@ def test_a_chat_goes_through_the_template_or_is_one_prompt() -> None:
     assert bytes(here.conversation([turn], plain=True)) == b"hi"
     with pytest.raises(ApiError, match="taught prompts and completions"):
         here.conversation([other, turn], plain=True)
+
+
+def test_a_base_without_a_template_reads_one_message_as_it_is() -> None:
+    turn, other = Message(role="user", content="hi"), Message(role="developer", content="be brief")
+    bare = replace(texts(), begins=True)
+    assert bare.reads_as_it_is([turn])
+    assert not bare.reads_as_it_is([other, turn])
+    assert not texts().reads_as_it_is([turn])

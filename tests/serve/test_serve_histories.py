@@ -76,14 +76,14 @@ def history(seed):
 
 def histories(seeds):
     for seed in seeds:
-        finish(history(seed)[0], 2000)
+        finish(history(seed)[0], seconds=20)
 
 
 EACH = 12
 """Histories a part: in fewer, some part has none that is preempted."""
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(2))
 def test_books_agree_and_answers_are_right(part):
     preempted = reused = 0
     for seed in range(EACH * part, EACH * part + EACH):

@@ -229,7 +229,8 @@ class BankSite(nn.Module):
         self.name, self.mixes = name, mixes
         self.places: dict[str, str] = {}
         self.adapters = nn.ModuleDict()
-        """By a number, because the names that people choose may hold dots; `places` maps name to number."""
+        """By a number, because the names that people choose may hold dots; `places` maps name to number.  Another dict
+        each time, since other threads may be walking through the modules of the model."""
         self.factors: dict[str, Factors | None] = {}
         self._composed: dict[tuple[int, ...], Composed] = {}
         self._last: Composed | None = None
@@ -237,13 +238,16 @@ class BankSite(nn.Module):
     def put(self, name: str, module: nn.Module, factors: Factors | None = None) -> None:
         """factors: None where rows are to read the module itself."""
         number = str(1 + max(map(int, self.adapters), default=0))
-        self.adapters[number], self.factors[name] = module, factors
+        self.factors[name] = factors
+        self.adapters = nn.ModuleDict({**self.adapters, number: module})
         self.places[name] = number
 
     def drop(self, name: str) -> None:
         if name in self.places:
             self._composed, self._last = {}, None
-            del self.adapters[self.places.pop(name)], self.factors[name]
+            number = self.places.pop(name)
+            self.adapters = nn.ModuleDict({key: one for key, one in self.adapters.items() if key != number})
+            del self.factors[name]
 
     def low_rank(self) -> None:
         """None: rows may differ, so siblings are not fused here."""

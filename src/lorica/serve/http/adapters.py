@@ -77,4 +77,5 @@ def shown(here: Served, each: Described) -> dict[str, Any]:
         "tier": each.tier,
         "in_flight": each.in_flight,
         "loaded_at": each.loaded_at,
+        "problem": each.problem,
     }

@@ -29,7 +29,8 @@ async def chat(request: Request) -> Response:
     _, texts = here.writes()
     asked = await read(request, ChatAsked, here.limits)
     chosen = chosen_for(request, asked)
-    prompt = await texts.chat(asked.messages, here.names.plain(chosen))
+    plain = here.names.plain(chosen) or (not chosen.names and texts.reads_as_it_is(asked.messages))
+    prompt = await texts.chat(asked.messages, plain)
     writing = begun(request, asked, chosen, [prompt])
     shape = _Shape(record_of(request.scope).id, chosen, asked, texts, writing)
     if asked.stream:

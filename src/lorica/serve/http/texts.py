@@ -93,6 +93,10 @@ class Texts:
         text = self.renderer([_turn(message) for message in messages], add_generation_prompt=True)
         return self._within(self._encoded(text, begins=self.begins))
 
+    def reads_as_it_is(self, messages: Sequence[Message]) -> bool:
+        """Whether the base alone is given one message without a template: it has none of its own, and learned none."""
+        return self.begins and len(messages) == 1 and messages[0].role == "user"
+
     def unfolding(self, stops: Sequence[str]) -> Unfolding:
         return Unfolding(self.tokenizer.decode, tuple(stops), self.stop_ids)
 
