@@ -115,8 +115,8 @@ class Spy:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_logits_are_equal_to_the_bit_alone_and_in_random_companies(dtype, monkeypatch):
-    """A hundred in all, of up to 7 others that come and go, with prompts cut into chunks of any size; in one pass, without an
-    engine, there are 400 more in `test_peft_rows.py`."""
+    """A hundred in all, of up to 7 others that come and go, with prompts cut into chunks of any size; 400 more, in one
+    pass without an engine, are in `test_peft_rows.py`."""
     spy, shelf = Spy(monkeypatch), shelf_of(*NAMES, dtype=dtype)
     expected = {}
     for name in EVERY:
