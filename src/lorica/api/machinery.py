@@ -21,6 +21,7 @@ EXTRAS = {
     "images": ("pillow",),
     "quant": ("bitsandbytes", "accelerate"),
     "texts": ("rouge-score", "sacrebleu"),
+    "serve": ("fastapi", "uvicorn", "prometheus-client"),
     "track": ("tensorboard",),
 }
 """What `pip install 'lorica[NAME]'` brings."""
