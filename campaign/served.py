@@ -164,7 +164,6 @@ class Run:
     standing: dict[str, Standing]
     answers: list[Answered] = field(default_factory=list)
     changes: Counter[str] = field(default_factory=Counter)
-    away: set[str] = field(default_factory=set)
     due: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     held: list[int] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -224,15 +223,15 @@ class Run:
         while not self.over.is_set():
             if not self.due.acquire(timeout=EVERY):
                 continue
-            turn, gone = (turn, True) if not gone and draw.random() < 0.2 else (1 - turn, gone)
+            if not gone and draw.random() < 0.2:
+                gone = True
+                self._told("DELETE", f"/v1/adapters/{name}", name, None, None)
+                continue
+            turn = 1 - turn
             folder = f"{name}-{turn}"
-            if gone and name in self.away:
-                self.away.discard(name)
+            if gone:
                 gone = False
                 self._told("POST", "/v1/adapters", name, {"name": name, "folder": folder}, folder)
-            elif gone:
-                self.away.add(name)
-                self._told("DELETE", f"/v1/adapters/{name}", name, None, None)
             else:
                 self._told("PUT", f"/v1/adapters/{name}", name, {"folder": folder}, folder)
 

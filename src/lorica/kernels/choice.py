@@ -127,7 +127,7 @@ def decided(op: str, device: str, dtype: torch.dtype, width: int, triton: bool, 
     if rule.stays:
         return Choice("torch", rule.why)
     if dtype not in TYPES:
-        return Choice("torch", f"kernels in Triton compute in float32, and this is {str(dtype).removeprefix('torch.')}")
+        return Choice("torch", f"kernels in Triton compute in float32, and this is {_named(dtype)}")
     if not triton:
         return Choice("torch", "triton is not installed: pip install triton")
     if rule.widest is not None and width > rule.widest:
