@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -59,7 +60,7 @@ class Held:
     modules: Mapping[str, nn.Module]
     factors: Mapping[str, Factors | None]
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         tensors = (one for module in self.modules.values() for one in module.state_dict(keep_vars=True).values())
         own = {id(one): one.nbytes for one in tensors}

@@ -181,15 +181,15 @@ class Tiers:
     def _trim_host(self) -> None:
         """Files leave the host's memory where the device never gives a generation up, and where there are too many."""
         with self.lock:
-            for kept in sorted(self.kept, key=lambda kept: kept.used):
-                needless = kept.tier == "device" and (self._in_host or self.device_bytes is None)
-                if kept.file is not None and (needless or (self._too_much_in_host() and not kept.in_flight)):
+            for kept in self.kept:
+                if kept.tier == "device" and (self._in_host or self.device_bytes is None):
                     kept.file = None
-                    kept.tier = "disk" if kept.tier == "host" else kept.tier
-
-    def _too_much_in_host(self) -> bool:
-        held = sum(_bytes_of(kept.file) for kept in self.kept if kept.file is not None)
-        return self.host_bytes is not None and held > self.host_bytes
+            held = {kept: _size(kept.file) for kept in self.kept if kept.file is not None}
+            total = sum(held.values())
+            for kept in sorted(held, key=lambda kept: kept.used):
+                if self.host_bytes is not None and total > self.host_bytes and not kept.in_flight:
+                    total -= held[kept]
+                    kept.file, kept.tier = None, "disk" if kept.tier == "host" else kept.tier
 
     @staticmethod
     def _bytes_of(several: Iterable[Kept]) -> int:
@@ -201,7 +201,7 @@ class Tiers:
         self.tell()
 
 
-def _bytes_of(file: AdapterFile | Held) -> int:
+def _size(file: AdapterFile | Held) -> int:
     return file.bytes if isinstance(file, Held) else sum(tensor.nbytes for tensor in file.tensors.values())
 
 
