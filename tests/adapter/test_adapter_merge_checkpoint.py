@@ -131,12 +131,17 @@ def test_nothing_is_written_where_something_is_or_where_the_adapter_does_not_fit
 
 
 def test_a_merge_in_float32_keeps_what_the_type_of_the_base_rounds_away(tmp_path):
-    """A tenth of bfloat16's last place moves no weight of it."""
+    """A tenth of bfloat16's last place moves no weight of it, and all of one sign adds up where inputs have one too."""
     folder = tmp_path / "base"
     kind, config = MODELS["llama"]
-    filled(kind(config)).to(torch.bfloat16).save_pretrained(folder)
-    attached = adapter.attach(load_base(folder), LoRA(r=3, alpha=7))
-    stir(attached.named_parameters(), 3e-4)
+    base = filled(kind(config))
+    with torch.no_grad():
+        base.get_input_embeddings().weight.abs_()
+    base.to(torch.bfloat16).save_pretrained(folder)
+    attached = adapter.attach(load_base(folder), LoRA(r=3, alpha=3))
+    with torch.no_grad():
+        for _, parameter in attached.named_parameters():
+            parameter.fill_((1e-4 / 3) ** 0.5)
     attached.save(tmp_path / "adapter")
     with pytest.raises(AdapterError, match=r"of the adapter's effect.*lorica merge --dtype float32"):
         adapter.merge_checkpoint(folder, tmp_path / "adapter", tmp_path / "rounded")

@@ -69,6 +69,7 @@ def test_a_gpu_takes_triton_where_it_saves_passes_over_memory() -> None:
         "paged_attention",
         "rowwise",
         "block",
+        "linears",
         "low_rank",
     ]
 

@@ -236,16 +236,16 @@ def test_a_gain_of_zero_still_gets_its_gradient() -> None:
         torch.testing.assert_close(f, w, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("part", ["input_gradient", "inner_gradients", "factor_gradients"])
+@pytest.mark.parametrize("part", ["_input_gradient", "_inner_gradients", "factors"])
 def test_a_wrong_gradient_is_caught(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = getattr(kernel, part)
+    owner = kernel.Gradients if part == "factors" else kernel
+    right = getattr(owner, part)
 
     def halved(*given: Any) -> Any:
         found = right(*given)
         return [None if each is None else each / 2 for each in found] if isinstance(found, list) else found / 2
 
-    for module in (kernel, mlp):
-        monkeypatch.setattr(module, part, halved)
+    monkeypatch.setattr(owner, part, halved)
     x, branches = made((16,), "plain")
     assert worst(siblings, each_alone, x, branches, torch.float32, terms=60) > 1
     x, branches = mlp_of("plain")

@@ -19,6 +19,7 @@ from lorica.kernels.row_norms import row_norms, row_squares
 from lorica.kernels.rowwise import Factors, RowBranch, Terms, in_slabs, rowwise, rowwise_swiglu
 from lorica.kernels.siblings import Branch
 from lorica.kernels.swiglu import swiglu
+from lorica.kernels.tiled import TiledWeight, tiled_linear
 
 __all__ = [
     "BLOCK",
@@ -32,6 +33,7 @@ __all__ = [
     "Noise",
     "RowBranch",
     "Terms",
+    "TiledWeight",
     "block_",
     "causal_attention",
     "document_attention",
@@ -54,5 +56,6 @@ __all__ = [
     "siblings",
     "site_id",
     "swiglu",
+    "tiled_linear",
     "with_rows",
 ]

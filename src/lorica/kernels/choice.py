@@ -83,6 +83,11 @@ OPS: Mapping[str, Op] = {
         native="a block of a few rows is one call, with no Python between its ops",
         stays=True,
     ),
+    "linears": Op(
+        why="the library's products are the quickest on a GPU",
+        native="low-rank products and gains join a product before it is rounded, in the decoder family",
+        stays=True,
+    ),
     "low_rank": Op(why="the library's product of W outweighs the pass over y that a product of ours saves", stays=True),
     "dropped_low_rank": Op(why="neither mask nor dropped input ever exists", what="rank", widest=128),
     "row_norms": Op(

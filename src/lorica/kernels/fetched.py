@@ -40,8 +40,23 @@ class Fetched(FrozenWeight):
     def device(self) -> torch.device:
         return self.place
 
+    @property
+    def tiled(self) -> bool:
+        return self.form.tiled
+
     def dense(self) -> Tensor:
         return self._with({name: kept.tensor(self.place) for name, kept in self.parts.items()}).dense().to(self.kind)
+
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self._here(x.dtype).product(x, bias)
+
+    def transposed_product(self, g: Tensor, onto: Tensor | None = None) -> Tensor:
+        return self._here(g.dtype).transposed_product(g, onto)
+
+    def _here(self, dtype: torch.dtype) -> DenseWeight:
+        """Whose products are to the bit those of the same weight where it lies on the device."""
+        W = self.as_read(dtype)
+        return type(self.form)(W) if isinstance(self.form, DenseWeight) else DenseWeight(W)
 
     def as_read(self, dtype: torch.dtype) -> Tensor:
         weight = self._arrived()
@@ -68,9 +83,9 @@ class Fetched(FrozenWeight):
         return self._with(here)
 
     def _with(self, tensors: Mapping[str, Tensor]) -> Form:
-        return (
-            DenseWeight(tensors["stored"]) if isinstance(self.form, DenseWeight) else with_tensors(self.form, tensors)
-        )
+        if isinstance(self.form, DenseWeight):
+            return type(self.form)(tensors["stored"])
+        return with_tensors(self.form, tensors)
 
 
 def numbers_of(weight: Form) -> dict[str, Tensor]:
@@ -81,7 +96,7 @@ def numbers_of(weight: Form) -> dict[str, Tensor]:
 def form_of(weight: Form) -> Form:
     """The same without its numbers."""
     if isinstance(weight, DenseWeight):
-        return DenseWeight(weight.stored.to("meta"))
+        return type(weight)(weight.stored.to("meta"))
     return with_tensors(weight, {name: tensor.to("meta") for name, tensor in tensors_of(weight).items()})
 
 

@@ -30,7 +30,19 @@ class FrozenWeight(ABC):
                 return held
             weight = module.weight
         stored = weight.detach() if weight.requires_grad else weight
+        if (form := getattr(type(module), "weight_form", None)) is not None:
+            return form(stored)
         return DenseWeight(stored, transposed=type(module).__name__ == "Conv1D")
+
+    @property
+    def tiled(self) -> bool:
+        """Whether its products are those of `tiled.py`, where they fit."""
+        return False
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether it lies on the device as products read it, so that several may be read together."""
+        return False
 
     @property
     @abstractmethod
@@ -87,6 +99,10 @@ class DenseWeight(FrozenWeight):
 
     stored: Tensor
     transposed: bool = False
+
+    @property
+    def at_hand(self) -> bool:
+        return True
 
     @property
     def shape(self) -> tuple[int, ...]:

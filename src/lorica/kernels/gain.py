@@ -26,6 +26,13 @@ def gained_backward(grad: Tensor, z: Tensor, bias: Tensor | None, gain: Tensor) 
     return grad * gain.to(grad.dtype), (grad * _without(z, bias)).sum(0, dtype=gain.dtype)
 
 
+def gain_gradient(grad: Tensor, z: Tensor, bias: Tensor | None, gain: Tensor) -> Tensor:
+    """dc (d,) alone."""
+    if _is_native(z, bias, gain):
+        return native.gain_gradient(grad, z, bias, gain)
+    return (grad * _without(z, bias)).sum(0, dtype=gain.dtype)
+
+
 def _is_native(z: Tensor, bias: Tensor | None, gain: Tensor) -> bool:
     return gain.dtype == torch.float32 and is_native("gain", z, *([] if bias is None else [bias]))
 

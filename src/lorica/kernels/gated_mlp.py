@@ -3,26 +3,17 @@
     h = silu(g) * u        g, u = siblings(x)        y = h W^T + s (h A^T) B^T
 
 Kept are x, g, u and the (T, r) middles; h and silu(g) are made again in the backward pass.  The products before a gain
-are g and u divided by it, and that of `down` is made again.  Shazeer 2020, arXiv:2002.05202.
+are g and u divided by it; that of `down` is kept.  Shazeer 2020, arXiv:2002.05202.
 """
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from lorica.kernels.low_rank_linear import alone, siblings
 from lorica.kernels.noise import Noise
-from lorica.kernels.siblings import (
-    Branch,
-    Part,
-    factor_gradients,
-    factors,
-    inner_gradients,
-    input_gradient,
-    parts_of,
-    stacked,
-)
+from lorica.kernels.siblings import Branch, Gradients, factors, gradients, outputs, parts_of
 from lorica.kernels.swiglu import swiglu, swiglu_backward_
 
 
@@ -50,48 +41,28 @@ def _divides(branch: Branch) -> bool:
 class _GatedMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, branches, *given):  # type: ignore[override]
-        outer, (down,) = parts_of(branches[:2], given[:6]), parts_of(branches[2:], given[6:])
-        flat = x.reshape(-1, x.shape[-1])
-        m = stacked(outer) @ flat.T
-        g, u = (part.gained(part.product(x, m)) for part in outer)
-        h = swiglu(g, u)
-        m_down = stacked((down,)) @ h.T
-        y = down.gained(down.product(h, m_down))
-        ctx.save_for_backward(flat, m, g, u, m_down, *given)
+        outer, down = parts_of(branches[:2], given[:6]), parts_of(branches[2:], given[6:])
+        m, (g, u), _ = outputs(outer, x, with_products=False)
+        m_down, (y,), (z,) = outputs(down, swiglu(g, u), with_products=True)
+        ctx.save_for_backward(x.reshape(-1, x.shape[-1]), m, g, u, m_down, z, *given)
         ctx.branches, ctx.shape = branches, x.shape
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
-        flat, m, g, u, m_down, *given = ctx.saved_tensors
-        outer, (down,) = parts_of(ctx.branches[:2], given[:6]), parts_of(ctx.branches[2:], given[6:])
-        grad = grad.reshape(-1, grad.shape[-1])
-        before = grad if down.gain is None else grad * down.gain.to(grad.dtype)
-        inner = inner_gradients((down,), (before,))
-        *grads, h = swiglu_backward_(input_gradient((down,), (before,), inner, stacked((down,))), g, u)
-        _, of_gain = down.before_gain(grad, None if down.gain is None else down.product(h, m_down))
-        of_down = factor_gradients((down,), (before,), inner, h, m_down, (of_gain,))
-        return *_outer_gradients(ctx, outer, grads, (g, u), flat, m), *of_down
+        flat, m, g, u, m_down, z, *given = ctx.saved_tensors
+        outer, down = parts_of(ctx.branches[:2], given[:6]), parts_of(ctx.branches[2:], given[6:])
+        of_down = gradients(down, (grad.reshape(-1, grad.shape[-1]),), m_down, (z,), of_x=True)
+        assert of_down.x is not None
+        *grads, h = swiglu_backward_(of_down.x, g, u)
+        of_outer = _divided(gradients(outer, grads, m, (g, u), of_x=ctx.needs_input_grad[0]))
+        grad_x = None if of_outer.x is None else of_outer.x.view(ctx.shape)
+        return grad_x, None, *of_outer.factors(flat), *of_down.factors(h)
 
 
-def _outer_gradients(
-    ctx: torch.autograd.function.FunctionCtx,
-    outer: Sequence[Part],
-    grads: Sequence[Tensor],
-    outputs: Sequence[Tensor],
-    x: Tensor,
-    m: Tensor,
-) -> tuple[Tensor | None, ...]:
-    """Of x, of the branches themselves (None), and of the factors of gate and up."""
-    pairs = [_before_gain(part, grad, y) for part, grad, y in zip(outer, grads, outputs, strict=True)]
-    grads, gains = [grad for grad, _ in pairs], [gain for _, gain in pairs]
-    inner = inner_gradients(outer, grads)
-    wanted = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
-    grad_x = input_gradient(outer, grads, inner, stacked(outer)).view(ctx.shape) if wanted else None  # type: ignore
-    return grad_x, None, *factor_gradients(outer, grads, inner, x, m, gains)
-
-
-def _before_gain(part: Part, grad: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Of y after the gain, which is the gain times the product that the gradient of the gain is of."""
-    grad, of_gain = part.before_gain(grad, y)
-    return grad, None if of_gain is None or part.gain is None else of_gain / part.gain
+def _divided(found: Gradients) -> Gradients:
+    """Gradients of gains made of products after the gain, which are the gain times those they should be made of."""
+    pairs = zip(found.of_gains, found.parts, strict=True)
+    return replace(
+        found, of_gains=[None if one is None or part.gain is None else one / part.gain for one, part in pairs]
+    )

@@ -118,7 +118,7 @@ def rowwise(x: Tensor, branches: Sequence[RowBranch], *, widely: bool = False) -
     if not is_native("rowwise", x) or x.shape[1] % 2:
         with torch.no_grad():
             return [_by_slabs(x, branch, widely) for branch in branches]
-    if all(type(branch.weight) is DenseWeight for branch in branches):
+    if all(isinstance(branch.weight, DenseWeight) for branch in branches):
         return native.rowwise(x, branches, widely)
     return [native.rowwise(x, (branch,), widely)[0] for branch in branches]  # one weight at a time is dense
 

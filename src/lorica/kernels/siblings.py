@@ -3,7 +3,8 @@
     m = x A^T      y_i = c_i * (x W_i^T + s_i m_i B_i^T) + b_i        A = [A_1; A_2; ...], m_i the columns of A_i
 
 x is read once by all A and its gradient is added up in one buffer; kept are x and m (T, sum of r), and of a branch with
-a gain also its product before the gain, whose sum with the gradient is that of c.
+a gain also its product before the gain, whose sum with the gradient is that of c; it is made again where the branch
+stands alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor
 
 from lorica.kernels.frozen_weight import FrozenWeight
-from lorica.kernels.gain import gained, gained_backward
+from lorica.kernels.gain import gain_gradient, gained, gained_backward
 from lorica.kernels.low_rank import LowRank
+from lorica.kernels.native import linears as native
 from lorica.kernels.noise import Noise
+from lorica.kernels.tiled import fits
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,11 @@ class Part:
     def scale(self) -> float:
         return 1.0 if self.branch.low_rank is None else self.branch.low_rank.scale
 
+    @property
+    def linear(self) -> native.Linear:
+        weight = self.branch.weight
+        return native.Linear(weight.as_read(weight.dtype), self.branch.bias, self.B, self.gain, self.scale)
+
     def product(self, x: Tensor, m: Tensor) -> Tensor:
         """x (..., d_in), m^T (sum of r, T) -> x W^T + s m B^T + b (T, d_out), before the gain.
 
@@ -81,6 +89,11 @@ class Part:
         if self.gain is None or z is None:
             return grad, None
         return gained_backward(grad, z, self.branch.bias, self.gain)
+
+    def grad_gain(self, grad: Tensor, z: Tensor | None) -> Tensor | None:
+        if self.gain is None or z is None:
+            return None
+        return gain_gradient(grad, z, self.branch.bias, self.gain)
 
     def grad_inner(self, grad: Tensor) -> Tensor | None:
         """The gradient of m: s (g B)^T, (r, T)."""
@@ -104,39 +117,108 @@ def _parts(branches: Sequence[Branch], given: Sequence[Tensor | None]) -> Iterat
         row += rank
 
 
-def stacked(parts: Sequence[Part]) -> Tensor:
+def _stacked(parts: Sequence[Part]) -> Tensor:
     """All A, one above the other."""
     return torch.cat([part.A for part in parts if part.A is not None])
 
 
-def inner_gradients(parts: Sequence[Part], grads: Sequence[Tensor]) -> Tensor:
+def is_tiled(parts: Sequence[Part], x: Tensor) -> bool:
+    """Whether all of them run in C together."""
+    if not all(fits(x, part.branch.weight) for part in parts):
+        return False
+    biases = (part.branch.bias for part in parts)
+    gains = (part.gain for part in parts)
+    return all(bias is None or bias.dtype == x.dtype for bias in biases) and all(
+        gain is None or gain.dtype == torch.float32 for gain in gains
+    )
+
+
+def outputs(
+    parts: Sequence[Part], x: Tensor, *, with_products: bool
+) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+    """x (..., d_in) -> m^T (sum of r, T), y (T, d_out) of each, and, with_products, z of those with a gain."""
+    flat = x.reshape(-1, x.shape[-1])
+    if is_tiled(parts, flat):
+        return _outputs_in_c(parts, flat, with_products)
+    m = _stacked(parts) @ flat.T
+    products = [part.product(x, m) for part in parts]
+    kept = [z if with_products and part.gain is not None else None for part, z in zip(parts, products, strict=True)]
+    return m, [part.gained(z) for part, z in zip(parts, products, strict=True)], kept
+
+
+def _outputs_in_c(
+    parts: Sequence[Part], x: Tensor, with_products: bool
+) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+    """All in one call where their weights lie at hand, else one at a time, to the same bits."""
+    if _lie_at_hand(parts):
+        made = native.linears(x, [part.linear for part in parts], _stacked(parts), with_products=with_products)
+        return made.middles, made.outputs, made.products
+    each = [native.linears(x, [part.linear], part.A, with_products=with_products) for part in parts]
+    return torch.cat([one.middles for one in each]), [one.outputs[0] for one in each], [one.products[0] for one in each]
+
+
+def _input_gradient_in_c(parts: Sequence[Part], grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    if _lie_at_hand(parts):
+        return native.input_gradient(grads, [part.linear for part in parts], _stacked(parts))
+    return native.input_gradient_in_turn(grads, [lambda own=part: own.linear for part in parts], [p.A for p in parts])
+
+
+def _lie_at_hand(parts: Sequence[Part]) -> bool:
+    return all(part.branch.weight.at_hand for part in parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """Of the input, None where it wants none, of m^T, and of each B and gain."""
+
+    parts: Sequence[Part]
+    x: Tensor | None
+    inner: Tensor
+    of_B: Sequence[Tensor | None]
+    of_gains: Sequence[Tensor | None]
+
+    def factors(self, x: Tensor) -> list[Tensor | None]:
+        """Of every factor, as `factors` orders them; x (T, d_in) is the input."""
+        grad_A = self.inner @ x
+        found: list[Tensor | None] = []
+        for part, of_B, of_gain in zip(self.parts, self.of_B, self.of_gains, strict=True):
+            found += [None if part.A is None else grad_A[part.rows], of_B, of_gain]
+        return found
+
+
+def gradients(
+    parts: Sequence[Part], grads: Sequence[Tensor], m: Tensor, products: Sequence[Tensor | None], *, of_x: bool
+) -> Gradients:
+    """grads: of y (T, d_out) of each; products: z of those with a gain; of_x: whether the input wants one."""
+    if of_x and is_tiled(parts, grads[0]):
+        inner, grad_x = _input_gradient_in_c(parts, grads)
+        of_B = [_times(part.grad_B(grad, m), part.gain) for part, grad in zip(parts, grads, strict=True)]
+        of_gains = [part.grad_gain(grad, z) for part, grad, z in zip(parts, grads, products, strict=True)]
+        return Gradients(parts, grad_x, inner, of_B, of_gains)
+    pairs = [part.before_gain(grad, z) for part, grad, z in zip(parts, grads, products, strict=True)]
+    grads, of_gains = [grad for grad, _ in pairs], [of_gain for _, of_gain in pairs]
+    inner = _inner_gradients(parts, grads)
+    of_B = [part.grad_B(grad, m) for part, grad in zip(parts, grads, strict=True)]
+    return Gradients(parts, _input_gradient(parts, grads, inner) if of_x else None, inner, of_B, of_gains)
+
+
+def _times(grad_B: Tensor | None, gain: Tensor | None) -> Tensor | None:
+    """Of B before the gain."""
+    return grad_B if grad_B is None or gain is None else grad_B * gain.to(grad_B.dtype)[:, None]
+
+
+def _inner_gradients(parts: Sequence[Part], grads: Sequence[Tensor]) -> Tensor:
     """The gradient of m^T (sum of r, T)."""
     return torch.cat([p for part, grad in zip(parts, grads, strict=True) if (p := part.grad_inner(grad)) is not None])
 
 
-def input_gradient(parts: Sequence[Part], grads: Sequence[Tensor], inner: Tensor, A: Tensor) -> Tensor:
+def _input_gradient(parts: Sequence[Part], grads: Sequence[Tensor], inner: Tensor) -> Tensor:
     """sum of g_i W_i + inner^T A, in one buffer."""
     total = None
     for part, grad in zip(parts, grads, strict=True):
         total = part.branch.weight.transposed_product(grad, total)
     assert total is not None
-    return total.addmm_(inner.T, A)
-
-
-def factor_gradients(
-    parts: Sequence[Part],
-    grads: Sequence[Tensor],
-    inner: Tensor,
-    x: Tensor,
-    m: Tensor,
-    gains: Sequence[Tensor | None],
-) -> list[Tensor | None]:
-    """As `factors` orders them; `grads` before the gains."""
-    grad_A = inner @ x
-    found: list[Tensor | None] = []
-    for part, grad, gain in zip(parts, grads, gains, strict=True):
-        found += [None if part.A is None else grad_A[part.rows], part.grad_B(grad, m), gain]
-    return found
+    return total.addmm_(inner.T, _stacked(parts))
 
 
 class _Siblings(torch.autograd.Function):
@@ -144,24 +226,18 @@ class _Siblings(torch.autograd.Function):
     def forward(ctx, x, branches, *given):  # type: ignore[override]
         parts = parts_of(branches, given)
         flat = x.reshape(-1, x.shape[-1])
-        m = stacked(parts) @ flat.T
-        products = [part.product(x, m) for part in parts]
-        kept = (None if part.gain is None else z for part, z in zip(parts, products, strict=True))
-        ctx.save_for_backward(flat, m, *given, *kept)
+        m, ys, products = outputs(parts, x, with_products=len(parts) > 1)
+        ctx.save_for_backward(flat, m, *given, *products)
         ctx.branches, ctx.shape = branches, x.shape
-        outputs = (part.gained(z) for part, z in zip(parts, products, strict=True))
-        return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in outputs)
+        return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in ys)
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[override]
         flat, m, *rest = ctx.saved_tensors
-        parts = parts_of(ctx.branches, rest[: 3 * len(ctx.branches)])
-        products = rest[3 * len(ctx.branches) :]
-        flat_grads = (grad.reshape(-1, grad.shape[-1]) for grad in grads)
-        pairs = [part.before_gain(grad, z) for part, grad, z in zip(parts, flat_grads, products, strict=True)]
-        grads, gains = [grad for grad, _ in pairs], [gain for _, gain in pairs]
-        inner = inner_gradients(parts, grads)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = input_gradient(parts, grads, inner, stacked(parts)).view(ctx.shape)
-        return grad_x, None, *factor_gradients(parts, grads, inner, flat, m, gains)
+        count = 3 * len(ctx.branches)
+        parts, products = parts_of(ctx.branches, rest[:count]), rest[count:]
+        if len(parts) == 1 and parts[0].gain is not None:
+            products = [parts[0].product(flat, m)]
+        flat_grads = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
+        found = gradients(parts, flat_grads, m, products, of_x=ctx.needs_input_grad[0])
+        return None if found.x is None else found.x.view(ctx.shape), None, *found.factors(flat)

@@ -72,7 +72,7 @@ class BlockRows:
         if adapter is not None and (only is None or not only(self.layout)):
             return None
         branch = row_branch(module, self.layout)
-        if branch is None or type(branch.weight) is not DenseWeight or branch.weight.transposed:
+        if branch is None or not isinstance(branch.weight, DenseWeight) or branch.weight.transposed:
             return None
         return branch if branch.weight.shape[1] % 2 == 0 and branch.weight.stored.is_contiguous() else None
 

@@ -24,6 +24,7 @@ from lorica.kernels import (
 )
 from lorica.models.edited import AroundModule, Flow, apply
 from lorica.models.frozen_linear import FrozenLinear
+from lorica.models.tiled_linear import is_plain
 
 
 def linear(module: nn.Module, x: Tensor, flow: Flow, *, widely: bool = False) -> Tensor:
@@ -106,9 +107,9 @@ def _branch(module: nn.Module, flow: Flow) -> Branch | None:
 
 def _is_frozen_linear(module: nn.Module, training: bool = True) -> TypeGuard[nn.Linear]:
     """training: gradients may be asked for, and a weight that wants its own is none to fuse."""
-    kind = type(module)  # an edited module passes for its base's
-    trained = training and kind is nn.Linear and module.weight.requires_grad
-    return not trained and (kind is nn.Linear or issubclass(kind, FrozenLinear))
+    if is_plain(module):
+        return not (training and module.weight.requires_grad)
+    return issubclass(type(module), FrozenLinear)
 
 
 def _noise(modules: Sequence[nn.Module], flow: Flow) -> Noise | None:

@@ -21,6 +21,7 @@ from lorica.models.edited import apply
 from lorica.models.layout import Layout
 from lorica.models.recompute import Recompute, recomputed
 from lorica.models.rope import Rotation, Rotations, rotate
+from lorica.models.tiled_linear import TiledLinear
 
 
 class RMSNorm(nn.Module):
@@ -37,10 +38,10 @@ class SelfAttention(nn.Module):
     def __init__(self, c: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer, self.window = c, layer, c.window[layer]
-        self.q_proj = nn.Linear(c.d, c.heads * c.d_head, bias=c.qkv_bias)
-        self.k_proj = nn.Linear(c.d, c.heads_kv * c.d_head, bias=c.qkv_bias)
-        self.v_proj = nn.Linear(c.d, c.heads_kv * c.d_head, bias=c.qkv_bias)
-        self.o_proj = nn.Linear(c.heads * c.d_head, c.d, bias=c.o_bias)
+        self.q_proj = TiledLinear(c.d, c.heads * c.d_head, bias=c.qkv_bias)
+        self.k_proj = TiledLinear(c.d, c.heads_kv * c.d_head, bias=c.qkv_bias)
+        self.v_proj = TiledLinear(c.d, c.heads_kv * c.d_head, bias=c.qkv_bias)
+        self.o_proj = TiledLinear(c.heads * c.d_head, c.d, bias=c.o_bias)
         if c.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(c.d_head, c.eps), RMSNorm(c.d_head, c.eps)
         self.prefix: Callable[[Layout], attention.Prefix] | None = None
@@ -69,9 +70,9 @@ class SelfAttention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, c: DecoderConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(c.d, c.d_ff, bias=c.mlp_bias)
-        self.up_proj = nn.Linear(c.d, c.d_ff, bias=c.mlp_bias)
-        self.down_proj = nn.Linear(c.d_ff, c.d, bias=c.mlp_bias)
+        self.gate_proj = TiledLinear(c.d, c.d_ff, bias=c.mlp_bias)
+        self.up_proj = TiledLinear(c.d, c.d_ff, bias=c.mlp_bias)
+        self.down_proj = TiledLinear(c.d_ff, c.d, bias=c.mlp_bias)
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
         return gated(self.gate_proj, self.up_proj, self.down_proj, x_TD, layout)

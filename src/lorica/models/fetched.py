@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.errors import ModelError
-from lorica.kernels import DenseWeight
+from lorica.kernels import DenseWeight, TiledWeight
 from lorica.kernels.elsewhere import File, InFile, Kept, Order, Store
 from lorica.kernels.fetched import Fetched, Form, form_of, numbers_of
 from lorica.kernels.quantised import Quantised
@@ -69,10 +69,10 @@ class Away:
     def put_stored(self, model: nn.Module, name: str, entry: Entry) -> None:
         """A dense weight of a checkpoint."""
         if self.device.type != "cpu":
-            self.put(model, name, DenseWeight(entry.tensor().to(self.dtype)))
+            self.put(model, name, TiledWeight(entry.tensor().to(self.dtype)))
             return
         kept = InFile(self._file(entry.file), entry.start, entry.shape, DTYPES[entry.dtype])
-        form = DenseWeight(torch.empty(entry.shape, dtype=kept.dtype, device="meta"))
+        form = TiledWeight(torch.empty(entry.shape, dtype=kept.dtype, device="meta"))
         self._put(model, name, form, {"stored": kept})
 
     def _file(self, path: Path) -> File:

@@ -16,6 +16,7 @@ from lorica.kernels.quantised import EightBit, Form, Quantised, blank, held_by, 
 from lorica.models import frozen_linear
 from lorica.models.freed import give_back
 from lorica.models.frozen_linear import FrozenLinear
+from lorica.models.tiled_linear import is_plain
 
 PACKS = "support_avx512bf16_for_cpu"
 """The attribute of bitsandbytes' Linear4bit that lets its forward pack the weight."""
@@ -153,13 +154,13 @@ def quantisable(model: nn.Module) -> tuple[str, ...]:
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Of type nn.Linear itself, whose weight has one name, and outside of what reads weights of others."""
+    """Of a type whose forward is known, whose weight has one name, and outside of what reads weights of others."""
     names: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
         names[id(parameter)] = names.get(id(parameter), 0) + 1
     readers = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
     for name, module in model.named_modules():
-        if type(module) is nn.Linear and names[id(module.weight)] == 1 and not name.startswith(readers):
+        if is_plain(module) and names[id(module.weight)] == 1 and not name.startswith(readers):
             yield name, module
 
 

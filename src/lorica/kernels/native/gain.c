@@ -20,7 +20,7 @@ void lorica_gain(const bf16 *z, const bf16 *bias, const float *gain, bf16 *y, in
         }
 }
 
-/* Sums of `together` rows each, (parts, width): what they add up to is the same under any number of threads. */
+/* dz may be NULL. Sums of `together` rows each, (parts, width): what they add up to is the same under any number of threads. */
 void lorica_gain_backward(const bf16 *dy, const bf16 *z, const bf16 *bias, const float *gain, bf16 *dz, float *sums,
                           int64_t rows, int64_t width, int64_t together) {
 #pragma omp parallel for if (rows * width > FEW)
@@ -33,7 +33,7 @@ void lorica_gain_backward(const bf16 *dy, const bf16 *z, const bf16 *bias, const
             for (ptrdiff_t t = begin; t < end; t++) {
                 __m512 d = load_some(dy + t * width + c, some);
                 sum = _mm512_fmadd_ps(d, _mm512_sub_ps(load_some(z + t * width + c, some), less), sum);
-                store_some(dz + t * width + c, some, _mm512_mul_ps(d, by));
+                if (dz) store_some(dz + t * width + c, some, _mm512_mul_ps(d, by));
             }
             _mm512_mask_storeu_ps(sums + begin / together * width + c, some, sum);
         }

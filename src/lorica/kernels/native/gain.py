@@ -21,12 +21,27 @@ def gained(z: Tensor, bias: Tensor | None, gain: Tensor) -> Tensor:
 
 def gained_backward(grad: Tensor, z: Tensor, bias: Tensor | None, gain: Tensor) -> tuple[Tensor, Tensor]:
     """grad * gain (T, d), and the sum of grad (z - bias) over the rows (d,) float32."""
+    grad_z = torch.empty(grad.shape, dtype=grad.dtype)
+    return grad_z, _sums(grad, z, bias, gain, grad_z)
+
+
+def gain_gradient(grad: Tensor, z: Tensor, bias: Tensor | None, gain: Tensor) -> Tensor:
+    """The second of `gained_backward` alone."""
+    return _sums(grad, z, bias, gain, None)
+
+
+def _sums(grad: Tensor, z: Tensor, bias: Tensor | None, gain: Tensor, grad_z: Tensor | None) -> Tensor:
     grad, z, gain = grad.contiguous(), z.contiguous(), gain.contiguous()
-    grad_z = torch.empty_like(grad)
     sums = torch.empty(-(-len(grad) // TOGETHER), grad.shape[1])
-    pointers = (grad.data_ptr(), z.data_ptr(), _place(bias), gain.data_ptr(), grad_z.data_ptr(), sums.data_ptr())
-    _functions()[1](*pointers, *grad.shape, TOGETHER)
-    return grad_z, sums.sum(0)
+    pointers = (
+        grad.data_ptr(),
+        z.data_ptr(),
+        _place(bias),
+        gain.data_ptr(),
+        0 if grad_z is None else grad_z.data_ptr(),
+    )
+    _functions()[1](*pointers, sums.data_ptr(), *grad.shape, TOGETHER)
+    return sums.sum(0)
 
 
 def _place(bias: Tensor | None) -> int | None:

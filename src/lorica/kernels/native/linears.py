@@ -1,0 +1,128 @@
+"""Linears of one input on many rows, with low-rank products beside them, in C: one call forward, one for the gradient
+of the input.
+
+T tokens, K and N wide, r of one linear, R of all.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from lorica.errors import NoRoomError
+from lorica.kernels.native.build import Function, library
+
+SIDE = 32
+"""K and every N are multiples of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """W (N, K), b (N,), B (N, r), all bfloat16; gain (N,) float32; None where absent."""
+
+    W: Tensor
+    bias: Tensor | None = None
+    B: Tensor | None = None
+    gain: Tensor | None = None
+    scale: float = 1.0
+
+    @property
+    def whole(self) -> "Linear":
+        """With tensors that C can read; it holds them."""
+        bias, B, gain = (None if one is None else one.contiguous() for one in (self.bias, self.B, self.gain))
+        return Linear(self.W.contiguous(), bias, B, gain, self.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """m^T (R, T); y (T, N) of each; z (T, N), the product before the gain, of those with one where it was asked for."""
+
+    middles: Tensor
+    outputs: list[Tensor]
+    products: list[Tensor | None]
+
+
+class _Branch(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("W", "bias", "B", "gain", "y", "z")),
+        *((name, ctypes.c_int64) for name in ("N", "r")),
+        ("scale", ctypes.c_double),
+    )
+
+
+def linears(x: Tensor, given: Sequence[Linear], A: Tensor | None, *, with_products: bool = False) -> Made:
+    """x (T, K), T > 0; A (R, K), the rows of each linear in their order."""
+    x, rank = x.contiguous(), 0 if A is None else len(A)
+    outputs = [x.new_empty(len(x), len(each.W)) for each in given]
+    products = [
+        y.new_empty(y.shape) if with_products and each.gain is not None else None
+        for each, y in zip(given, outputs, strict=True)
+    ]
+    m = x.new_empty(rank, len(x))
+    _call(0, (x, A, m), given, outputs, products, (len(x), x.shape[1], rank))
+    return Made(m, outputs, products)
+
+
+def input_gradient(grads: Sequence[Tensor], given: Sequence[Linear], A: Tensor | None) -> tuple[Tensor, Tensor]:
+    """dy (T, N) of each, after its gain -> the gradients of m^T (R, T) and of x (T, K)."""
+    grads = [grad.contiguous() for grad in grads]
+    tokens, width = len(grads[0]), given[0].W.shape[1]
+    inner = grads[0].new_empty(0 if A is None else len(A), tokens)
+    grad_x = grads[0].new_empty(tokens, width)
+    _call(1, (A, inner, grad_x, None), given, grads, [None] * len(grads), (tokens, width, 0))
+    return inner, grad_x
+
+
+def input_gradient_in_turn(
+    grads: Sequence[Tensor], given: Sequence[Callable[[], Linear]], A: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor]:
+    """The same to the bit where each linear is made for its call alone; `A` of each.  Sums wait in float32."""
+    tokens, inners = len(grads[0]), []
+    sums = grad_x = None
+    whole = (grad.contiguous() for grad in grads)
+    for number, (grad, made, own) in enumerate(zip(whole, given, A, strict=True)):
+        linear = made()
+        width = linear.W.shape[1]
+        if sums is None:
+            sums = torch.empty(width * -(-tokens // SIDE) * SIDE)
+        grad_x = grad.new_empty(tokens, width) if number == len(grads) - 1 else None
+        inners.append(grad.new_empty(0 if own is None else len(own), tokens))
+        _call(1, (own, inners[-1], grad_x, sums), (linear,), (grad,), (None,), (tokens, width, int(number > 0)))
+    assert grad_x is not None
+    return torch.cat(inners), grad_x
+
+
+def _call(
+    which: int,
+    tensors: Sequence[Tensor | None],
+    given: Sequence[Linear],
+    ys: Sequence[Tensor],
+    zs: Sequence[Tensor | None],
+    sizes: Sequence[int],
+) -> None:
+    held = [each.whole for each in given]
+    rows = (_row(*three) for three in zip(held, ys, zs, strict=True))
+    table = (_Branch * len(held))(*rows)
+    if _functions()[which](*map(_address, tensors), ctypes.addressof(table), len(table), *sizes):
+        raise NoRoomError("linears: out of memory")
+
+
+def _row(linear: Linear, y: Tensor, z: Tensor | None) -> _Branch:
+    B = linear.B
+    tensors = (linear.W, linear.bias, B, linear.gain, y, z)
+    return _Branch(*map(_address, tensors), len(linear.W), 0 if B is None else B.shape[1], linear.scale)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+@cache
+def _functions() -> tuple[Function, Function]:
+    return (
+        library().function("lorica_linears", 4, *[ctypes.c_int64] * 4),
+        library().function("lorica_linears_backward", 5, *[ctypes.c_int64] * 4),
+    )

@@ -1,0 +1,190 @@
+"""Linears in C on many rows: the products, gains and gradients of the definition, rounded once, and no row depends on
+its company.
+
+Sums are made in float32.  What is rounded to bfloat16 on the way to one number, half an eps each: a middle, its scale,
+W or B times the gain, the gain itself, the sum, and what the gain makes of it; relative to the same sums of sizes.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from test_siblings import draw, each_alone, of_type, sized, trained, values
+from torch import Tensor
+
+from lorica.kernels import Branch, DenseWeight, LowRank, TiledWeight, is_native, siblings, tiled_linear
+from lorica.kernels.native import linears as native
+from lorica.kernels.tiled import FEW, fits
+from lorica.models import decoder
+
+BF16 = torch.bfloat16
+NATIVE = is_native("linears", torch.zeros(1, dtype=BF16))
+pytestmark = pytest.mark.skipif(not NATIVE, reason="no kernels in C for this processor")
+ROUNDINGS = 6
+SHAPES = [
+    (1, 32, (32,), 1),
+    (31, 64, (96, 32), 3),
+    (64, 96, (32, 64, 32), 8),
+    (333, 64, (160, 32), 40),
+    (2, 32, (64,), 33),
+]
+KINDS = ["plain", "gain", "gain and bias", "one without"]
+
+
+def branches_of(K: int, widths: Sequence[int], r: int, kind: str) -> list[Branch]:
+    found = []
+    for n, N in enumerate(widths):
+        bias = draw(N, seed=n) if kind == "gain and bias" else None
+        gain = 1 + 0.3 * draw(N, seed=10 + n) if kind.startswith("gain") else None
+        A, B = draw(r + n, K, seed=20 + n), draw(N, r + n, seed=30 + n)
+        low_rank = None if kind == "one without" and n == 1 else LowRank(A=A, B=B, scale=2.5, base=gain, output=gain)
+        found.append(Branch(DenseWeight(draw(N, K, seed=40 + n)), bias, low_rank))
+    return found
+
+
+def tiled(given: Branch) -> Branch:
+    """In bfloat16, its gain in float32, as a method trains it."""
+    low_rank = given.low_rank
+    if low_rank is not None:
+        A, B = low_rank.A.to(BF16), low_rank.B.to(BF16)
+        gain = None if low_rank.output is None else low_rank.output.float()
+        low_rank = trained(replace(low_rank, A=A, B=B, base=gain, output=gain))
+    bias = None if given.bias is None else given.bias.to(BF16)
+    return Branch(TiledWeight(given.weight.stored.to(BF16)), bias, low_rank)  # type: ignore[attr-defined]
+
+
+def worst(x: Tensor, given: Sequence[Branch]) -> float:
+    """The largest error in units of its bound."""
+    narrow, exact = x.to(BF16), torch.float64
+    made = [tiled(each) for each in given]
+    wide = [of_type(Branch(DenseWeight(b.weight.dense()), b.bias, b.low_rank), exact) for b in made]
+    got = values(siblings, narrow, made)
+    wanted = values(each_alone, narrow.to(exact), wide)
+    sizes = values(each_alone, narrow.to(exact).abs(), [sized(b) for b in wide])
+    longest = max(len(x), x.shape[1], sum(len(b.weight.dense()) for b in made))
+    limit = ROUNDINGS * torch.finfo(BF16).eps / 2 + 3 * longest * torch.finfo(torch.float32).eps
+    return max(
+        float(((g.double() - w).abs() / (limit * s.abs() + 1e-300)).max())
+        for g, w, s in zip(got, wanted, sizes, strict=True)
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_outputs_and_gradients_are_those_of_the_definition(shape: Any, kind: str) -> None:
+    T, K, widths, r = shape
+    error = worst(draw(T, K, seed=1), branches_of(K, widths, r, kind))
+    assert error <= 1, f"{error:.2f} times the bound"
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_product_is_rounded_once(shape: Any) -> None:
+    """Float32 sums of K products err by K eps of float32; y is then the nearest bfloat16, half an eps away."""
+    T, K, widths, r = shape
+    x, given = draw(T, K, seed=1), [tiled(each) for each in branches_of(K, widths, r, "plain")]
+    for y, b in zip(siblings(x.to(BF16), given), given, strict=True):
+        assert b.low_rank is not None
+        W, A, B = (part.detach().double() for part in (b.weight.dense(), b.low_rank.A, b.low_rank.B))
+        wide = x.to(BF16).double()
+        middle = (x.to(BF16).float() @ b.low_rank.A.detach().float().T).to(BF16).double()
+        exact = wide @ W.T + 2.5 * middle @ B.T
+        sizes = wide.abs() @ W.abs().T + 2.5 * middle.abs() @ B.abs().T
+        # a middle that is a tie of two bfloat16 may be rounded to the other: one eps of it
+        ties = 2.5 * torch.finfo(BF16).eps * (middle.abs() @ B.abs().T)
+        allowed = torch.finfo(BF16).eps / 2 * exact.abs() + (K + len(A)) * torch.finfo(torch.float32).eps * sizes + ties
+        assert bool(((y.double() - exact).abs() <= allowed).all())
+
+
+@pytest.mark.parametrize("kind", ["plain", "gain"])
+def test_what_changes_nothing_leaves_the_base_to_the_bit(kind: str) -> None:
+    for T in (1, FEW, FEW + 1, 300):
+        x = draw(T, 64, seed=1).to(BF16)
+        given = []
+        for each in branches_of(64, (96, 32), 8, kind):
+            low_rank = each.low_rank
+            assert low_rank is not None
+            gain = None if low_rank.output is None else torch.ones_like(low_rank.output)
+            still = replace(low_rank, B=torch.zeros_like(low_rank.B), base=gain, output=gain)
+            given.append(tiled(Branch(each.weight, each.bias, still)))
+        for y, b in zip(siblings(x, given), given, strict=True):
+            assert torch.equal(y, tiled_linear(x, b.weight.dense(), b.bias))
+
+
+def test_a_row_is_the_same_to_the_bit_in_any_company_and_under_any_number_of_threads() -> None:
+    x, W, bias = draw(700, 96, seed=1).to(BF16), draw(64, 96, seed=2).to(BF16), draw(64, seed=3).to(BF16)
+    whole = tiled_linear(x, W, bias)
+    for begin, end in ((0, 1), (3, 20), (100, 100 + FEW), (77, 77 + FEW + 1), (1, 700)):
+        assert torch.equal(tiled_linear(x[begin:end], W, bias), whole[begin:end])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(tiled_linear(x, W, bias), whole)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_trained_weight_gets_its_gradient() -> None:
+    x, W, bias = (draw(*size, seed=7).to(BF16).requires_grad_(True) for size in ((200, 64), (32, 64), (32,)))
+    tiled_linear(x, W, bias).backward(g := draw(200, 32, seed=8).to(BF16))
+    wide = [part.detach().double().requires_grad_(True) for part in (x, W, bias)]
+    torch.nn.functional.linear(*wide).backward(g.double())
+    terms = {0: 32, 1: 200, 2: 200}
+    sizes = (g.double().abs() @ wide[1].abs(), g.double().abs().T @ wide[0].abs(), g.double().abs().sum(0))
+    for n, (found, wanted) in enumerate(zip((x, W, bias), wide, strict=True)):
+        assert found.grad is not None
+        assert wanted.grad is not None
+        limit = (terms[n] + 2) * torch.finfo(BF16).eps * sizes[n].detach()
+        assert bool(((found.grad.double() - wanted.grad).abs() <= limit).all())
+
+
+def test_weights_are_laid_out_a_piece_at_a_time() -> None:
+    """Wider than what is laid out at once: 4 MB."""
+    x, W = draw(150, 1024, seed=1).to(BF16), draw(8192, 1024, seed=2).to(BF16)
+    for rows in (slice(0, 64), slice(8128, 8192)):
+        assert torch.equal(tiled_linear(x, W, None)[:, rows], tiled_linear(x, W[rows].contiguous(), None))
+    g = draw(150, 8192, seed=3).to(BF16)
+    _, whole = native.input_gradient((g,), (native.Linear(W),), None)
+    part = W[:, -64:].contiguous()
+    assert torch.equal(whole[:, -64:], native.input_gradient((g,), (native.Linear(part),), None)[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_come_one_at_a_time_give_the_same_bits(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, given = draw(333, 64, seed=1).to(BF16), [tiled(each) for each in branches_of(64, (160, 32, 96), 8, kind)]
+    together = values(siblings, x, given)
+    monkeypatch.setattr(TiledWeight, "at_hand", property(lambda self: False))
+    for found, wanted in zip(values(siblings, x, given), together, strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_what_does_not_fit_is_a_product_of_torch() -> None:
+    for x, W in (
+        (draw(3, 40, seed=1).to(BF16), draw(32, 40, seed=2).to(BF16)),
+        (draw(3, 32, seed=1).to(BF16), draw(33, 32, seed=2).to(BF16)),
+        (draw(3, 32, seed=1), draw(32, 32, seed=2)),
+        (draw(0, 32, seed=1).to(BF16), draw(32, 32, seed=2).to(BF16)),
+    ):
+        assert not fits(x, TiledWeight(W))
+        assert torch.equal(tiled_linear(x, W, None), torch.nn.functional.linear(x, W))
+
+
+def test_the_decoder_family_is_made_of_them() -> None:
+    assert "nn.Linear(" not in inspect.getsource(decoder)
+
+
+@pytest.mark.parametrize("wrong", ["scale", "gain", "B"])
+def test_a_wrong_kernel_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = native.Linear.whole.fget  # type: ignore[attr-defined]
+
+    def other(self: native.Linear) -> native.Linear:
+        held = right(self)
+        value = getattr(held, wrong)
+        return held if value is None else replace(held, **{wrong: 2 * value})
+
+    kind = "gain" if wrong == "gain" else "plain"
+    assert worst(draw(64, 96, seed=1), branches_of(96, (32, 64), 8, kind)) <= 1
+    monkeypatch.setattr(native.Linear, "whole", property(other))
+    assert worst(draw(64, 96, seed=1), branches_of(96, (32, 64), 8, kind)) > 1
