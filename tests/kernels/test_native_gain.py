@@ -1,11 +1,12 @@
-"""The gain of columns and the product of row lengths in C: torch's own path, and no bit from threads or company."""
+"""Gains of columns, lengths of rows and sums beside SwiGLU in C: torch's own path, and no bit from threads."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from lorica.kernels import gain as kernel
-from lorica.kernels.native import gain, library, row_norms
+from lorica.kernels.native import gain, library, row_norms, swiglu
+from lorica.kernels.swiglu import swiglu_backward_ as definition
 
 pytestmark = pytest.mark.skipif(library().functions is None, reason=library().why)
 
@@ -40,12 +41,38 @@ def test_a_gain_of_one_leaves_the_product_to_the_bit() -> None:
 
 @pytest.mark.parametrize("r", [1, 8, 11])
 @pytest.mark.parametrize("shape", [(1, 5), (40, 576), (33, 130)], ids=str)
-def test_the_wide_product_is_float32s(shape: tuple[int, int], r: int) -> None:
+def test_squared_lengths_are_float32s(shape: tuple[int, int], r: int) -> None:
+    W, A, B = lengths_of(shape, r)
+    wanted = (W.double() + 0.5 * B.double() @ A.double()).square().sum(1)
+    found = row_norms.squared_norms(W, W.float().square().sum(1), A, B, 0.5).double()
+    sizes = (W.double().abs() + 0.5 * B.double().abs() @ A.double().abs()).square().sum(1)
+    bound = (2 * shape[1] + 2 * r + 8) * torch.finfo(torch.float32).eps
+    assert bool(((found - wanted).abs() <= bound * sizes).all())
+
+
+def lengths_of(shape: tuple[int, int], r: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(r)
-    W, A = torch.randn(shape, generator=generator).bfloat16(), torch.randn(r, shape[1], generator=generator)
-    wanted = W.double() @ A.double().T
-    bound = shape[1] ** 0.5 * torch.finfo(torch.float32).eps * 4
-    assert float((row_norms.wide_product(W, A).double() - wanted).abs().max()) <= bound * float(wanted.abs().max())
+    W, A, B = (torch.randn(size, generator=generator) for size in (shape, (r, shape[1]), (shape[0], r)))
+    return W.bfloat16(), A, B
+
+
+def test_with_a_zero_B_they_are_the_squares_to_the_bit() -> None:
+    W, A, B = lengths_of((40, 576), 8)
+    squares = W.float().square().sum(1)
+    assert torch.equal(row_norms.squared_norms(W, squares, A, torch.zeros_like(B), 2.0), squares)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (64, 96), (300, 130)], ids=str)
+def test_sums_beside_the_gradients_of_swiglu_are_those_of_a_gain(shape: tuple[int, int]) -> None:
+    grad, g, u = (torch.randn(shape, generator=torch.Generator().manual_seed(n)).bfloat16() for n in range(3))
+    plain = swiglu.swiglu_backward_(grad.clone(), g, u)
+    *found, sums = swiglu.swiglu_backward_summed_(grad.clone(), g, u)
+    assert all(torch.equal(one, two) for one, two in zip(found, plain, strict=True))
+    wide = [part.double() for part in (grad, g, u)]
+    dg, du, _ = definition(*wide)
+    for one, d, y in zip(sums, (dg, du), wide[1:], strict=True):
+        bound = (shape[0] + 16) * torch.finfo(torch.float32).eps * (d * y).abs().sum(0)
+        assert bool(((one.double() - (d * y).sum(0)).abs() <= bound).all())
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:
@@ -54,10 +81,17 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append([*gain.gained_backward(grad, z, bias, c), row_norms.wide_product(z, c[None])])
+            found.append([*gain.gained_backward(grad, z, bias, c), *sums_of(z)])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
+def sums_of(z: Tensor) -> list[Tensor]:
+    """Of columns and of rows, of 700 by 96."""
+    A, B = torch.ones(3, z.shape[1]), torch.ones(len(z), 3)
+    *_, sums = swiglu.swiglu_backward_summed_(z.clone(), z, z)
+    return [*sums, row_norms.squared_norms(z, torch.ones(len(z)), A, B, 1.0)]
 
 
 def test_a_gradient_without_its_bias_is_caught() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lorica.kernels.low_rank_linear import alone, siblings
 from lorica.kernels.noise import Noise
 from lorica.kernels.siblings import Branch, Gradients, factors, gradients, outputs, parts_of
-from lorica.kernels.swiglu import swiglu, swiglu_backward_
+from lorica.kernels.swiglu import swiglu, swiglu_backward_, swiglu_backward_summed_
 
 
 def reference(x: Tensor, gate: Branch, up: Branch, down: Branch, noise: Noise | None = None) -> Tensor:
@@ -54,8 +54,14 @@ class _GatedMLP(torch.autograd.Function):
         outer, down = parts_of(ctx.branches[:2], given[:6]), parts_of(ctx.branches[2:], given[6:])
         of_down = gradients(down, (grad.reshape(-1, grad.shape[-1]),), m_down, (z,), of_x=True)
         assert of_down.x is not None
-        *grads, h = swiglu_backward_(of_down.x, g, u)
-        of_outer = _divided(gradients(outer, grads, m, (g, u), of_x=ctx.needs_input_grad[0]))
+        of_x = ctx.needs_input_grad[0]
+        if any(part.gain is not None for part in outer) and not any(part.branch.bias is not None for part in outer):
+            *grads, h, sums = swiglu_backward_summed_(of_down.x, g, u)
+            of_outer = replace(gradients(outer, grads, m, (None, None), of_x=of_x), of_gains=sums)
+        else:
+            *grads, h = swiglu_backward_(of_down.x, g, u)
+            of_outer = gradients(outer, grads, m, (g, u), of_x=of_x)
+        of_outer = _divided(of_outer)
         grad_x = None if of_outer.x is None else of_outer.x.view(ctx.shape)
         return grad_x, None, *of_outer.factors(flat), *of_down.factors(h)
 

@@ -25,8 +25,10 @@ def row_squares(weight: FrozenWeight, wide: torch.dtype = torch.float32) -> Tens
 @torch.no_grad()
 def row_norms(weight: FrozenWeight, squares: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
     """n (d_out,) in the type of `squares`, without gradient.  With a zero B it is the root of `squares` to the bit."""
-    A, B = A.to(squares.dtype), B.to(squares.dtype)
-    crossed = (_wide_product(weight.as_read(weight.dtype), A) * B).sum(1)
+    A, B, W = A.to(squares.dtype), B.to(squares.dtype), weight.as_read(weight.dtype)
+    if squares.dtype == torch.float32 and is_native("row_norms", W):
+        return native.squared_norms(W, squares, A, B, scale).clamp_(min=0).sqrt_()
+    crossed = (_wide_product(W, A) * B).sum(1)
     update = ((B @ (A @ A.T)) * B).sum(1)
     # where the update cancels a row, rounding can leave less than nothing of it
     return (squares + 2 * scale * crossed + scale**2 * update).clamp_(min=0).sqrt_()
@@ -36,8 +38,6 @@ def _wide_product(W: Tensor, A: Tensor) -> Tensor:
     """W A^T (d_out, r) in A's type."""
     if W.dtype == A.dtype:
         return W @ A.T
-    if A.dtype == torch.float32 and is_native("row_norms", W):
-        return native.wide_product(W, A)
     rows = max(1, PIECE // max(1, W.shape[1]))
     return torch.cat([part.to(A.dtype) @ A.T for part in W.split(rows)])
 

@@ -8,7 +8,7 @@ stands alone.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -85,9 +85,11 @@ class Part:
         return z if self.gain is None else gained(z, self.branch.bias, self.gain)
 
     def before_gain(self, grad: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The gradient before the gain, and that of the gain, of the product z that it stands on."""
-        if self.gain is None or z is None:
+        """The gradient before the gain, and that of the gain where the product z that it stands on is given."""
+        if self.gain is None:
             return grad, None
+        if z is None:
+            return grad * self.gain.to(grad.dtype), None
         return gained_backward(grad, z, self.branch.bias, self.gain)
 
     def grad_gain(self, grad: Tensor, z: Tensor | None) -> Tensor | None:
@@ -189,7 +191,8 @@ class Gradients:
 def gradients(
     parts: Sequence[Part], grads: Sequence[Tensor], m: Tensor, products: Sequence[Tensor | None], *, of_x: bool
 ) -> Gradients:
-    """grads: of y (T, d_out) of each; products: z of those with a gain; of_x: whether the input wants one."""
+    """grads: of y (T, d_out) of each; products: z of those with a gain, None where that of the gain is not
+    wanted; of_x: whether the input wants one."""
     if of_x and is_tiled(parts, grads[0]):
         inner, grad_x = _input_gradient_in_c(parts, grads)
         of_B = [_times(part.grad_B(grad, m), part.gain) for part, grad in zip(parts, grads, strict=True)]
@@ -221,6 +224,13 @@ def _input_gradient(parts: Sequence[Part], grads: Sequence[Tensor], inner: Tenso
     return total.addmm_(inner.T, _stacked(parts))
 
 
+def _product_again(part: Part, x: Tensor, m: Tensor) -> Tensor:
+    """z (T, d_out)"""
+    if is_tiled((part,), x):
+        return native.linears(x, [replace(part.linear, gain=None)], part.A).outputs[0]
+    return part.product(x, m)
+
+
 class _Siblings(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, branches, *given):  # type: ignore[override]
@@ -237,7 +247,7 @@ class _Siblings(torch.autograd.Function):
         count = 3 * len(ctx.branches)
         parts, products = parts_of(ctx.branches, rest[:count]), rest[count:]
         if len(parts) == 1 and parts[0].gain is not None:
-            products = [parts[0].product(flat, m)]
+            products = [_product_again(parts[0], flat, m)]
         flat_grads = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
         found = gradients(parts, flat_grads, m, products, of_x=ctx.needs_input_grad[0])
         return None if found.x is None else found.x.view(ctx.shape), None, *found.factors(flat)

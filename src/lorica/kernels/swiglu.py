@@ -26,6 +26,18 @@ def swiglu_backward_(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Te
     return torch.ops.aten.silu_backward(grad * up, gate), grad.mul_(silu), silu.mul_(up)
 
 
+def swiglu_backward_summed_(
+    grad: Tensor, gate: Tensor, up: Tensor
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """The same of (T, f), and the sums of dg g and du u over the rows, (f,) in float32 or better."""
+    if is_native("swiglu", grad, gate, up):
+        return native.swiglu_backward_summed_(grad, gate, up)
+    grad_gate, grad_up, h = swiglu_backward_(grad, gate, up)
+    wide = torch.promote_types(gate.dtype, torch.float32)
+    sums = ((part * y).sum(0, dtype=wide) for part, y in ((grad_gate, gate), (grad_up, up)))
+    return grad_gate, grad_up, h, tuple(sums)  # type: ignore[return-value]
+
+
 def _product(gate: Tensor, up: Tensor) -> Tensor:
     return native.swiglu(gate, up) if is_native("swiglu", gate, up) else nn.functional.silu(gate) * up
 

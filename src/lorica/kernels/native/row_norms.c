@@ -1,24 +1,46 @@
 #include "bfloat16.h"
 
-/* W A^T (d_out, r) in float32, of W (d_out, d_in) and A (r, d_in) float32: W is read once, in the type it is stored in. */
-void lorica_wide_product(const bf16 *W, const float *A, float *C, int64_t d_out, int64_t r, int64_t d_in) {
-#pragma omp parallel for if (d_out * d_in > FEW)
-    for (ptrdiff_t o = 0; o < d_out; o++)
-        for (ptrdiff_t k = 0; k < r; k += 8) {
-            ptrdiff_t many = r - k < 8 ? r - k : 8;
-            __m512 sum[8];
-            for (int i = 0; i < 8; i++) sum[i] = _mm512_setzero_ps();
-            for (ptrdiff_t c = 0; c < d_in; c += 16) {
-                __mmask16 some = first(d_in - c);
-                __m512 w = load_some(W + o * d_in + c, some);
-                if (many == 8)
+/* B (A A^T) B^T of one row of B; G = A A^T. */
+static float update_of(const float *B, const float *G, ptrdiff_t r) {
+    float sum = 0.0f;
+    for (ptrdiff_t k = 0; k < r; k++) {
+        float inner = 0.0f;
+        for (ptrdiff_t j = 0; j < r; j++) inner += G[k * r + j] * B[j];
+        sum += B[k] * inner;
+    }
+    return sum;
+}
+
+/* (W A^T) B^T of one row of W and of B. */
+static float crossed_of(const bf16 *W, const float *A, const float *B, ptrdiff_t r, ptrdiff_t d_in) {
+    float total = 0.0f;
+    for (ptrdiff_t k = 0; k < r; k += 8) {
+        ptrdiff_t many = r - k < 8 ? r - k : 8;
+        __m512 sum[8];
+        for (int i = 0; i < 8; i++) sum[i] = _mm512_setzero_ps();
+        for (ptrdiff_t c = 0; c < d_in; c += 16) {
+            __mmask16 some = first(d_in - c);
+            __m512 w = load_some(W + c, some);
+            if (many == 8)
 #pragma GCC unroll 8
-                    for (int i = 0; i < 8; i++)
-                        sum[i] = _mm512_fmadd_ps(w, _mm512_maskz_loadu_ps(some, A + (k + i) * d_in + c), sum[i]);
-                else
-                    for (ptrdiff_t i = 0; i < many; i++)
-                        sum[i] = _mm512_fmadd_ps(w, _mm512_maskz_loadu_ps(some, A + (k + i) * d_in + c), sum[i]);
-            }
-            for (ptrdiff_t i = 0; i < many; i++) C[o * r + k + i] = _mm512_reduce_add_ps(sum[i]);
+                for (int i = 0; i < 8; i++)
+                    sum[i] = _mm512_fmadd_ps(w, _mm512_maskz_loadu_ps(some, A + (k + i) * d_in + c), sum[i]);
+            else
+                for (ptrdiff_t i = 0; i < many; i++)
+                    sum[i] = _mm512_fmadd_ps(w, _mm512_maskz_loadu_ps(some, A + (k + i) * d_in + c), sum[i]);
         }
+        for (ptrdiff_t i = 0; i < many; i++) total += _mm512_reduce_add_ps(sum[i]) * B[k + i];
+    }
+    return total;
+}
+
+/* found (d_out,): the squared lengths of the rows of W + scale B A: W (d_out, d_in), read once; A (r, d_in), B (d_out, r),
+G = A A^T and squares (d_out,), the row sums of W's squares, in float32. */
+void lorica_row_norms(const bf16 *W, const float *A, const float *B, const float *G, const float *squares, float *found,
+                      int64_t d_out, int64_t r, int64_t d_in, float scale) {
+#pragma omp parallel for if (d_out * d_in > FEW)
+    for (ptrdiff_t o = 0; o < d_out; o++) {
+        float crossed = crossed_of(W + o * d_in, A, B + o * r, r, d_in), update = update_of(B + o * r, G, r);
+        found[o] = squares[o] + 2.0f * scale * crossed + scale * scale * update;
+    }
 }

@@ -1,4 +1,4 @@
-"""The product that the lengths of the rows of W + s B A are read off, in C: W is read once and never widened."""
+"""Squared lengths of the rows of W + s B A, in C: W is read once and never widened."""
 
 import ctypes
 from functools import cache
@@ -9,14 +9,14 @@ from torch import Tensor
 from lorica.kernels.native.build import Function, library
 
 
-def wide_product(W: Tensor, A: Tensor) -> Tensor:
-    """W A^T (d_out, r) float32, of W (d_out, d_in) bfloat16 and A (r, d_in) float32."""
-    W, A = W.contiguous(), A.contiguous()
-    product = torch.empty(len(W), len(A))
-    _function()(W.data_ptr(), A.data_ptr(), product.data_ptr(), len(W), *A.shape)
-    return product
+def squared_norms(W: Tensor, squares: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    """n^2 (d_out,), of W (d_out, d_in) bfloat16; A (r, d_in), B (d_out, r) and squares (d_out,), all float32."""
+    W, squares, A, B = (part.contiguous() for part in (W, squares, A, B))
+    G, found = A @ A.T, torch.empty(len(W))
+    _function()(*(part.data_ptr() for part in (W, A, B, G, squares, found)), len(W), *A.shape, scale)
+    return found
 
 
 @cache
 def _function() -> Function:
-    return library().function("lorica_wide_product", 3, *[ctypes.c_int64] * 3)
+    return library().function("lorica_row_norms", 6, *[ctypes.c_int64] * 3, ctypes.c_float)

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from lorica.kernels.native.build import Function, library
 
+TOGETHER = 32
+"""Rows whose sums are made together."""
+
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, (..., f) bfloat16, without gradient."""
@@ -19,9 +22,26 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 def swiglu_backward_(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """dg, du and h from dh, g and u; du stands in the place of dh."""
+    return _backward(grad, gate, up, None)
+
+
+def swiglu_backward_summed_(
+    grad: Tensor, gate: Tensor, up: Tensor
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """The same of (T, f), and the sums of dg g and du u over the rows, (f,) float32."""
+    sums = torch.empty(-(-len(gate) // TOGETHER), 2, gate.shape[1])
+    made = _backward(grad, gate, up, sums)
+    of_gate, of_up = sums.sum(0)
+    return *made, (of_gate, of_up)
+
+
+def _backward(grad: Tensor, gate: Tensor, up: Tensor, sums: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     gate, up = gate.contiguous(), up.contiguous()
     grad_gate, h = torch.empty_like(gate), torch.empty_like(gate)
-    _functions()[1](*(part.data_ptr() for part in (grad, gate, up, grad_gate, h)), gate.numel())
+    tensors = (part.data_ptr() for part in (grad, gate, up, grad_gate, h))
+    width = gate.shape[-1]
+    rows = gate.numel() // max(width, 1)
+    _functions()[1](*tensors, 0 if sums is None else sums.data_ptr(), rows, width, TOGETHER)
     return grad_gate, grad, h
 
 
@@ -29,5 +49,5 @@ def swiglu_backward_(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Te
 def _functions() -> tuple[Function, Function]:
     return (
         library().function("lorica_swiglu", 3, ctypes.c_int64),
-        library().function("lorica_swiglu_backward", 5, ctypes.c_int64),
+        library().function("lorica_swiglu_backward", 6, *[ctypes.c_int64] * 3),
     )
