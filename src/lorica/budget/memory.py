@@ -163,15 +163,15 @@ def _inputs(plan: Plan) -> int:
 
 
 def _made_again(plan: Plan) -> int:
-    """Elements a token that gated MLPs make again in the backward pass, where all of their linears fuse: what
-    `down` reads and its output; and outputs of gate and up, which are kept in any case."""
+    """Elements a token that gated MLPs make again in the backward pass, where all of their linears fuse: what `down`
+    reads, and outputs of gate and up, which are kept in any case."""
     fused: dict[str, dict[str, tuple[Site, Keeps]]] = {}
     for p in plan.edits:
         keeps, roles = p.method.keeps(p.edit), GATED.intersection(p.site.roles)
         if keeps.fuses and p.edit.place == "around" and p.site.layer is not None and len(roles) == 1:
             fused.setdefault(p.site.owner, {})[next(iter(roles))] = p.site, keeps
     whole = [mlp for mlp in fused.values() if mlp.keys() == GATED]
-    outputs = (site.d_out for mlp in whole for site, keeps in mlp.values() if keeps.outputs)
+    outputs = (mlp[role][0].d_out for mlp in whole for role in ("gate", "up") if mlp[role][1].outputs)
     return sum(mlp["gate"][0].d_out for mlp in whole) + sum(outputs)
 
 

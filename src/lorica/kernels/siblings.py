@@ -3,12 +3,11 @@
     m = x A^T      y_i = c_i * (x W_i^T + s_i m_i B_i^T) + b_i        A = [A_1; A_2; ...], m_i the columns of A_i
 
 x is read once by all A and its gradient is added up in one buffer; kept are x and m (T, sum of r), and of a branch with
-a gain also its product before the gain, whose sum with the gradient is that of c; it is made again where the branch
-stands alone.
+a gain also its product before the gain, whose sum with the gradient is that of c.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from lorica.kernels.gain import gain_gradient, gained, gained_backward
 from lorica.kernels.low_rank import LowRank
 from lorica.kernels.native import linears as native
 from lorica.kernels.noise import Noise
-from lorica.kernels.tiled import fits
+from lorica.kernels.tiled import FEW, fits
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +139,7 @@ def outputs(
 ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
     """x (..., d_in) -> m^T (sum of r, T), y (T, d_out) of each, and, with_products, z of those with a gain."""
     flat = x.reshape(-1, x.shape[-1])
-    if is_tiled(parts, flat):
+    if len(flat) > FEW and is_tiled(parts, flat):
         return _outputs_in_c(parts, flat, with_products)
     m = _stacked(parts) @ flat.T
     products = [part.product(x, m) for part in parts]
@@ -224,19 +223,12 @@ def _input_gradient(parts: Sequence[Part], grads: Sequence[Tensor], inner: Tenso
     return total.addmm_(inner.T, _stacked(parts))
 
 
-def _product_again(part: Part, x: Tensor, m: Tensor) -> Tensor:
-    """z (T, d_out)"""
-    if is_tiled((part,), x):
-        return native.linears(x, [replace(part.linear, gain=None)], part.A).outputs[0]
-    return part.product(x, m)
-
-
 class _Siblings(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, branches, *given):  # type: ignore[override]
         parts = parts_of(branches, given)
         flat = x.reshape(-1, x.shape[-1])
-        m, ys, products = outputs(parts, x, with_products=len(parts) > 1)
+        m, ys, products = outputs(parts, x, with_products=True)
         ctx.save_for_backward(flat, m, *given, *products)
         ctx.branches, ctx.shape = branches, x.shape
         return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in ys)
@@ -246,8 +238,6 @@ class _Siblings(torch.autograd.Function):
         flat, m, *rest = ctx.saved_tensors
         count = 3 * len(ctx.branches)
         parts, products = parts_of(ctx.branches, rest[:count]), rest[count:]
-        if len(parts) == 1 and parts[0].gain is not None:
-            products = [_product_again(parts[0], flat, m)]
         flat_grads = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
         found = gradients(parts, flat_grads, m, products, of_x=ctx.needs_input_grad[0])
         return None if found.x is None else found.x.view(ctx.shape), None, *found.factors(flat)

@@ -18,16 +18,19 @@ static float crossed_of(const bf16 *W, const float *A, const float *B, ptrdiff_t
         ptrdiff_t many = r - k < 8 ? r - k : 8;
         __m512 sum[8];
         for (int i = 0; i < 8; i++) sum[i] = _mm512_setzero_ps();
-        for (ptrdiff_t c = 0; c < d_in; c += 16) {
-            __mmask16 some = first(d_in - c);
-            __m512 w = load_some(W + c, some);
-            if (many == 8)
+        ptrdiff_t c = 0;
+        if (many == 8)
+            for (; c + 16 <= d_in; c += 16) {
+                __m512 w = load(W + c);
 #pragma GCC unroll 8
                 for (int i = 0; i < 8; i++)
-                    sum[i] = _mm512_fmadd_ps(w, _mm512_maskz_loadu_ps(some, A + (k + i) * d_in + c), sum[i]);
-            else
-                for (ptrdiff_t i = 0; i < many; i++)
-                    sum[i] = _mm512_fmadd_ps(w, _mm512_maskz_loadu_ps(some, A + (k + i) * d_in + c), sum[i]);
+                    sum[i] = _mm512_fmadd_ps(w, _mm512_loadu_ps(A + (k + i) * d_in + c), sum[i]);
+            }
+        for (; c < d_in; c += 16) {
+            __mmask16 some = first(d_in - c);
+            __m512 w = load_some(W + c, some);
+            for (ptrdiff_t i = 0; i < many; i++)
+                sum[i] = _mm512_fmadd_ps(w, _mm512_maskz_loadu_ps(some, A + (k + i) * d_in + c), sum[i]);
         }
         for (ptrdiff_t i = 0; i < many; i++) total += _mm512_reduce_add_ps(sum[i]) * B[k + i];
     }

@@ -11,7 +11,7 @@ from lorica.kernels import DenseWeight, FrozenWeight
 from lorica.models.edited import AroundModule, Edited, original, slot
 from lorica.models.edits.computed import Merged, compute, once_a_call
 from lorica.models.edits.fused import is_read_uncalled, keep_called
-from lorica.models.edits.holders import Undo, holders, module_named, together
+from lorica.models.edits.holders import Places, Undo, holders, module_named, together
 from lorica.site import Site
 
 
@@ -28,14 +28,15 @@ def weight_of(model: nn.Module, site: Site) -> FrozenWeight:
 def install(model: nn.Module, site: Site, adapter: nn.Module) -> Undo:
     """TargetError where two edits would both compute the product of one weight."""
     base, leaf = _holder(model, site)
-    if any(isinstance(parent, AroundModule) for parent, _ in holders(model, base)) or slot(leaf) in base._modules:
+    places = holders(model, base)
+    if any(isinstance(parent, AroundModule) for parent, _ in places) or slot(leaf) in base._modules:
         raise TargetError(
             f"{site.name} has an edit on its weight already; adapt it by one method, or detach that first"
         )
-    if site.bare or is_read_uncalled(model, base):
+    if site.bare or is_read_uncalled(places):
         _refuse_changed_bias(site, adapter)
         return _merged_in(model, site, base, leaf, adapter)
-    return wrap(model, base, AroundModule(base, adapter))
+    return wrap(model, base, AroundModule(base, adapter), places)
 
 
 def _holder(model: nn.Module, site: Site) -> tuple[nn.Module, str]:
@@ -44,12 +45,11 @@ def _holder(model: nn.Module, site: Site) -> tuple[nn.Module, str]:
     return _plain(module_named(model, owner)), leaf
 
 
-def wrap(model: nn.Module, target: nn.Module, wrapper: Edited) -> Undo:
-    """`wrapper` stands wherever `target` stood; the undo finds it again wherever later edits have moved it."""
+def wrap(model: nn.Module, target: nn.Module, wrapper: Edited, places: Places) -> Undo:
+    """`wrapper` stands at the places where `target` stood; the undo finds it wherever later edits moved it."""
     kept = keep_called(model, target)
-    for parent, name in holders(model, target):
-        if parent is not wrapper:
-            setattr(parent, name, wrapper)
+    for parent, name in places:
+        setattr(parent, name, wrapper)
 
     def unwrap() -> None:
         for parent, name in holders(model, wrapper):

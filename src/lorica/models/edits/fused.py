@@ -7,13 +7,14 @@ nn.TransformerEncoderLayer    every part of it, in evaluation without gradients;
 
 from torch import nn
 
-from lorica.models.edits.holders import Undo, every_module, holders, together
+from lorica.models.edits.holders import Places, Undo, every_module, together
 
 ENCODERS = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
-def is_read_uncalled(model: nn.Module, module: nn.Module) -> bool:
-    return any(isinstance(parent, nn.MultiheadAttention) for parent, _ in holders(model, module))
+def is_read_uncalled(places: Places) -> bool:
+    """Of a module that is reached from these places."""
+    return any(isinstance(parent, nn.MultiheadAttention) for parent, _ in places)
 
 
 def keep_called(model: nn.Module, module: nn.Module) -> Undo:

@@ -8,6 +8,8 @@ from lorica.errors import TargetError, did_you_mean
 
 Undo = Callable[[], None]
 """Gives back what an installation changed, object for object."""
+Places = list[tuple[nn.Module, str]]
+"""(parent, attribute) each.  An edit looks for them once: a look walks through the whole model."""
 
 
 def module_named(model: nn.Module, name: str) -> nn.Module:
@@ -32,7 +34,7 @@ def every_module(model: nn.Module) -> list[nn.Module]:
     return list(found.values())
 
 
-def holders(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
+def holders(model: nn.Module, module: nn.Module) -> Places:
     """Every (parent, attribute) under which `module` is reached."""
     places = [
         (parent, name) for parent in every_module(model) for name, child in parent._modules.items() if child is module
@@ -42,7 +44,7 @@ def holders(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
     return places
 
 
-def parameter_holders(model: nn.Module, parameter: nn.Parameter) -> list[tuple[nn.Module, str]]:
+def parameter_holders(model: nn.Module, parameter: nn.Parameter) -> Places:
     """Every (module, attribute) under which `parameter` is reached; several when it is tied."""
     return [
         (module, name)
