@@ -88,9 +88,12 @@ def _with_copies(model: nn.Module, file: AdapterFile, found: tuple[Site, ...]) -
         return found
     (method,) = file.methods
     named, tied = {method.parameter_name(key) for key in file.tensors}, tied_names(model)
+    copies = named & tied.keys()
+    if not copies:
+        return found
     every = dict(model.named_parameters(remove_duplicate=False))
-    known = tuple(replace(site, alone=site.name in named & tied.keys()) for site in found)
-    further = sorted(name for name in named & tied.keys() if name not in {site.name for site in found})
+    known = tuple(replace(site, alone=site.name in copies) for site in found)
+    further = sorted(copies - {site.name for site in found})
     return known + tuple(
         Site(
             name=name,
@@ -156,7 +159,7 @@ def _key_problems(model: nn.Module, file: AdapterFile, planned: Plan, own: set[s
     expected = planned.tensors
     used = own.union(expected, (key for key in file.tensors if any(method.surplus(key) for method in file.methods)))
     unused = [key for key in file.tensors if key not in used]
-    if file.peft:
+    if file.peft and unused:
         found = sites_of(model)
         known, every = {site.name for site in found}, _site_names(file, found)
         named = {key: every[key] for key in unused}

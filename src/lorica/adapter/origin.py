@@ -93,9 +93,8 @@ def _by_answers(manifest: Mapping[str, Any] | None, model: nn.Module) -> Verdict
 
 def answers(proof: Proof, model: nn.Module, bare: Reading) -> Verdict:
     """Whether the bare base answers as it did: to the bit under the same numerics, else within rounding."""
-    now = numerics(model)
-    allowed = rounding(model, proof.numerics, now)
-    apart = proof.apart(bare)
+    now, apart = numerics(model), proof.apart(bare)
     if not changed(proof.numerics, now):
         return Verdict(apart == 0, "equal to the bit" if apart == 0 else f"{apart:.1e} apart under the same numerics")
+    allowed = rounding(model, proof.numerics, now)
     return Verdict(apart <= allowed, f"{apart:.1e} apart ({allowed:.1e} is rounding)")
