@@ -199,6 +199,7 @@ def test_what_is_stopped_is_stopped_at_the_server_too(page: Any, script: Script,
     script.gate.clear()
     enter(page)
     ask(page)
+    expect(text_of(page, "first")).to_have_text("[sql] 0 1")
     expect(text_of(page, "second")).to_have_text("[json] 0 1")
     if way == "Stop":
         page.get_by_role("button", name="Stop").click()
