@@ -17,16 +17,16 @@ from torch import Tensor
 
 from lorica.kernels import Branch, DenseWeight, LowRank, TiledWeight, is_native, siblings, tiled_linear
 from lorica.kernels.native import linears as native
-from lorica.kernels.tiled import FEW, fits
+from lorica.kernels.tiled import FEW_ROWS, fits
 from lorica.models import decoder
 
 BF16 = torch.bfloat16
 NATIVE = is_native("linears", torch.zeros(1, dtype=BF16))
 pytestmark = pytest.mark.skipif(not NATIVE, reason="no kernels in C for this processor")
 ROUNDINGS = 6
-MANY = [(FEW + 1, 32, (32,), 1), (333, 64, (160, 32), 40), (200, 96, (32, 64, 32), 8), (256, 32, (64,), 33)]
+MANY = [(FEW_ROWS + 1, 32, (32,), 1), (333, 64, (160, 32), 40), (200, 96, (32, 64, 32), 8), (256, 32, (64,), 33)]
 SHAPES = [(1, 32, (32,), 1), (64, 96, (32, 64, 32), 8), *MANY]
-"""T, K, N of each, r; up to FEW rows the low-rank products are torch's."""
+"""T, K, N of each, r; up to FEW_ROWS rows the low-rank products are torch's."""
 KINDS = ["plain", "gain", "gain and bias", "one without"]
 
 
@@ -59,7 +59,7 @@ def worst(x: Tensor, given: Sequence[Branch]) -> float:
     wide = [of_type(Branch(DenseWeight(b.weight.dense()), b.bias, b.low_rank), exact) for b in made]
     got = values(siblings, narrow, made)
     wanted = values(each_alone, narrow.to(exact), wide)
-    sizes = values(each_alone, narrow.to(exact).abs(), [sized(b) for b in wide])
+    sizes = values(each_alone, narrow.to(exact).abs(), [sized(b) for b in wide], absolute=True)
     longest = max(len(x), x.shape[1], sum(len(b.weight.dense()) for b in made))
     limit = ROUNDINGS * torch.finfo(BF16).eps / 2 + 3 * longest * torch.finfo(torch.float32).eps
     return max(
@@ -96,7 +96,7 @@ def test_a_product_is_rounded_once(shape: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["plain", "gain"])
 def test_what_changes_nothing_leaves_the_base_to_the_bit(kind: str) -> None:
-    for T in (1, FEW, FEW + 1, 300):
+    for T in (1, FEW_ROWS, FEW_ROWS + 1, 300):
         x = draw(T, 64, seed=1).to(BF16)
         given = []
         for each in branches_of(64, (96, 32), 8, kind):
@@ -112,7 +112,7 @@ def test_what_changes_nothing_leaves_the_base_to_the_bit(kind: str) -> None:
 def test_a_row_is_the_same_to_the_bit_in_any_company_and_under_any_number_of_threads() -> None:
     x, W, bias = draw(700, 96, seed=1).to(BF16), draw(64, 96, seed=2).to(BF16), draw(64, seed=3).to(BF16)
     whole = tiled_linear(x, W, bias)
-    for begin, end in ((0, 1), (3, 20), (100, 100 + FEW), (77, 77 + FEW + 1), (1, 700)):
+    for begin, end in ((0, 1), (3, 20), (100, 100 + FEW_ROWS), (77, 77 + FEW_ROWS + 1), (1, 700)):
         assert torch.equal(tiled_linear(x[begin:end], W, bias), whole[begin:end])
     before = torch.get_num_threads()
     try:
@@ -154,6 +154,43 @@ def test_weights_that_come_one_at_a_time_give_the_same_bits(kind: str, monkeypat
     monkeypatch.setattr(TiledWeight, "at_hand", property(lambda self: False))
     for found, wanted in zip(values(siblings, x, given), together, strict=True):
         assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_the_default_type_of_torch_is_nothing_to_them(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = draw(333, 64, seed=1).to(BF16)
+    given = [tiled(each) for each in branches_of(64, (160, 32), 8, "gain")]
+    monkeypatch.setattr(TiledWeight, "at_hand", property(lambda self: False))
+    wanted = values(siblings, x, given)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        found = values(siblings, x, given)
+    finally:
+        torch.set_default_dtype(before)
+    assert all(torch.equal(one, two) for one, two in zip(found, wanted, strict=True))
+
+
+def test_tensors_of_any_strides_are_read_as_what_they_are() -> None:
+    x, W, bias = draw(200, 64, seed=1).to(BF16), draw(96, 64, seed=2).to(BF16), draw(96, seed=3).to(BF16)
+    A, B = draw(8, 64, seed=4).to(BF16), draw(96, 8, seed=5).to(BF16)
+    turned = [part.T.contiguous().T for part in (W, A, B)]
+    spread = torch.stack([bias, bias], 1)[:, 0]
+    low_ranks = [LowRank(A=a, B=b, scale=2.0) for a, b in ((A, B), turned[1:])]
+    plain, strided = Branch(TiledWeight(W), bias, low_ranks[0]), Branch(TiledWeight(turned[0]), spread, low_ranks[1])
+    for rows in (x, x[:5]):
+        assert torch.equal(siblings(rows, [strided])[0], siblings(rows, [plain])[0])
+        assert torch.equal(tiled_linear(rows, turned[0], spread), tiled_linear(rows, W, bias))
+    (whole,) = native.linears(x, [native.Linear(W, bias, B)], A).outputs
+    assert torch.equal(native.linears(x, [native.Linear(turned[0], spread, turned[2])], turned[1]).outputs[0], whole)
+
+
+def test_what_comes_out_may_be_written_into() -> None:
+    x = draw(2, 100, 64, seed=1).to(BF16).requires_grad_(True)
+    y = tiled_linear(x, draw(32, 64, seed=2).to(BF16), None)
+    y[:, -1] += 1
+    y.sum().backward()
+    assert x.grad is not None
 
 
 def test_what_does_not_fit_is_a_product_of_torch() -> None:

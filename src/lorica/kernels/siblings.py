@@ -17,7 +17,7 @@ from lorica.kernels.gain import gain_gradient, gained, gained_backward
 from lorica.kernels.low_rank import LowRank
 from lorica.kernels.native import linears as native
 from lorica.kernels.noise import Noise
-from lorica.kernels.tiled import FEW, fits
+from lorica.kernels.tiled import FEW_ROWS, fits
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ def _stacked(parts: Sequence[Part]) -> Tensor:
     return torch.cat([part.A for part in parts if part.A is not None])
 
 
-def is_tiled(parts: Sequence[Part], x: Tensor) -> bool:
+def _is_tiled(parts: Sequence[Part], x: Tensor) -> bool:
     """Whether all of them run in C together."""
     if not all(fits(x, part.branch.weight) for part in parts):
         return False
@@ -139,7 +139,7 @@ def outputs(
 ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
     """x (..., d_in) -> m^T (sum of r, T), y (T, d_out) of each, and, with_products, z of those with a gain."""
     flat = x.reshape(-1, x.shape[-1])
-    if len(flat) > FEW and is_tiled(parts, flat):
+    if len(flat) > FEW_ROWS and _is_tiled(parts, flat):
         return _outputs_in_c(parts, flat, with_products)
     m = _stacked(parts) @ flat.T
     products = [part.product(x, m) for part in parts]
@@ -192,7 +192,7 @@ def gradients(
 ) -> Gradients:
     """grads: of y (T, d_out) of each; products: z of those with a gain, None where that of the gain is not
     wanted; of_x: whether the input wants one."""
-    if of_x and is_tiled(parts, grads[0]):
+    if of_x and _is_tiled(parts, grads[0]):
         inner, grad_x = _input_gradient_in_c(parts, grads)
         of_B = [_times(part.grad_B(grad, m), part.gain) for part, grad in zip(parts, grads, strict=True)]
         of_gains = [part.grad_gain(grad, z) for part, grad, z in zip(parts, grads, products, strict=True)]

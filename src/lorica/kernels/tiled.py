@@ -1,12 +1,13 @@
 """Products with dense weights in C, where this processor has them: what the linears of the decoder family are made of.
 
-A row's sums are made in one order, whatever rows stand beside it, with a low-rank product beside them or without.
+A row's sums are made in one order, whatever rows stand beside it; a low-rank product of zero changes no bit of them.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lorica.kernels.choice import is_native
 from lorica.kernels.frozen_weight import DenseWeight, FrozenWeight
@@ -14,7 +15,7 @@ from lorica.kernels.native import linears as native
 from lorica.kernels.native.linears import Linear
 from lorica.kernels.rowwise import RowBranch, rowwise
 
-FEW = 128
+FEW_ROWS = 128
 """Rows up to which W is read as it lies: to lay it out takes longer than the product."""
 
 
@@ -31,7 +32,7 @@ def _has_tiles(shape: Sequence[int]) -> bool:
 def tiled_linear(x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
     """x (..., K), W (N, K), b (N,) -> x W^T + b (..., N), with the gradients of those that want one."""
     others = [W] if bias is None else [W, bias]
-    if x.numel() > 0 and _has_tiles(W.shape) and W.is_contiguous() and is_native("linears", x, *others):
+    if x.numel() > 0 and _has_tiles(W.shape) and is_native("linears", x, *others):
         return _Tiled.apply(x, W, bias)  # type: ignore[return-value]
     return nn.functional.linear(x, W, bias)
 
@@ -61,13 +62,15 @@ class _Tiled(torch.autograd.Function):
     def forward(ctx, x, W, bias):  # type: ignore[override]
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, W)
         flat = x.reshape(-1, x.shape[-1])
-        if len(flat) <= FEW:
+        if len(flat) <= FEW_ROWS:
             (y,) = rowwise(flat, (RowBranch(DenseWeight(W), bias),))
         else:
             (y,) = native.linears(flat, (Linear(W, bias),), None).outputs
-        return y.view(*x.shape[:-1], len(W))
+        # no view: who is given it may write into it
+        return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], len(W)])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):  # type: ignore[override]
         x, W = ctx.saved_tensors
         wants_x, wants_W, wants_bias = ctx.needs_input_grad

@@ -14,6 +14,8 @@ class FrozenLinear(nn.Linear):
 
     stored_as = "elsewhere"
     """How, in the words of an error."""
+    plain: type[nn.Linear] = nn.Linear
+    """What stood in its place, and does again once its weight is dense."""
 
     def __init__(self, shape: tuple[int, ...], bias: nn.Parameter | None) -> None:
         nn.Module.__init__(self)
@@ -67,5 +69,7 @@ class FrozenLinear(nn.Linear):
 
 def put(model: nn.Module, name: str, after: FrozenLinear) -> None:
     """In place of the linear `name`."""
-    after.training = model.get_submodule(name).training
+    before = model.get_submodule(name)
+    after.training = before.training
+    after.plain = before.plain if isinstance(before, FrozenLinear) else type(before)  # type: ignore[assignment]
     model.set_submodule(name, after)

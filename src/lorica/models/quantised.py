@@ -191,7 +191,8 @@ def quantisation_of(model: nn.Module) -> Quantisation | None:
 
 def plain_linear(before: nn.Linear, W: Tensor) -> nn.Linear:
     """The same with a dense weight W (d_out, d_in)."""
-    after = nn.Linear(before.in_features, before.out_features, bias=False, device="meta")
+    kind = before.plain if isinstance(before, FrozenLinear) else nn.Linear
+    after = kind(before.in_features, before.out_features, bias=False, device="meta")
     after.weight, after.bias = nn.Parameter(W, requires_grad=False), before.bias
     after.training = before.training
     return after

@@ -32,7 +32,7 @@ def gain_gradient(grad: Tensor, z: Tensor, bias: Tensor | None, gain: Tensor) ->
 
 def _sums(grad: Tensor, z: Tensor, bias: Tensor | None, gain: Tensor, grad_z: Tensor | None) -> Tensor:
     grad, z, gain = grad.contiguous(), z.contiguous(), gain.contiguous()
-    sums = torch.empty(-(-len(grad) // TOGETHER), grad.shape[1])
+    sums = grad.new_empty(-(-len(grad) // TOGETHER), grad.shape[1], dtype=torch.float32)
     pointers = (
         grad.data_ptr(),
         z.data_ptr(),

@@ -1,7 +1,7 @@
 /* Linears of one input on many rows, each with a low-rank product beside it: forward, and the gradient of the input.
 
     m = x A^T       z_i = x W_i^T + s m_i B_i^T + b_i       y_i = z_i + (z_i - b_i) (c_i - 1)
-    inner_i = s dy_i (c_i B_i)      dx = inner A + sum over i of dy_i (c_i W_i)
+    inner_i = s dy_i (c_i B_i)      dx = sum over i of inner_i A_i + dy_i (c_i W_i)
 
 x (T, K), W_i (N_i, K), A (R, K) of all branches, B_i (N_i, r_i), c_i (N_i,); K and every N are multiples of 32.
 
@@ -17,8 +17,7 @@ stand beside it and whatever threads there are; y is rounded once. */
 
 enum { SIDE = 32, AHEAD = 4 << 20, BLOCK = 256, BLOCK_BACK = 128 };
 
-/* y: what the branch gives, or its gradient.  bias, B, gain and z may be NULL, and W in the backward pass, where its
-product is left to another call. */
+/* y: what the branch gives, or its gradient. bias, B, gain and z may be NULL. */
 typedef struct {
     const bf16 *W, *bias, *B;
     const float *gain;
@@ -126,7 +125,7 @@ static inline void finished(const branch *b, const float *C, const float *D, ptr
 }
 
 typedef struct {
-    const bf16 *x, *A, *tail;
+    const bf16 *x, *tail;
     bf16 *m, *M;
     int32_t *of_W, *of_A, *of_B;
     ptrdiff_t T, K, R, wide;
@@ -189,7 +188,7 @@ int lorica_linears(const bf16 *x, const bf16 *A, bf16 *m, const branch *branches
         strips += branches[b].N / SIDE;
         low += branches[b].N * up(branches[b].r, SIDE) * 2;
     }
-    forward f = {.x = x, .A = A, .m = m, .T = T, .K = K, .R = R};
+    forward f = {.x = x, .m = m, .T = T, .K = K, .R = R};
     /* what lies behind the middles of the last branch is met by zeros */
     for (ptrdiff_t b = 0; b < count; b++) f.wide = up(branches[b].r, SIDE) > f.wide ? up(branches[b].r, SIDE) : f.wide;
     f.wide += up(R, SIDE);
@@ -271,20 +270,19 @@ static void inner_gradients(const backward *f, ptrdiff_t begin, ptrdiff_t end) {
 static void gradients(const backward *f, const int32_t *of_W, ptrdiff_t column, ptrdiff_t begin, ptrdiff_t end) {
     float kept[SIDE * SIDE] __attribute__((aligned(64)));
     for (ptrdiff_t t = begin; t < end; t += SIDE) {
-        const int32_t *right = of_W;
-        const bf16 *tail = f->tail;
+        float *C = f->sum ? f->sum + column * up(f->T, SIDE) + t * SIDE : kept;
+        const int32_t *of_A = f->of_A + column / SIDE * f->wide * 16, *right = of_W;
+        const bf16 *tail = f->tail, *I = f->I + t * f->wide;
         int add = f->add;
-        float *C = f->sum ? f->sum + (column * up(f->T, SIDE) + t * SIDE) : kept;
-        if (f->wide) {
-            met(C, f->I + t * f->wide, f->wide, f->of_A + column / SIDE * f->wide * 16, f->wide, add);
-            add = 1;
+        for (const branch *b = f->branches; b < f->branches + f->count; b++, add = 1) {
+            ptrdiff_t r = up(b->r, SIDE);
+            if (r) met(C, I, f->wide, of_A, r, add);
+            met(C, rows_at(b->y, tail, t, f->T, b->N), b->N, right, b->N, r || add);
+            I += r;
+            of_A += r * 16;
+            right += b->N * 16;
+            tail += SIDE * b->N;
         }
-        for (const branch *b = f->branches; b < f->branches + f->count; tail += SIDE * b++->N)
-            if (b->W) {
-                met(C, rows_at(b->y, tail, t, f->T, b->N), b->N, right, b->N, add);
-                right += b->N * 16;
-                add = 1;
-            }
         if (f->dx) rounded(f->dx + t * f->K + column, f->K, C, 1.0f, end - t < SIDE ? end - t : SIDE);
     }
 }
@@ -300,11 +298,8 @@ static void strip_of_A(const backward *f, const bf16 *A, ptrdiff_t column) {
 }
 
 static void strip_of_W(const backward *f, int32_t *out, ptrdiff_t column) {
-    for (const branch *b = f->branches; b < f->branches + f->count; b++)
-        if (b->W) {
-            strip_of_columns(out, b->W + column, f->K, SIDE, b->N, b->N, b->gain);
-            out += b->N * 16;
-        }
+    for (const branch *b = f->branches; b < f->branches + f->count; out += b++->N * 16)
+        strip_of_columns(out, b->W + column, f->K, SIDE, b->N, b->N, b->gain);
 }
 
 static void strips_of_B(const backward *f) {
@@ -314,27 +309,28 @@ static void strips_of_B(const backward *f) {
             strip_of_columns(out, b->B + c, b->r, b->r - c, b->N, b->N, b->gain);
 }
 
-/* inner (R, T), dx (T, K); 0, or 1 where memory is missing.  Where weights come one at a time, `sum` of K by T rounded up
-to 32 goes from call to call in float32, `add` but in the first, and dx is NULL but in the last. */
+/* inner (R, T), dx (T, K); 0, or 1 where memory is missing. Where weights come one at a time, `sum` of K by T rounded
+up to 32 goes from call to call in float32, `add` but in the first, and dx is NULL but in the last. */
 int lorica_linears_backward(const bf16 *A, bf16 *inner, bf16 *dx, float *sum, const branch *branches, int64_t count,
                             int64_t T, int64_t K, int64_t add) {
-    backward f = {.branches = branches, .count = count, .inner = inner, .dx = dx, .sum = sum, .T = T, .K = K, .add = add};
-    ptrdiff_t low = 0, across_all = 0;
+    backward f = {.branches = branches, .count = count, .inner = inner, .dx = dx, .T = T, .K = K};
+    f.sum = sum;
+    f.add = add;
+    ptrdiff_t low = 0;
     for (ptrdiff_t b = 0; b < count; b++) {
-        f.depth += branches[b].W ? branches[b].N : 0;
-        across_all += branches[b].N;
+        f.depth += branches[b].N;
         f.wide += up(branches[b].r, SIDE);
         low += branches[b].N * up(branches[b].r, SIDE) * 2;
     }
     ptrdiff_t strips = K / SIDE, some = at_once(strips, f.depth * SIDE * 2);
     char *at = room_of(some * f.depth * 64 + strips * f.wide * 64 + low + up(T, SIDE) * f.wide * 2 +
-                       SIDE * across_all * 2 + 512);
+                       SIDE * f.depth * 2 + 512);
     if (!at) return 1;
     f.of_W = take(&at, some * f.depth * 64);
     f.of_A = take(&at, strips * f.wide * 64);
     f.of_B = take(&at, low);
     f.I = take(&at, up(T, SIDE) * f.wide * 2);
-    bf16 *tail = take(&at, SIDE * across_all * 2);
+    bf16 *tail = take(&at, SIDE * f.depth * 2);
     f.tail = tail;
     for (ptrdiff_t b = 0; b < count; tail += SIDE * branches[b++].N) tail_of(tail, branches[b].y, T, branches[b].N);
 #pragma omp parallel if (T * K > FEW)

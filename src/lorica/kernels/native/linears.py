@@ -87,7 +87,7 @@ def input_gradient_in_turn(
         linear = made()
         width = linear.W.shape[1]
         if sums is None:
-            sums = torch.empty(width * -(-tokens // SIDE) * SIDE)
+            sums = grad.new_empty(width * -(-tokens // SIDE) * SIDE, dtype=torch.float32)
         grad_x = grad.new_empty(tokens, width) if number == len(grads) - 1 else None
         inners.append(grad.new_empty(0 if own is None else len(own), tokens))
         _call(1, (own, inners[-1], grad_x, sums), (linear,), (grad,), (None,), (tokens, width, int(number > 0)))
@@ -103,7 +103,7 @@ def _call(
     zs: Sequence[Tensor | None],
     sizes: Sequence[int],
 ) -> None:
-    held = [each.whole for each in given]
+    held, tensors = [each.whole for each in given], [one if one is None else one.contiguous() for one in tensors]
     rows = (_row(*three) for three in zip(held, ys, zs, strict=True))
     table = (_Branch * len(held))(*rows)
     if _functions()[which](*map(_address, tensors), ctypes.addressof(table), len(table), *sizes):

@@ -53,7 +53,8 @@ void lorica_rms_norm_backward(const bf16 *dy, const bf16 *x, const bf16 *weight,
 }
 
 /* dweight = sum of dy * n over the rows, in their order whatever the threads: each has columns of its own. */
-void lorica_rms_norm_weight(const bf16 *dy, const bf16 *x, const float *inverse, bf16 *dweight, int64_t rows, int64_t d) {
+void lorica_rms_norm_weight(const bf16 *dy, const bf16 *x, const float *inverse, bf16 *dweight, int64_t rows,
+                            int64_t d) {
 #pragma omp parallel for if (rows * d > FEW)
     for (ptrdiff_t c = 0; c < d; c += 16) {
         __mmask16 some = first(d - c);

@@ -1,13 +1,10 @@
 #include "bfloat16.h"
 
-/* B (A A^T) B^T of one row of B; G = A A^T. */
-static float update_of(const float *B, const float *G, ptrdiff_t r) {
+/* Sum of the products of r numbers. */
+static float met(const float *a, const float *b, ptrdiff_t r) {
     float sum = 0.0f;
-    for (ptrdiff_t k = 0; k < r; k++) {
-        float inner = 0.0f;
-        for (ptrdiff_t j = 0; j < r; j++) inner += G[k * r + j] * B[j];
-        sum += B[k] * inner;
-    }
+#pragma omp simd reduction(+ : sum)
+    for (ptrdiff_t k = 0; k < r; k++) sum += a[k] * b[k];
     return sum;
 }
 
@@ -37,13 +34,13 @@ static float crossed_of(const bf16 *W, const float *A, const float *B, ptrdiff_t
     return total;
 }
 
-/* found (d_out,): the squared lengths of the rows of W + scale B A: W (d_out, d_in), read once; A (r, d_in), B (d_out, r),
-G = A A^T and squares (d_out,), the row sums of W's squares, in float32. */
-void lorica_row_norms(const bf16 *W, const float *A, const float *B, const float *G, const float *squares, float *found,
+/* found (d_out,): the squared lengths of the rows of W + scale B A: W (d_out, d_in), read once; A (r, d_in),
+B (d_out, r), H = B A A^T and squares (d_out,), the row sums of W's squares, in float32. */
+void lorica_row_norms(const bf16 *W, const float *A, const float *B, const float *H, const float *squares, float *found,
                       int64_t d_out, int64_t r, int64_t d_in, float scale) {
 #pragma omp parallel for if (d_out * d_in > FEW)
     for (ptrdiff_t o = 0; o < d_out; o++) {
-        float crossed = crossed_of(W + o * d_in, A, B + o * r, r, d_in), update = update_of(B + o * r, G, r);
+        float crossed = crossed_of(W + o * d_in, A, B + o * r, r, d_in), update = met(B + o * r, H + o * r, r);
         found[o] = squares[o] + 2.0f * scale * crossed + scale * scale * update;
     }
 }

@@ -12,8 +12,8 @@ from lorica.kernels.native.build import Function, library
 def squared_norms(W: Tensor, squares: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
     """n^2 (d_out,), of W (d_out, d_in) bfloat16; A (r, d_in), B (d_out, r) and squares (d_out,), all float32."""
     W, squares, A, B = (part.contiguous() for part in (W, squares, A, B))
-    G, found = A @ A.T, torch.empty(len(W))
-    _function()(*(part.data_ptr() for part in (W, A, B, G, squares, found)), len(W), *A.shape, scale)
+    H, found = B @ (A @ A.T), torch.empty_like(squares)
+    _function()(*(part.data_ptr() for part in (W, A, B, H, squares, found)), len(W), *A.shape, scale)
     return found
 
 

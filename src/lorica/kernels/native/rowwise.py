@@ -27,10 +27,10 @@ def rowwise(x: Tensor, branches: Sequence["RowBranch"], widely: bool) -> list[Te
         W = branch.weight.as_read(torch.bfloat16).contiguous()
         y = x.new_empty(x.shape[0], W.shape[0], dtype=torch.float32 if widely else torch.bfloat16)
         terms, count = branch.terms.native if branch.terms else NONE
-        bias = branch.bias
+        bias = None if branch.bias is None else branch.bias.contiguous()
         given += (W.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr(), terms, W.shape[0], count)
         made.append(y)
-        held.append(W)
+        held += [W, bias]
     linears = (ctypes.c_int64 * len(given))(*given)
     if _function()(x.data_ptr(), ctypes.addressof(linears), len(branches), x.shape[0], x.shape[1], widely):
         raise NoRoomError("linears of rows: out of memory")

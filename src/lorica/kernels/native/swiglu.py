@@ -29,7 +29,7 @@ def swiglu_backward_summed_(
     grad: Tensor, gate: Tensor, up: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
     """The same of (T, f), and the sums of dg g and du u over the rows, (f,) float32."""
-    sums = torch.empty(-(-len(gate) // TOGETHER), 2, gate.shape[1])
+    sums = gate.new_empty(-(-len(gate) // TOGETHER), 2, gate.shape[1], dtype=torch.float32)
     made = _backward(grad, gate, up, sums)
     of_gate, of_up = sums.sum(0)
     return *made, (of_gate, of_up)

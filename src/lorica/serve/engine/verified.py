@@ -10,12 +10,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from threading import Lock
 
-import torch
 from torch import nn
 
 from lorica.adapter import AdapterFile, verify
 from lorica.errors import AdapterError, LoricaError
-from lorica.models import Probe, Reading
+from lorica.models import Probe, Reading, numerics
 
 
 class Verifier:
@@ -24,8 +23,8 @@ class Verifier:
     def __init__(self, model: nn.Module) -> None:
         self._model = beside(model)
         self._lock = Lock()
-        self._bare: dict[int, Reading] = {}
-        """What the bare base answers, by the number of threads: nothing that is served changes it."""
+        self._bare: dict[str, Reading] = {}
+        """What the bare base answers, by its numerics, while it is served: nothing that is served changes it."""
 
     def __call__(self, folder: Path) -> AdapterFile:
         """What the folder holds, the very bytes that were checked.  AdapterError names every check that failed."""
@@ -48,10 +47,10 @@ class Verifier:
 
     def _answers(self, model: nn.Module, probe: Probe) -> Reading:
         """Called under the lock."""
-        threads = torch.get_num_threads()
-        if threads not in self._bare:
-            self._bare[threads] = probe.read(model)
-        return self._bare[threads]
+        key = json.dumps(dict(numerics(model)), sort_keys=True, default=str)
+        if key not in self._bare:
+            self._bare[key] = probe.read(model)
+        return self._bare[key]
 
 
 def beside(model: nn.Module) -> nn.Module:
