@@ -16,6 +16,7 @@ from lorica.kernels.quantised import bytes_of, held_by
 from lorica.models import quantised
 from lorica.models.loading import load_base, shapes_only
 from lorica.models.quantised import Quantisation, QuantisedLinear, quantisable, quantisation_of
+from lorica.models.tiled_linear import TiledLinear
 from tiny_bases import T5, stir
 from tiny_layers import ATTENTION
 from traces import traces
@@ -195,7 +196,7 @@ def test_merging_leaves_16_bits_and_never_quantises_again(folder: Path):
     merged = attached.merge()
     for name, module in linears(merged).items():
         if name in expected:
-            assert type(module) is nn.Linear
+            assert type(module) is TiledLinear
             assert torch.equal(module.weight, expected[name].to(torch.bfloat16))
         else:
             assert (type(module) is QuantisedLinear) == (name != "lm_head")

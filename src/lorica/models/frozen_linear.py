@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.kernels import FrozenWeight
+from lorica.models.tiled_linear import is_plain
 
 
 class FrozenLinear(nn.Linear):
@@ -71,5 +72,8 @@ def put(model: nn.Module, name: str, after: FrozenLinear) -> None:
     """In place of the linear `name`."""
     before = model.get_submodule(name)
     after.training = before.training
-    after.plain = before.plain if isinstance(before, FrozenLinear) else type(before)  # type: ignore[assignment]
+    if isinstance(before, FrozenLinear):
+        after.plain = before.plain
+    elif is_plain(before):
+        after.plain = type(before)
     model.set_submodule(name, after)
