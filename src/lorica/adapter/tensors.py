@@ -100,7 +100,8 @@ def _of_rank_zero(shape: tuple[int, ...]) -> bool:
 
 
 def finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())
+    """A sum that is finite is one of finite values; one that is not may have overflowed."""
+    return math.isfinite(tensor.sum()) or bool(tensor.isfinite().all())
 
 
 def _tensor(data: Bytes, begin: int, entry: Entry) -> Tensor:

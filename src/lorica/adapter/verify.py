@@ -21,6 +21,7 @@ from lorica.adapter.load import load
 from lorica.adapter.manifest import tokenizer_facts
 from lorica.adapter.origin import answers, judged
 from lorica.adapter.proof import Proof, Record, compared, recorded
+from lorica.adapter.tensors import finite
 from lorica.errors import AdapterError, LoricaError, ModelError
 from lorica.models import Probe, Reading, numerics
 from lorica.models.numerics import rounding, threads_of
@@ -141,7 +142,7 @@ def _files(
     else:
         checks.note("files", True, f"{len(found.manifest['files'])} files of the recorded sizes and SHA-256")
     checks.note("format", True, f"{' + '.join(m.kind for m in file.methods)}, {len(file.tensors)} tensors")
-    bad = [key for key, tensor in file.tensors.items() if not bool(tensor.isfinite().all())]
+    bad = [key for key, tensor in file.tensors.items() if not finite(tensor)]
     checks.need("finite", not bad, f"{bad[0]} and {len(bad) - 1} more are not finite" if bad else "every value")
     model = base(file)
     if whole is not None:

@@ -22,16 +22,14 @@ def module_named(model: nn.Module, name: str) -> nn.Module:
 
 
 def every_module(model: nn.Module) -> list[nn.Module]:
-    """As `model.modules()`, in the same order, at a tenth of its time: an edit of each site asks several times."""
-    found: dict[int, nn.Module] = {}
-    waiting = [model]
-    while waiting:
-        module = waiting.pop()
-        if id(module) not in found:
-            found[id(module)] = module
-            if module._modules:
-                waiting += [child for child in reversed(module._modules.values()) if child is not None]
-    return list(found.values())
+    """Those of `model.modules()`, parents before their children, at a tenth of its time: an edit of each site asks."""
+    found, known = [model], {id(model)}
+    for module in found:  # which grows meanwhile
+        if module._modules:
+            children = {id(child): child for child in module._modules.values() if child is not None}
+            found += [child for key, child in children.items() if key not in known]
+            known.update(children)
+    return found
 
 
 def holders(model: nn.Module, module: nn.Module) -> Places:
