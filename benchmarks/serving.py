@@ -319,7 +319,7 @@ def _others(result: dict[str, Any]) -> list[str]:
         f"takes {load['seconds']:.0f} s to read is loaded while eight requests are answered: "
         f"{load['without_ms']['median']:.1f} ms between tokens without it, {load['during_ms']['median']:.1f} ms "
         f"meanwhile (medians; means {load['mean_without_ms']:.1f} and {load['mean_during_ms']:.1f} ms, the longest "
-        f"{load['longest_during_ms']:.0f} ms: the last second of a load computes the proof of the adapter).",
+        f"{load['longest_during_ms']:.0f} ms).",
     ]
 
 

@@ -1,8 +1,8 @@
 """FrozenWeight: a weight that is read and never written, whatever form it is stored in.
 
-DenseWeight here, FourBit and EightBit in `quantised.py`, Fetched in `fetched.py`.  Autograd saves the FrozenWeight,
-never its tensor: a quantised one is made dense where a product reads it and let go of after it, so that one at a time
-is dense.
+DenseWeight here, TiledWeight in `tiled.py`, FourBit and EightBit in `quantised.py`, Fetched in `fetched.py`.  Autograd
+saves the FrozenWeight, never its tensor: a quantised one is made dense where a product reads it and let go of after it,
+so that one at a time is dense.
 """
 
 from abc import ABC, abstractmethod

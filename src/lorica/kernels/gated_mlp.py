@@ -42,9 +42,11 @@ class _GatedMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, branches, *given):  # type: ignore[override]
         outer, down = parts_of(branches[:2], given[:6]), parts_of(branches[2:], given[6:])
-        m, (g, u), _ = outputs(outer, x, with_products=False)
-        m_down, (y,), (z,) = outputs(down, swiglu(g, u), with_products=True)
-        ctx.save_for_backward(x.reshape(-1, x.shape[-1]), m, g, u, m_down, z, *given)
+        of_outer = outputs(outer, x, with_products=False)
+        g, u = of_outer.outputs
+        of_down = outputs(down, swiglu(g, u), with_products=True)
+        (y,), (z,) = of_down.outputs, of_down.products
+        ctx.save_for_backward(x.reshape(-1, x.shape[-1]), of_outer.middles, g, u, of_down.middles, z, *given)
         ctx.branches, ctx.shape = branches, x.shape
         return y.view(*x.shape[:-1], y.shape[-1])
 

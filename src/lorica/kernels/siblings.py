@@ -134,28 +134,24 @@ def _is_tiled(parts: Sequence[Part], x: Tensor) -> bool:
     )
 
 
-def outputs(
-    parts: Sequence[Part], x: Tensor, *, with_products: bool
-) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
-    """x (..., d_in) -> m^T (sum of r, T), y (T, d_out) of each, and, with_products, z of those with a gain."""
+def outputs(parts: Sequence[Part], x: Tensor, *, with_products: bool) -> native.Made:
+    """x (..., d_in); with_products: with the product before the gain of those with one."""
     flat = x.reshape(-1, x.shape[-1])
     if len(flat) > FEW_ROWS and _is_tiled(parts, flat):
         return _outputs_in_c(parts, flat, with_products)
     m = _stacked(parts) @ flat.T
     products = [part.product(x, m) for part in parts]
     kept = [z if with_products and part.gain is not None else None for part, z in zip(parts, products, strict=True)]
-    return m, [part.gained(z) for part, z in zip(parts, products, strict=True)], kept
+    return native.Made(m, [part.gained(z) for part, z in zip(parts, products, strict=True)], kept)
 
 
-def _outputs_in_c(
-    parts: Sequence[Part], x: Tensor, with_products: bool
-) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+def _outputs_in_c(parts: Sequence[Part], x: Tensor, with_products: bool) -> native.Made:
     """All in one call where their weights lie at hand, else one at a time, to the same bits."""
     if _lie_at_hand(parts):
-        made = native.linears(x, [part.linear for part in parts], _stacked(parts), with_products=with_products)
-        return made.middles, made.outputs, made.products
+        return native.linears(x, [part.linear for part in parts], _stacked(parts), with_products=with_products)
     each = [native.linears(x, [part.linear], part.A, with_products=with_products) for part in parts]
-    return torch.cat([one.middles for one in each]), [one.outputs[0] for one in each], [one.products[0] for one in each]
+    middles = torch.cat([one.middles for one in each])
+    return native.Made(middles, [one.outputs[0] for one in each], [one.products[0] for one in each])
 
 
 def _input_gradient_in_c(parts: Sequence[Part], grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -228,10 +224,10 @@ class _Siblings(torch.autograd.Function):
     def forward(ctx, x, branches, *given):  # type: ignore[override]
         parts = parts_of(branches, given)
         flat = x.reshape(-1, x.shape[-1])
-        m, ys, products = outputs(parts, x, with_products=True)
-        ctx.save_for_backward(flat, m, *given, *products)
+        made = outputs(parts, x, with_products=True)
+        ctx.save_for_backward(flat, made.middles, *given, *made.products)
         ctx.branches, ctx.shape = branches, x.shape
-        return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in ys)
+        return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in made.outputs)
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[override]

@@ -5,8 +5,7 @@
 
 x (T, K), W_i (N_i, K), A (R, K) of all branches, B_i (N_i, r_i), c_i (N_i,); K and every N are multiples of 32.
 
-Weights are laid out as the instruction reads them, AHEAD bytes at a time, into room that is kept: a library that asks
-for new pages at each product spends a fifth of a step on them.  Sums of a row are made in the order of K, whatever rows
+Weights are laid out as the instruction reads them, AHEAD bytes at a time, into room that is kept. Sums of a row are made in the order of K, whatever rows
 stand beside it and whatever threads there are; y is rounded once. */
 
 #include <omp.h>
