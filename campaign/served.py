@@ -214,8 +214,10 @@ class Run:
             connection.close()
 
     def _tick(self, number: int, draw: random.Random) -> None:
-        while not self.over.wait(EVERY):
+        at = time.monotonic()
+        while not self.over.wait(max(0.0, at - time.monotonic())):
             self.due.release()
+            at += EVERY
 
     def _change(self, number: int, draw: random.Random) -> None:
         """Of one name, when a change is due: it stands on its other folder; or it goes, and comes back next time."""

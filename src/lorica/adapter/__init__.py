@@ -11,12 +11,13 @@ from lorica.adapter.merge_checkpoint import Merged, merge_checkpoint
 from lorica.adapter.outcome import Combined, Resized
 from lorica.adapter.overlap import Overlap, overlap
 from lorica.adapter.plan import Plan, plan
-from lorica.adapter.verify import Check, Verification, verify
+from lorica.adapter.verify import Bare, Check, Verification, verify
 
 __all__ = [
     "AdapterFile",
     "Attached",
     "Bank",
+    "Bare",
     "Check",
     "Combined",
     "Inspection",

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lorica.adapter.attach import frozen, occupy
 from lorica.adapter.attached import Attached
 from lorica.adapter.file import AdapterFile, read
-from lorica.adapter.installed import Undo, undone
+from lorica.adapter.installed import Modules, Undo, undone
 from lorica.adapter.load import filled, plan_on, require_base
 from lorica.adapter.mixes import Choice, Mixes, mix_of
 from lorica.adapter.plan import Plan
@@ -132,8 +132,11 @@ class Bank:
             require_base(file, self.model)
         file = settled(self.model, file)
         planned = plan_on(self.model, file)
+        return self.laid_out(name, planned, filled(self.model, planned, file, untrained=untrained), trainable)
+
+    def laid_out(self, name: str, planned: Plan, modules: Modules, trainable: bool = False) -> "Held":
+        """Of modules that were fitted to this base, or to another model of the same tensors, and stand nowhere now."""
         _require_batchable(name, planned)
-        modules = filled(self.model, planned, file, untrained=untrained)
         held = {p.site.name: modules[p.key].requires_grad_(trainable) for p in planned.edits}
         factors = {} if trainable else {p.site.name: self._factors(p.site, held[p.site.name]) for p in planned.edits}
         return Held(planned, held, factors)

@@ -27,6 +27,18 @@ from lorica.models import Probe, Reading, numerics
 from lorica.models.numerics import rounding, threads_of
 
 T = TypeVar("T")
+
+
+class Bare:
+    """What is asked of the bare base; whoever verifies many adapters on one may remember it."""
+
+    def reading(self, model: nn.Module, probe: Probe) -> Reading:
+        return probe.read(model)
+
+    def tokenizer(self, model: nn.Module) -> Mapping[str, str] | None:
+        return tokenizer_facts(getattr(model, "tokenizer", None))
+
+
 Status = Literal["verified", "unverified", "failed"]
 
 
@@ -75,17 +87,18 @@ def verify(
     *,
     untrained: bool = False,
     whole: Callable[[AdapterFile], str | None] | None = None,
-    bare: Callable[[nn.Module, Probe], Reading] = lambda model, probe: probe.read(model),
+    bare: Bare | None = None,
+    fitted: Callable[[Attached], None] = lambda attached: None,
 ) -> Verification:
     """Checks the adapter of a folder or hub id on the base that `base` gives for it.
 
     untrained   an adapter without effect, or not finished, is accepted
     whole       gives the digest of every byte of the base, which is then compared with the recorded one
-    bare        gives what the bare base answers, for whoever knows it already
+    fitted      is given the adapter as it stands on the base, before its outputs are compared
 
     The base is given back as it was.  RequestError where there is no such folder, ModelError where there is no base.
     """
-    checks = _Checks(str(source), bare)
+    checks = _Checks(str(source), bare or Bare(), fitted)
     with suppress(_Failed):
         _files(checks, source, base, untrained, whole)
     return checks.result()
@@ -98,7 +111,8 @@ class _Failed(Exception):
 @dataclass(eq=False)
 class _Checks:
     adapter: str
-    bare: Callable[[nn.Module, Probe], Reading]
+    bare: Bare
+    fitted: Callable[[Attached], None]
     recorded: bool = True
     made: list[Check] = field(default_factory=list)
 
@@ -171,6 +185,7 @@ def _on_base(checks: _Checks, file: AdapterFile, model: nn.Module, untrained: bo
     attached = checks.tried("fit", lambda: _fitted(model, file))
     try:
         checks.note("fit", True, f"{len(attached.plan.edits)} sites")
+        checks.fitted(attached)
         _effect(checks, file, attached, untrained)
         _proof(checks, _record(file), attached, bare)
     finally:
@@ -185,7 +200,7 @@ def _fitted(model: nn.Module, file: AdapterFile) -> Attached:
 
 
 def _words(checks: _Checks, manifest: Mapping[str, Any], model: nn.Module) -> None:
-    then, now = manifest.get("tokenizer"), tokenizer_facts(getattr(model, "tokenizer", None))
+    then, now = manifest.get("tokenizer"), checks.bare.tokenizer(model)
     if not isinstance(then, Mapping):
         return
     if now is None:
@@ -212,7 +227,7 @@ def _bare(checks: _Checks, file: AdapterFile, model: nn.Module) -> Reading | Non
         if probe.to_dict() != dict(record.probe):
             checks.note("base outputs", False, "the probe of this base is not the one that was recorded")
             return None
-        bare = checks.bare(model, probe)
+        bare = checks.bare.reading(model, probe)
     except ModelError as error:
         checks.note("base outputs", False, str(error))
         return None

@@ -19,12 +19,16 @@ PIECE = 1 << 19
 
 def row_squares(weight: FrozenWeight, wide: torch.dtype = torch.float32) -> Tensor:
     """|W|^2 of each row, (d_out,), in `wide`."""
+    if weight.device.type == "meta":  # torch would decompose each operator in Python, 1 ms a layer
+        return torch.empty(weight.shape[0], dtype=wide, device="meta")
     return torch.linalg.vector_norm(weight.as_read(weight.dtype), dim=1, dtype=wide).square()
 
 
 @torch.no_grad()
 def row_norms(weight: FrozenWeight, squares: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
     """n (d_out,) in the type of `squares`, without gradient.  With a zero B it is the root of `squares` to the bit."""
+    if squares.is_meta:
+        return torch.empty_like(squares)
     A, B, W = A.to(squares.dtype), B.to(squares.dtype), weight.as_read(weight.dtype)
     if squares.dtype == torch.float32 and is_native("row_norms", W):
         return native.squared_norms(W, squares, A, B, scale).clamp_(min=0).sqrt_()

@@ -153,6 +153,8 @@ def _stack(site: Site) -> str:
 
 def from_pattern(pattern: Mapping[str, T], name: str, default: T, whole: str = "") -> T:
     """The first entry that matches, as PEFT takes it; `whole` is the module of which the layer is a part."""
+    if not pattern:
+        return default
     found = {end for path in (name, whole) for end in ends(path) if end in pattern}
     return next((value for key, value in pattern.items() if key in found), default) if found else default
 

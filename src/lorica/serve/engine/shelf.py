@@ -135,26 +135,22 @@ class Shelf:
         """Verified, with the Bank, on the device; nobody can ask for it yet."""
         if not folder.is_dir():
             raise AdapterError(f"{folder}: no such folder")
-        file = in_memory(self._verified(folder))
-        bank, digest, number = self._tiers.bank, digest_of(file), self._loading[name]
-        key = f"{name}#{number}"
-        bank.add(key, file)
-        held = bank.bytes(key)
-        if self._tiers.device_bytes is not None and held > self._tiers.device_bytes:
-            bank.remove(key)
-            raise AdapterError(
-                f"{folder}: {held} bytes, and adapters may hold {self._tiers.device_bytes} on the device"
-            )
+        verified = self._verified(folder)
+        file, bank, most, number = verified.file, self._tiers.bank, self._tiers.device_bytes, self._loading[name]
+        held = bank.laid_out(name, verified.plan, verified.modules)
+        if most is not None and held.bytes > most:
+            raise AdapterError(f"{folder}: {held.bytes} bytes, and adapters may hold {most} on the device")
         generation = Generation(
             name=name,
             number=number,
             folder=folder,
-            digest=digest,
+            digest=digest_of(file),
             method=" + ".join(method.kind for method in file.methods),
             rank=max((r for method in file.methods if isinstance(r := getattr(method, "r", None), int)), default=None),
-            bytes=held,
+            bytes=held.bytes,
         )
-        kept = Kept(generation, file, loaded_at=time.time())
+        bank.add(generation.key, held)
+        kept = Kept(generation, in_memory(file), loaded_at=time.time())
         self._tiers.enter(kept)
         return kept
 

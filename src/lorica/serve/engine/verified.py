@@ -6,15 +6,27 @@ The proof is taken on a second set of modules around the same weights, so that t
 import copy
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
 from torch import nn
 
-from lorica.adapter import AdapterFile, verify
+from lorica.adapter import AdapterFile, Attached, Bare, Plan, verify
+from lorica.adapter.installed import Modules
 from lorica.errors import AdapterError, LoricaError
 from lorica.models import Probe, Reading, numerics
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a folder holds, the very bytes that were checked, and the modules that proved themselves."""
+
+    file: AdapterFile
+    plan: Plan
+    modules: Modules
 
 
 class Verifier:
@@ -23,12 +35,12 @@ class Verifier:
     def __init__(self, model: nn.Module) -> None:
         self._model = beside(model)
         self._lock = Lock()
-        self._bare: dict[str, Reading] = {}
-        """What the bare base answers, by its numerics, while it is served: nothing that is served changes it."""
+        self._bare = Remembered()
 
-    def __call__(self, folder: Path) -> AdapterFile:
-        """What the folder holds, the very bytes that were checked.  AdapterError names every check that failed."""
+    def __call__(self, folder: Path) -> Verified:
+        """AdapterError names every check that failed."""
         read: list[AdapterFile] = []
+        fitted: list[tuple[Plan, Modules]] = []
         with ExitStack() as held:
 
             def base(file: AdapterFile) -> nn.Module:
@@ -36,21 +48,37 @@ class Verifier:
                 read.append(file)
                 return self._model
 
+            def taken(attached: Attached) -> None:
+                fitted.append((attached.plan, attached.modules))
+
             try:
-                found = verify(folder, base, bare=self._answers)
+                found = verify(folder, base, bare=self._bare, fitted=taken)
             except LoricaError as error:
                 raise AdapterError(str(error)) from error
-        if found.status == "failed" or not read:
+        if found.status == "failed" or not fitted:
             failed = [f"{folder}: {check.name}: {check.detail}" for check in found.checks if not check.ok]
             raise AdapterError.of(failed or [f"{folder}: not verified"])
-        return read[0]
+        return Verified(read[0], *fitted[0])
 
-    def _answers(self, model: nn.Module, probe: Probe) -> Reading:
-        """Called under the lock."""
+
+class Remembered(Bare):
+    """What a base answers and the words of its tokenizer: nothing that is served changes either.  Used by one thread
+    at a time."""
+
+    def __init__(self) -> None:
+        self._readings: dict[str, Reading] = {}
+        self._tokenizers: list[Mapping[str, str] | None] = []
+
+    def reading(self, model: nn.Module, probe: Probe) -> Reading:
         key = json.dumps(dict(numerics(model)), sort_keys=True, default=str)
-        if key not in self._bare:
-            self._bare[key] = probe.read(model)
-        return self._bare[key]
+        if key not in self._readings:
+            self._readings[key] = super().reading(model, probe)
+        return self._readings[key]
+
+    def tokenizer(self, model: nn.Module) -> Mapping[str, str] | None:
+        if not self._tokenizers:
+            self._tokenizers.append(super().tokenizer(model))
+        return self._tokenizers[0]
 
 
 def beside(model: nn.Module) -> nn.Module:
