@@ -8,14 +8,14 @@ import torch
 
 from lorica.kernels import rms_norm
 from lorica.kernels.choice import chosen, is_native
-from lorica.kernels.native import build, library
+from lorica.kernels.native import build, compiled, library
 from lorica.kernels.rms_norm import reference
 
 
 @pytest.fixture(autouse=True)
 def a_processor_that_would_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """With an empty cache, and no compiler but those a test makes."""
-    monkeypatch.delenv(build.OFF, raising=False)
+    monkeypatch.delenv(compiled.OFF, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(build, "processor_flags", lambda: frozenset(build.NEEDED))
@@ -47,18 +47,18 @@ def test_without_a_compiler() -> None:
 
 
 def test_with_a_compiler_that_fails(tmp_path: Path) -> None:
-    compiler(tmp_path, build.GNU, "echo 'rms_norm.c:1: no such instruction' >&2; exit 1")
+    compiler(tmp_path, compiled.GNU, "echo 'rms_norm.c:1: no such instruction' >&2; exit 1")
     assert why() == "gcc failed: rms_norm.c:1: no such instruction"
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
 def test_with_a_compiler_that_fails_without_a_word(tmp_path: Path) -> None:
-    compiler(tmp_path, build.GNU, "exit 1")
+    compiler(tmp_path, compiled.GNU, "exit 1")
     assert "exit status 1" in why()
 
 
 def test_with_one_that_makes_what_cannot_be_loaded(tmp_path: Path) -> None:
-    compiler(tmp_path, build.GNU, "exit 0")
+    compiler(tmp_path, compiled.GNU, "exit 0")
     assert why().startswith("gcc failed: ")
 
 
@@ -78,5 +78,5 @@ def test_beside_another_runtime_of_threads(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(build.OFF, "0")
+    monkeypatch.setenv(compiled.OFF, "0")
     assert why() == "LORICA_NATIVE=0"

@@ -245,7 +245,8 @@ def test_what_does_not_fit_the_kernels_is_left_to_torch() -> None:
 
 
 def compiled(sources: list[Path], place: Path) -> ctypes.CDLL:
-    build._compile(next(filter(None, map(build.which, build.COMPILERS))), sources, place)
+    wanted = build.sources(sources)
+    wanted.compile(wanted.compiler(), place)
     return ctypes.CDLL(str(place))
 
 

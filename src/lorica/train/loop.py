@@ -176,6 +176,7 @@ class Trainer:
 
     def begin(self, stack: ExitStack) -> None:
         """Ready for the first step, or for the first after the checkpoint that is gone on from."""
+        stack.enter_context(memory.pooled(self.learner.device))
         self.work = self._workload()
         store = self._store if self.config.offload_activations else None
         stack.enter_context(recomputing(self.attached, self.work.recomputed, store))
