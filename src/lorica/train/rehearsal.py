@@ -48,6 +48,7 @@ def rehearse(trainer: "Trainer") -> None:
     tokens = _gradients(trainer)
     del ballast
     clear(trainer.learner.optimizer)
+    memory.give_back(trainer.learner.device)
     generators.restore(before)
     trainer.learning_mode(trainer.config.base_dropout)
     _tell(trainer, tokens, time.perf_counter() - started)
