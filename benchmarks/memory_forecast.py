@@ -111,7 +111,7 @@ def budgeted(plan: Any, case: dict[str, Any]) -> Any:
     from lorica.budget import Workload, forecast
 
     recomputed = {True: None, False: 0}.get(case["checkpointing"], case["checkpointing"])
-    work = Workload(tokens=case["rows"] * case["length"], length=case["length"], recomputed=recomputed)
+    work = Workload(tokens=case["rows"] * case["length"], length=case["length"], recomputed=recomputed, accumulated=False)
     return replace(forecast(plan.plan, work, plan.machine, decoder=True).memory, context=0)
 
 

@@ -25,7 +25,7 @@ that goes in or out of a linear, inputs among them.  With gradient checkpointing
 one block at a time has the rest.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any, Literal
@@ -57,7 +57,7 @@ CONTEXT = {"cpu": 500_000_000, "cuda": 500_000_000}
 @dataclass(frozen=True, kw_only=True)
 class Workload:
     """How much is computed at a time: `tokens` of a micro-batch, documents of `length` tokens, and how many of the
-    blocks are recomputed (None: all).
+    blocks are recomputed (None: all).  accumulated: gradients of other micro-batches of the step stand beside it.
 
     What is kept elsewhere than on the device (`elsewhere.py`): the optimiser's state beyond `page_state` bytes, the
     inputs of recomputed blocks where `offloaded`, and the linears of `host_layers` blocks.
@@ -66,6 +66,7 @@ class Workload:
     tokens: int = 8192
     length: int = 2048
     recomputed: int | None = 0
+    accumulated: bool = True
     page_state: int | None = None
     offloaded: bool = False
     host_layers: int = 0
@@ -103,6 +104,20 @@ def two_moments(shape: tuple[int, ...], role: Role) -> int:
     return 2 * prod(shape)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """Bytes that come and go within a step, at one time of it."""
+
+    activations: int
+    gradients: int
+    logits: int = 0
+    in_backward: int = 0
+
+    @property
+    def held(self) -> int:
+        return sum(asdict(self).values())
+
+
 def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Moments = two_moments) -> Memory:
     """kind: cpu or cuda.  decoder: the base runs on our own decoder."""
     shapes = Shapes.of(plan.base)
@@ -116,22 +131,51 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
         block += width * (shapes.heads * min(work.length, LONG) + 2 * (shapes.q - shapes.k))
     kept = 0 if work.recomputed is None else max(shapes.layers - max(work.recomputed, first), 0)
     recomputed = shapes.layers - first - kept
-    activations = work.tokens * (kept * block + recomputed * shapes.d * width + (block if recomputed else 0))
-    activations += _narrowed(plan) * (kept + bool(recomputed)) // max(shapes.layers - first, 1)
-    logits = _logits(shapes, work, _head(plan, shapes, decoder), kind)
-    buffers = work.tokens * width * (2 * shapes.d + shapes.f) + _shown(plan) + _merged(plan, work.recomputed)
-    buffers += _dense_again(plan)
+    head = _head(plan, shapes, decoder)
+    gradients = TRAINED * plan.trainable_parameters
+    of_head = 0 if head == "frozen" else TRAINED * min(shapes.head_parameters, plan.trainable_parameters)
+    worst = max(
+        _moments(
+            inputs=work.tokens * shapes.d * width,
+            one=work.tokens * block + _narrowed(plan) // max(shapes.layers - first, 1),
+            kept=kept,
+            recomputed=recomputed,
+            logits=_logits(shapes, work, head, kind),
+            in_backward=work.tokens * width * (4 * shapes.d + (3 if decoder else 1) * shapes.f),
+            gradients=gradients,
+            before=gradients if work.accumulated else of_head,
+        ),
+        key=lambda moment: moment.held,
+    )
     return Memory(
         weights=sum(held_bytes(site) for site in plan.base if site.kind == "parameter"),
         adapter=TRAINED * (plan.trainable_parameters + plan.frozen_parameters),
-        gradients=TRAINED * plan.trainable_parameters,
+        gradients=worst.gradients,
         optimizer=TRAINED * sum(moments(tensor.shape, tensor.role) for tensor in plan.learned.values()),
-        activations=activations,
-        logits=logits,
-        buffers=buffers,
-        allocator=_kept_back(plan, shapes, work, activations, recomputed) if kind == "cpu" else 0,
+        activations=worst.activations,
+        logits=worst.logits,
+        buffers=worst.in_backward + _shown(plan) + _merged(plan, work.recomputed) + _dense_again(plan),
+        allocator=_kept_back(plan, shapes, work, worst.activations, recomputed) if kind == "cpu" else 0,
         context=CONTEXT.get(kind, CONTEXT["cuda"]),
     )
+
+
+def _moments(
+    *, inputs: int, one: int, kept: int, recomputed: int, logits: int, in_backward: int, gradients: int, before: int
+) -> Iterator[Moment]:
+    """inputs, one: of a block, what it keeps when it is computed again, and all that it keeps; before: the gradients
+    that stand before the backward pass reaches a block.
+
+    The last blocks are kept, and theirs are gone when the first ones are computed again; the gradients of a block come
+    with its backward pass.
+    """
+    whole = kept * one + recomputed * inputs
+    behind = max(before, gradients * kept // max(kept + recomputed, 1))
+    yield Moment(activations=whole, logits=logits, gradients=before)
+    yield Moment(activations=whole, in_backward=in_backward, gradients=before)
+    if recomputed:
+        yield Moment(activations=recomputed * inputs + one, in_backward=in_backward, gradients=behind)
+    yield Moment(activations=one, in_backward=in_backward, gradients=gradients)
 
 
 def held_bytes(site: Site) -> int:
@@ -151,12 +195,13 @@ def _first_block(plan: Plan, blocks: int) -> int:
 
 
 def _inputs(plan: Plan) -> int:
-    """Elements a token of the layers in blocks whose input is needed, once where several read the same."""
+    """Elements a token of the layers in blocks whose input is needed, once where several read the same; o reads the
+    output of attention, which is kept in any case."""
     linears = {site.weight: site for site in plan.base if site.kind == "linear" and site.layer is not None}
     read: dict[tuple[str, str], int] = {}
     for planned in plan.edits:
         edited = planned.site.name if planned.site.kind == "parameter" else planned.site.weight
-        if planned.method.keeps(planned.edit).inputs and (site := linears.get(edited)):
+        if planned.method.keeps(planned.edit).inputs and (site := linears.get(edited)) and "o" not in site.roles:
             group = next((name for name, roles in READ_TOGETHER.items() if roles & set(site.roles)), site.leaf)
             read[site.name.rpartition(".")[0], group] = site.d_in
     return sum(read.values())
@@ -176,11 +221,14 @@ def _made_again(plan: Plan) -> int:
 
 
 def _narrowed(plan: Plan) -> int:
-    """Bytes of the weights in blocks that are trained whole, in the type they are read in where that is narrower than
-    float32: such a copy is made for each pass."""
+    """Bytes of what is in blocks and trained, in the type it is read in where that is narrower than float32: such a copy
+    is made for each pass.  Weights that are trained whole, and the factors of methods."""
     linears = {site.weight: site for site in plan.base if site.kind == "linear" and site.layer is not None}
     whole = [linears[p.site.name] for p in plan.edits if p.edit.place == "instead" and p.site.name in linears]
-    return sum(prod(site.shape) * BYTES[site.dtype] for site in whole if BYTES[site.dtype] < TRAINED)
+    around = [p for p in plan.edits if p.edit.place == "around" and p.site.layer is not None]
+    factors = [(p.site.dtype, prod(tensor.shape)) for p in around for tensor in p.tensors.values()]
+    read = [*((site.dtype, prod(site.shape)) for site in whole), *factors]
+    return sum(count * BYTES[dtype] for dtype, count in read if BYTES[dtype] < TRAINED)
 
 
 def _more(plan: Plan) -> int:
@@ -299,10 +347,10 @@ def _logits(s: Shapes, work: Workload, head: Head, kind: str) -> int:
     """Of a frozen head: a chunk in its computing type, in whose place its gradient comes, and its softmax in float32,
     on a CPU in pieces that fit the cache.  Of a trained one: a chunk's softmax and two gradients in float32, before the
     one of the logits is narrowed.  Whole: logits, their float32 copy and its gradient."""
-    chunk, hidden = min(CHUNK_ROWS, work.tokens) * s.vocabulary, work.tokens * s.d * s.width
+    chunk, hidden = min(CHUNK_ROWS, work.tokens) * s.vocabulary, 3 * work.tokens * s.d * s.width
     if head == "whole":
         return work.tokens * s.vocabulary * (s.width + 8)
     if head == "trained":
         return chunk * 12 + hidden
-    softmax = 8 * CACHED if kind == "cpu" else 4 * chunk
+    softmax = 4 * min(CACHED, chunk) if kind == "cpu" else 4 * chunk
     return chunk * s.width + softmax + hidden

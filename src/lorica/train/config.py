@@ -107,8 +107,14 @@ class TrainConfig(BaseModel):
 
     def at_once(self, longest: int) -> int:
         """Tokens that are computed at a time at most, of rows no longer than `longest`."""
-        step = self.rows_per_step * longest if self.rows_per_step else self.tokens_per_step or longest
-        return max(longest, min(step, self.micro_batch_tokens))
+        return max(longest, min(self._step(longest), self.micro_batch_tokens))
+
+    def accumulates(self, longest: int) -> bool:
+        """Whether a step of such rows is computed in several parts."""
+        return self._step(longest) > self.at_once(longest)
+
+    def _step(self, longest: int) -> int:
+        return self.rows_per_step * longest if self.rows_per_step else self.tokens_per_step or longest
 
     @property
     def rates(self) -> Rates:

@@ -97,6 +97,7 @@ def fit(
             train = compared(task, base, train, room)
             eval = None if eval is None else compared(task, base, eval, room)  # noqa: A001
     with ExitStack() as stack:
+        stack.enter_context(memory.pooled(device_of(attached)))
         place = None
         if folder is not None:
             whole = _identity(identity or {}, attached, task, train, eval, config, seed)
@@ -121,9 +122,14 @@ def trying(
     if attached.life is not None:
         attached.life.begin(len(_schedule(train, config, config.seed)))
     with ExitStack() as stack:
+        stack.enter_context(memory.pooled(device_of(attached)))
         trainer = Trainer(attached, task, train, held_out, config, seed=config.seed, place=None, room=room)
         trainer.begin(stack)
         yield trainer
+
+
+def device_of(attached: "Attached") -> torch.device:
+    return next(attached.model.parameters()).device
 
 
 class Trainer:
@@ -146,7 +152,7 @@ class Trainer:
         self.schedule = _schedule(train, config, seed)
         self.total = len(self.schedule)
         self.groups = config.rates.groups(attached.plan)
-        self.device = next(attached.model.parameters()).device
+        self.device = device_of(attached)
         self.paged = None if config.page_state is None else Paged(config.page_state, self._store)
         self.learner = Learner(
             model=attached.model,
@@ -176,7 +182,6 @@ class Trainer:
 
     def begin(self, stack: ExitStack) -> None:
         """Ready for the first step, or for the first after the checkpoint that is gone on from."""
-        stack.enter_context(memory.pooled(self.learner.device))
         self.work = self._workload()
         store = self._store if self.config.offload_activations else None
         stack.enter_context(recomputing(self.attached, self.work.recomputed, store))

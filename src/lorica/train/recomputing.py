@@ -30,6 +30,7 @@ def workload(
     work = Workload(
         tokens=config.at_once(longest),
         length=longest,
+        accumulated=config.accumulates(longest),
         page_state=config.page_state,
         offloaded=config.offload_activations,
         host_layers=0 if host_layers == "auto" else host_layers,

@@ -12,9 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from lorica.budget import Measured, require_room, spoken
 from lorica.budget.elsewhere import on_device
 from lorica.budget.memory import gigabytes
@@ -44,9 +41,8 @@ def rehearse(trainer: "Trainer") -> None:
     _require_room(trainer)
     before, started = generators.states(), time.perf_counter()
     trainer.learning_mode(base_dropout=False)
-    ballast = _state_to_come(trainer)
+    _touch_state(trainer)
     tokens = _gradients(trainer)
-    del ballast
     clear(trainer.learner.optimizer)
     memory.give_back(trainer.learner.device)
     generators.restore(before)
@@ -63,12 +59,11 @@ def _require_room(trainer: "Trainer") -> None:
     require_room(needed, machine, f"a single row of {longest:,} tokens at a time")
 
 
-def _state_to_come(trainer: "Trainer") -> Tensor | None:
-    """As many numbers as the optimiser keeps on the device from its first step on; None where it keeps them already."""
-    if trainer.progress.step or trainer.work.page_state is not None:
-        return None
-    elements, tensors = trainer.config.optimizer.elements, trainer.attached.plan.learned.values()
-    return torch.ones(sum(elements(each.shape, each.role) for each in tensors), device=trainer.learner.device)
+def _touch_state(trainer: "Trainer") -> None:
+    """The optimiser's, of which the system gives no page before its first step writes to it."""
+    if trainer.work.page_state is None:
+        for tensor in trainer.learner.optimizer.state().values():
+            tensor.mul_(1)
 
 
 def _gradients(trainer: "Trainer") -> int:

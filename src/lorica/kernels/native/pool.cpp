@@ -1,7 +1,7 @@
 /* Memory of tensors on a CPU: what is freed is used again, and no more stays resident than the most that tensors took at
-one time, and SPARE.
+one time, and a part of it.
 
-    resident <= most + SPARE
+    resident <= most + most / SPARED
 
 A tensor is cut at whole pages from a region of the system's, out of the smallest free range that holds it; free ranges
 that meet grow together.  A free page stays resident until the bound asks for one.  Requests below LEAST are torch's. */
@@ -23,7 +23,7 @@ namespace {
 
 using std::size_t;
 
-constexpr size_t PAGE = 4096, LEAST = 64 << 10, REGION = 32 << 20, SPARE = 16 << 20;
+constexpr size_t PAGE = 4096, LEAST = 64 << 10, REGION = 32 << 20, SPARED = 64;
 
 struct Region {
     char *base;
@@ -98,7 +98,7 @@ class Pool {
     }
 
   private:
-    size_t bound() const { return most_ + SPARE / PAGE; }
+    size_t bound() const { return most_ + most_ / SPARED; }
 
     std::set<Range>::const_iterator smallest_of(size_t pages) const { return free_.lower_bound({pages, nullptr, 0}); }
 

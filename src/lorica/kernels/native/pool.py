@@ -17,8 +17,8 @@ import torch
 from lorica.kernels.native.compiled import FOLDER, OFF, Sources, Uncompiled, loaded
 
 TORCH = Path(torch.__file__).parent
-SPARE = 16 << 20
-"""Bytes that may stay resident beyond what tensors took."""
+SPARED = 64
+"""A part of what tensors took may stay resident beyond it: one in so many bytes."""
 
 
 @dataclass(frozen=True)
