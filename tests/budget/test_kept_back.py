@@ -1,10 +1,10 @@
-"""What a CPU process holds beside its tensors."""
+"""What a CPU process holds beside its tensors: without the pool, and with it."""
 
 from typing import Any
 
 import pytest
 
-from lorica.budget.kept_back import A_LENGTH, FIXED, LARGEST_IN_HEAP, kept_back
+from lorica.budget.kept_back import A_LENGTH, FIXED, LARGEST_IN_HEAP, LIBRARIES, beside_pool, kept_back
 
 PLAIN: dict[str, Any] = {
     "activations": 100_000_000,
@@ -35,3 +35,8 @@ def test_what_comes_and_goes_more_often_leaves_more(more: dict[str, Any]) -> Non
 
 def test_kernels_of_attention_grow_with_a_document() -> None:
     assert kept_back(**{**PLAIN, "length": 2048}) - kept_back(**PLAIN) == 2048 * A_LENGTH
+
+
+def test_a_pool_keeps_a_64th_beside_what_libraries_take() -> None:
+    assert beside_pool(0, "float32") == LIBRARIES["float32"] > LIBRARIES["quantised"] > LIBRARIES["bfloat16"]
+    assert beside_pool(64_000_000, "bfloat16") == LIBRARIES["bfloat16"] + 1_000_000

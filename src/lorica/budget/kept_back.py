@@ -1,4 +1,10 @@
-"""What a CPU process holds beside its tensors: freed blocks that glibc has not given back, and oneDNN's kernels.
+"""What a CPU process holds beside its tensors.
+
+With the pool (`kernels/native/pool.cpp`): its spare pages, and what libraries read, build and lay out on the way.
+
+    kept back = LIBRARIES + tensors / SPARED
+
+Without it: freed blocks that glibc has not given back, and oneDNN's kernels.
 
     kept back = FIXED + A_LENGTH length + OF_ACTIVATIONS activations + (OF_RECOMPUTED n + churn) block
 
@@ -6,11 +12,18 @@ n blocks are computed again.  Of activations and of a block only what is in tens
 ones are mappings of their own, which go back as they are freed.  What comes does not fit into what went, because a
 tensor asks for 112 bytes more than it keeps (glibc 2.36) and small objects settle in the gaps.
 
-The numbers are fitted to 35 runs (seeds 100 to 102 of `benchmarks/memory_forecast.py`, which no published table uses)
-on one machine: Intel with AMX, glibc 2.36, torch 2.13.  They are all of the forecast that depends on the machine.
+The numbers are fitted to runs of seeds 100 to 102 of `benchmarks/memory_forecast.py`, which no published table uses, on
+one machine: Intel with AMX, glibc 2.36, torch 2.13.  They are all of the forecast that depends on the machine.
 """
 
 from collections.abc import Sequence
+from typing import Literal
+
+from lorica.kernels.native.pool import SPARED
+
+LIBRARIES = {"bfloat16": 30_000_000, "float32": 60_000_000, "quantised": 34_000_000}
+"""By the products of a base: 27 to 37 MB in bfloat16, 50 to 80 in float32, for which matrices are packed, and 25 to 45
+where weights are made dense first.  A half of it is pages of torch's own files."""
 
 FIXED = 50_000_000
 """Kernels that are built, and pages of the libraries that a first step reads."""
@@ -22,6 +35,11 @@ OF_ACTIVATIONS = 0.35
 OF_RECOMPUTED = 0.12
 APART, GAINED = 2.9, 5.3
 """Blocks that churn where a method's layers are not one function with the base's, and where that function has gains."""
+
+
+def beside_pool(tensors: int, products: Literal["bfloat16", "float32", "quantised"]) -> int:
+    """Bytes.  tensors: those that come and go in a step."""
+    return LIBRARIES[products] + tensors // SPARED
 
 
 def kept_back(

@@ -9,7 +9,7 @@
     buffers      gradients in flight through one block; the largest quantised weight made dense; embeddings of which
                  some rows are trained, and their gradients; merged weights where a module reads its weights itself
                  (experts, nn.MultiheadAttention)
-    allocator    on a CPU, what its allocator keeps back of what was freed, and the kernels built (`kept_back.py`)
+    allocator    on a CPU, what the process holds beside its tensors (`kept_back.py`)
     context      what the process, or the CUDA context, holds before anything is loaded
 
     peak = weights + adapter + gradients + optimizer + context + buffers + allocator + activations + logits
@@ -33,7 +33,8 @@ from typing import Any, Literal
 import torch
 
 from lorica.adapter import Plan
-from lorica.budget.kept_back import kept_back
+from lorica.budget.kept_back import beside_pool, kept_back
+from lorica.kernels import pool
 from lorica.kernels.cross_entropy import CACHED, CHUNK_ROWS
 from lorica.methods.contract import Keeps, Role
 from lorica.site import Site
@@ -155,7 +156,7 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
         activations=worst.activations,
         logits=worst.logits,
         buffers=worst.in_backward + _shown(plan) + _merged(plan, work.recomputed) + _dense_again(plan),
-        allocator=_kept_back(plan, shapes, work, worst.activations, recomputed) if kind == "cpu" else 0,
+        allocator=0 if kind != "cpu" else _beside_tensors(plan, shapes, work, worst, recomputed),
         context=CONTEXT.get(kind, CONTEXT["cuda"]),
     )
 
@@ -172,10 +173,12 @@ def _moments(
     whole = kept * one + recomputed * inputs
     behind = max(before, gradients * kept // max(kept + recomputed, 1))
     yield Moment(activations=whole, logits=logits, gradients=before)
-    yield Moment(activations=whole, in_backward=in_backward, gradients=before)
+    if kept:
+        yield Moment(activations=whole, in_backward=in_backward, gradients=before)
     if recomputed:
         yield Moment(activations=recomputed * inputs + one, in_backward=in_backward, gradients=behind)
-    yield Moment(activations=one, in_backward=in_backward, gradients=gradients)
+    if kept or recomputed:
+        yield Moment(activations=one, in_backward=in_backward, gradients=gradients)
 
 
 def held_bytes(site: Site) -> int:
@@ -226,9 +229,14 @@ def _narrowed(plan: Plan) -> int:
     linears = {site.weight: site for site in plan.base if site.kind == "linear" and site.layer is not None}
     whole = [linears[p.site.name] for p in plan.edits if p.edit.place == "instead" and p.site.name in linears]
     around = [p for p in plan.edits if p.edit.place == "around" and p.site.layer is not None]
-    factors = [(p.site.dtype, prod(tensor.shape)) for p in around for tensor in p.tensors.values()]
+    factors = [(p.site.dtype, _read_of(p.site, tensor.shape)) for p in around for tensor in p.tensors.values()]
     read = [*((site.dtype, prod(site.shape)) for site in whole), *factors]
     return sum(count * BYTES[dtype] for dtype, count in read if BYTES[dtype] < TRAINED)
+
+
+def _read_of(site: Site, shape: tuple[int, ...]) -> int:
+    """Elements of a factor that a site reads: of one that sites share, a part no wider than itself."""
+    return prod(min(size, max(site.d_in, site.d_out)) for size in shape)
 
 
 def _more(plan: Plan) -> int:
@@ -319,11 +327,14 @@ def _plain_block(sites: Sequence[Site], s: Shapes) -> int:
     return 2 * s.width * through // max(s.layers, 1)
 
 
-def _kept_back(plan: Plan, s: Shapes, work: Workload, activations: int, recomputed: int) -> int:
+def _beside_tensors(plan: Plan, s: Shapes, work: Workload, worst: Moment, recomputed: int) -> int:
+    if pool().lacking is None:
+        stored = any(site.stored for site in plan.base)
+        return beside_pool(worst.held, "quantised" if stored else "bfloat16" if s.width < TRAINED else "float32")
     keeps = [p.method.keeps(p.edit) for p in plan.edits if p.edit.place == "around" and p.site.layer is not None]
     one_function = all(each.fuses for each in keeps)
     return kept_back(
-        activations=activations,
+        activations=worst.activations,
         block=[(n, work.tokens * width * s.width) for n, width in ((2, s.d), (2, s.q), (2, s.k), (3, s.f))],
         recomputed=recomputed,
         length=work.length if s.width == BYTES["bfloat16"] else 0,
@@ -346,11 +357,12 @@ def _head(plan: Plan, s: Shapes, decoder: bool) -> Head:
 def _logits(s: Shapes, work: Workload, head: Head, kind: str) -> int:
     """Of a frozen head: a chunk in its computing type, in whose place its gradient comes, and its softmax in float32,
     on a CPU in pieces that fit the cache.  Of a trained one: a chunk's softmax and two gradients in float32, before the
-    one of the logits is narrowed.  Whole: logits, their float32 copy and its gradient."""
+    one of the logits is narrowed, and the matrix as it is read.  Whole: logits, their float32 copy and its gradient."""
     chunk, hidden = min(CHUNK_ROWS, work.tokens) * s.vocabulary, 3 * work.tokens * s.d * s.width
     if head == "whole":
         return work.tokens * s.vocabulary * (s.width + 8)
     if head == "trained":
-        return chunk * 12 + hidden
+        narrowed = s.head_parameters * s.width if s.width < TRAINED else 0
+        return chunk * 12 + hidden + narrowed
     softmax = 4 * min(CACHED, chunk) if kind == "cpu" else 4 * chunk
     return chunk * s.width + softmax + hidden

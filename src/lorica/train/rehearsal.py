@@ -40,6 +40,7 @@ def rehearse(trainer: "Trainer") -> None:
         return
     _require_room(trainer)
     before, started = generators.states(), time.perf_counter()
+    memory.give_back(trainer.learner.device)
     trainer.learning_mode(base_dropout=False)
     _touch_state(trainer)
     tokens = _gradients(trainer)

@@ -1,0 +1,51 @@
+"""The forecast of what comes and goes in a step, beside what the tensors of a run took in the pool."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import lorica
+from benchmarks.made_bases import llama, made
+from benchmarks.speed.sides.of_lorica import dataset
+from lorica.budget.memory import Memory, Workload, memory_of
+from lorica.kernels import pool
+from lorica.methods import METHODS
+
+SHAPE: dict[str, Any] = {"layers": 6, "width": 256, "heads": 4, "keys": 4, "mlp": 704, "vocabulary": 2048}
+ROWS, LENGTH = 4, 256
+LEAST = 64 << 10
+"""Bytes of a tensor that is taken from the pool."""
+LARGE = {"full": 1.0}
+"""The share of the trained tensors that are no smaller; of an adapter none is."""
+
+pytestmark = pytest.mark.skipif(pool().lacking is not None, reason=f"no pool: {pool().lacking}")
+
+
+def most_alive(method: str, dtype: torch.dtype, recomputed: int | bool) -> int:
+    rows = np.random.default_rng(0).integers(3, 2000, (2 * ROWS, LENGTH), dtype=np.int32)
+    attached = lorica.attach(made(llama(**SHAPE), dtype, None), METHODS[method]())
+    settings: dict[str, Any] = {"rows_per_step": ROWS, "micro_batch_tokens": ROWS * LENGTH, "steps": 2, "warmup": 0}
+    with pool().used():
+        lorica.fit(attached, dataset(rows), gradient_checkpointing=recomputed, **settings)
+        return pool().held().most
+
+
+def forecast(method: str, dtype: torch.dtype, recomputed: int | bool) -> Memory:
+    with torch.device("meta"):
+        model = made.__globals__["CausalLM"](llama(**SHAPE)).to(dtype)
+    count = {True: None, False: 0}.get(recomputed, recomputed)
+    work = Workload(tokens=ROWS * LENGTH, length=LENGTH, recomputed=count, accumulated=False)
+    return memory_of(lorica.adapter.plan(model, METHODS[method]()), work, "cpu", decoder=True)
+
+
+@pytest.mark.parametrize("recomputed", [False, True, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("method", ["lora", "dora", "lora-fa", "vera", "ia3", "hira", "full"])
+def test_the_most_that_is_alive_is_the_forecasts(method: str, dtype: torch.dtype, recomputed: int | bool) -> None:
+    """Within 10 %, as a forecast of the whole has to be."""
+    parts = forecast(method, dtype, recomputed)
+    expected = parts.activations + parts.logits + parts.buffers
+    expected += int(LARGE.get(method, 0.0) * (parts.gradients + parts.optimizer))
+    assert expected == pytest.approx(most_alive(method, dtype, recomputed), rel=0.1)
