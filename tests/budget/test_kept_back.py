@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lorica.budget.kept_back import A_LENGTH, FIXED, LARGEST_IN_HEAP, LIBRARIES, beside_pool, kept_back
+from lorica.budget.kept_back import A_LENGTH, FIXED, LARGEST_IN_HEAP, LIBRARIES, OF_MATRICES, beside_pool, kept_back
 
 PLAIN: dict[str, Any] = {
     "activations": 100_000_000,
@@ -38,5 +38,7 @@ def test_kernels_of_attention_grow_with_a_document() -> None:
 
 
 def test_a_pool_keeps_a_64th_beside_what_libraries_take() -> None:
-    assert beside_pool(0, "float32") == LIBRARIES["float32"] > LIBRARIES["quantised"] > LIBRARIES["bfloat16"]
-    assert beside_pool(64_000_000, "bfloat16") == LIBRARIES["bfloat16"] + 1_000_000
+    for matrices in (False, True):
+        assert beside_pool(0, "float32", matrices) == LIBRARIES["float32"]
+        assert beside_pool(64_000_000, "bfloat16", matrices) == LIBRARIES["bfloat16"] + 1_000_000
+    assert beside_pool(0, "quantised", True) - beside_pool(0, "quantised", False) == OF_MATRICES

@@ -15,7 +15,7 @@ from lorica.adapter.peft_format import base_name
 from lorica.adapter.plan import READING, Methods, Plan, PlannedEdit
 from lorica.adapter.plan import plan as plan_of
 from lorica.errors import AdapterError, TargetError
-from lorica.kernels import FrozenWeight
+from lorica.kernels import FrozenWeight, pooled
 from lorica.methods.contract import Start
 from lorica.models import enter, original_weight, parameter_of, weight_of
 from lorica.models.ambient import Clock
@@ -43,13 +43,17 @@ def attach(
 
 
 def built(model: nn.Module, plan: Plan, seed: int) -> Modules:
-    """The modules of a plan in their starting state, not yet installed."""
+    """The modules of a plan in their starting state, not yet installed.
+
+    In the pool, since what is made on the way (a weight made dense for its row lengths, a wider copy) would leave holes.
+    """
     given: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, tensor in plan.statistics.items():
         site, _, parameter = key.rpartition(".")
         given[site][parameter] = tensor
     shared: dict[int, dict[str, nn.Module]] = {id(method): {} for method in plan.methods}
-    return {p.key: _built(model, p, seed, given.get(p.site.name, {}), shared[id(p.method)]) for p in plan.edits}
+    with pooled(next(model.parameters()).device):
+        return {p.key: _built(model, p, seed, given.get(p.site.name, {}), shared[id(p.method)]) for p in plan.edits}
 
 
 def installed(model: nn.Module, plan: Plan, modules: Modules, seed: int = 0) -> Attached:

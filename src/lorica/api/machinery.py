@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lorica import budget
+from lorica.kernels import pool
 from lorica.kernels.choice import OPS, Choice, decided, has_triton
 from lorica.kernels.native import library
 
@@ -52,6 +53,7 @@ class Machinery:
 
     bfloat16           the device computes in it
     products_gflops    dtype -> measured rate of matrix products, 10^9 operations a second
+    pool               whether tensors of a run on a CPU come from our pool, and why
     huge_pages         how the system gives transparent huge pages: always, madvise, never; None where it does not say
     settings           variables of the environment that change speed, where they are set
     kernels            op -> device -> path and why, for bfloat16
@@ -65,6 +67,7 @@ class Machinery:
     free_disk_bytes: int
     versions: dict[str, str | None]
     products_gflops: dict[str, float]
+    pool: str
     huge_pages: str | None
     settings: dict[str, str]
     kernels: dict[str, dict[str, Choice]]
@@ -80,6 +83,7 @@ class Machinery:
             f"python       {self.python}, {self.threads} threads",
             f"bfloat16     {'yes' if self.bfloat16 else 'no'}",
             f"products     {rates}",
+            f"pool         {self.pool}",
             f"huge pages   {self.huge_pages or 'not told'}",
             f"free disk    {self.free_disk_bytes / 1e9:.1f} GB here",
             *(f"{name}={value}" for name, value in self.settings.items()),
@@ -107,6 +111,7 @@ def doctor() -> Machinery:
         free_disk_bytes=shutil.disk_usage(os.getcwd()).free,
         versions={library: _version(library) for library in LIBRARIES},
         products_gflops=_products(),
+        pool=pool().why if pool().lacking is None else f"none, memory is kept back by glibc: {pool().why}",
         huge_pages=_huge_pages(),
         settings={name: os.environ[name] for name in SETTINGS if name in os.environ},
         kernels={op: _paths(op) for op in OPS},

@@ -143,6 +143,7 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
             recomputed=recomputed,
             logits=_logits(shapes, work, head, kind),
             in_backward=work.tokens * width * (4 * shapes.d + (3 if decoder else 1) * shapes.f),
+            matrix=shapes.head_parameters * width if head == "trained" and width < TRAINED else 0,
             gradients=gradients,
             before=gradients if work.accumulated else of_head,
         ),
@@ -162,23 +163,32 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
 
 
 def _moments(
-    *, inputs: int, one: int, kept: int, recomputed: int, logits: int, in_backward: int, gradients: int, before: int
+    *,
+    inputs: int,
+    one: int,
+    kept: int,
+    recomputed: int,
+    logits: int,
+    in_backward: int,
+    matrix: int,
+    gradients: int,
+    before: int,
 ) -> Iterator[Moment]:
-    """inputs, one: of a block, what it keeps when it is computed again, and all that it keeps; before: the gradients
-    that stand before the backward pass reaches a block.
+    """inputs, one: of a block, what it keeps when it is computed again, and all that it keeps; matrix: a trained
+    embedding as it is read; before: the gradients that stand before the backward pass reaches a block.
 
     The last blocks are kept, and theirs are gone when the first ones are computed again; the gradients of a block come
     with its backward pass.
     """
     whole = kept * one + recomputed * inputs
     behind = max(before, gradients * kept // max(kept + recomputed, 1))
-    yield Moment(activations=whole, logits=logits, gradients=before)
+    yield Moment(activations=whole, logits=logits + matrix, gradients=before)
     if kept:
         yield Moment(activations=whole, in_backward=in_backward, gradients=before)
     if recomputed:
         yield Moment(activations=recomputed * inputs + one, in_backward=in_backward, gradients=behind)
     if kept or recomputed:
-        yield Moment(activations=one, in_backward=in_backward, gradients=gradients)
+        yield Moment(activations=one, in_backward=in_backward + matrix, gradients=gradients)
 
 
 def held_bytes(site: Site) -> int:
@@ -330,7 +340,8 @@ def _plain_block(sites: Sequence[Site], s: Shapes) -> int:
 def _beside_tensors(plan: Plan, s: Shapes, work: Workload, worst: Moment, recomputed: int) -> int:
     if pool().lacking is None:
         stored = any(site.stored for site in plan.base)
-        return beside_pool(worst.held, "quantised" if stored else "bfloat16" if s.width < TRAINED else "float32")
+        products = "quantised" if stored else "bfloat16" if s.width < TRAINED else "float32"
+        return beside_pool(worst.held, products, any(tensor.role != "vector" for tensor in plan.learned.values()))
     keeps = [p.method.keeps(p.edit) for p in plan.edits if p.edit.place == "around" and p.site.layer is not None]
     one_function = all(each.fuses for each in keeps)
     return kept_back(
@@ -357,12 +368,11 @@ def _head(plan: Plan, s: Shapes, decoder: bool) -> Head:
 def _logits(s: Shapes, work: Workload, head: Head, kind: str) -> int:
     """Of a frozen head: a chunk in its computing type, in whose place its gradient comes, and its softmax in float32,
     on a CPU in pieces that fit the cache.  Of a trained one: a chunk's softmax and two gradients in float32, before the
-    one of the logits is narrowed, and the matrix as it is read.  Whole: logits, their float32 copy and its gradient."""
+    one of the logits is narrowed.  Whole: logits, their float32 copy and its gradient."""
     chunk, hidden = min(CHUNK_ROWS, work.tokens) * s.vocabulary, 3 * work.tokens * s.d * s.width
     if head == "whole":
         return work.tokens * s.vocabulary * (s.width + 8)
     if head == "trained":
-        narrowed = s.head_parameters * s.width if s.width < TRAINED else 0
-        return chunk * 12 + hidden + narrowed
+        return chunk * 12 + hidden
     softmax = 4 * min(CACHED, chunk) if kind == "cpu" else 4 * chunk
     return chunk * s.width + softmax + hidden

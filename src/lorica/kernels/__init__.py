@@ -10,7 +10,7 @@ from lorica.kernels.gated_mlp import gated_mlp
 from lorica.kernels.low_rank import LowRank, reference
 from lorica.kernels.low_rank_linear import low_rank_linear, siblings
 from lorica.kernels.native import BlockReading, block_, document_attention
-from lorica.kernels.native.pool import pool
+from lorica.kernels.native.pool import pool, pooled
 from lorica.kernels.noise import Noise, site_id
 from lorica.kernels.paged_attention import BLOCK, paged_attention
 from lorica.kernels.preconditioned import preconditioned
@@ -46,6 +46,7 @@ __all__ = [
     "masked_attention",
     "paged_attention",
     "pool",
+    "pooled",
     "preconditioned",
     "reference",
     "rms_norm",

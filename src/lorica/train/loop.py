@@ -20,6 +20,7 @@ from lorica.data import Dataset, Example, Schedule, micro_batches, rectangles
 from lorica.data import steps as schedule_of
 from lorica.data.order import OVERHEAD
 from lorica.errors import ROUNDING, WHAT_FITS, DivergedError, NoRoomError, RunError
+from lorica.kernels import pooled
 from lorica.kernels.elsewhere import Store
 from lorica.models import fetched_layers, generators
 from lorica.models.causal_lm import CausalLM
@@ -97,7 +98,7 @@ def fit(
             train = compared(task, base, train, room)
             eval = None if eval is None else compared(task, base, eval, room)  # noqa: A001
     with ExitStack() as stack:
-        stack.enter_context(memory.pooled(device_of(attached)))
+        stack.enter_context(pooled(device_of(attached)))
         place = None
         if folder is not None:
             whole = _identity(identity or {}, attached, task, train, eval, config, seed)
@@ -122,7 +123,7 @@ def trying(
     if attached.life is not None:
         attached.life.begin(len(_schedule(train, config, config.seed)))
     with ExitStack() as stack:
-        stack.enter_context(memory.pooled(device_of(attached)))
+        stack.enter_context(pooled(device_of(attached)))
         trainer = Trainer(attached, task, train, held_out, config, seed=config.seed, place=None, room=room)
         trainer.begin(stack)
         yield trainer

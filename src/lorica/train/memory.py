@@ -6,7 +6,7 @@ import resource
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -78,13 +78,6 @@ def give_back(device: torch.device) -> None:
     if device.type == "cpu":
         pool().empty()
     freed.give_back()
-
-
-@contextmanager
-def pooled(device: torch.device) -> Iterator[None]:
-    """On a CPU no more stays resident than tensors take at one time: torch's allocator keeps a third of it beside."""
-    with pool().used() if device.type == "cpu" else nullcontext():
-        yield
 
 
 @contextmanager
