@@ -35,7 +35,7 @@ def most_alive(method: str, dtype: torch.dtype, recomputed: int | bool) -> int:
 def forecast(method: str, dtype: torch.dtype, recomputed: int | bool) -> Memory:
     with torch.device("meta"):
         model = made.__globals__["CausalLM"](llama(**SHAPE)).to(dtype)
-    count = {True: None, False: 0}.get(recomputed, recomputed)
+    count = None if recomputed is True else int(recomputed)
     work = Workload(tokens=ROWS * LENGTH, length=LENGTH, recomputed=count, accumulated=False)
     return memory_of(lorica.adapter.plan(model, METHODS[method]()), work, "cpu", decoder=True)
 

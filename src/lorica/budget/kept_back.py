@@ -24,8 +24,8 @@ from lorica.kernels.native.pool import SPARED
 LIBRARIES = {"bfloat16": 30_000_000, "float32": 60_000_000, "quantised": 30_000_000}
 """By the products of a base: 27 to 37 MB in bfloat16, 50 to 80 in float32, for which matrices are packed, and 24 to 44
 where weights are made dense first.  A half of it is pages of torch's own files."""
-OF_MATRICES = 8_000_000
-"""Beside weights that are made dense: kernels for the gradients of trained matrices."""
+OF_MATRICES, OF_GAINS = 8_000_000, 14_000_000
+"""Beside weights that are made dense: kernels for the gradients of trained matrices, and what gains of rows take."""
 
 FIXED = 50_000_000
 """Kernels that are built, and pages of the libraries that a first step reads."""
@@ -39,9 +39,13 @@ APART, GAINED = 2.9, 5.3
 """Blocks that churn where a method's layers are not one function with the base's, and where that function has gains."""
 
 
-def beside_pool(tensors: int, products: Literal["bfloat16", "float32", "quantised"], matrices: bool) -> int:
-    """Bytes.  tensors: those that come and go in a step; matrices: whether some are trained, and not vectors alone."""
-    return LIBRARIES[products] + tensors // SPARED + (OF_MATRICES if matrices and products == "quantised" else 0)
+def beside_pool(
+    tensors: int, products: Literal["bfloat16", "float32", "quantised"], *, matrices: bool, gained: bool
+) -> int:
+    """Bytes.  tensors: those that come and go in a step; matrices: whether some are trained, and not vectors alone;
+    gained: whether rows of products have gains."""
+    made = OF_MATRICES * matrices + OF_GAINS * gained if products == "quantised" else 0
+    return LIBRARIES[products] + tensors // SPARED + made
 
 
 def kept_back(

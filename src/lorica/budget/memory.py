@@ -14,12 +14,15 @@
 
     peak = weights + adapter + gradients + optimizer + context + buffers + allocator + activations + logits
 
+Activations, gradients, logits and buffers are those of the worst moment of a step: at the head, in the backward pass of
+the last block, in that of a block that is computed again, or at its end, when every gradient is there.
+
 Saved by one block of our decoder for a token, in elements of the computing type (D width, Q and K widths of queries
 and of keys, F inner width of the MLP): both norms' inputs 2 D, attention 2 Q + 2 K (queries, keys, values, its
 output), gate and up 2 F, of which a gated MLP that is one function makes the product again.
 On a CPU in bfloat16 attention to a prefix is two plain products, which keep H L scores and the repeated keys and
 values 2 (Q - K) as well (H heads, L tokens of a document).  To that come what edits need, as their method declares it
-(`keeps`): inputs of layers, D once for q, k and v and once for gate and up, Q for o and F for down; outputs; and other
+(`keeps`): inputs of layers, D once for q, k and v and once for gate and up, and F for down; outputs; and other
 numbers.  Blocks below the first that has an edit keep nothing.  A transformers block saves about two elements for each
 that goes in or out of a linear, inputs among them.  With gradient checkpointing a block leaves its input D alone, and
 one block at a time has the rest.
@@ -134,7 +137,8 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
     recomputed = shapes.layers - first - kept
     head = _head(plan, shapes, decoder)
     gradients = TRAINED * plan.trainable_parameters
-    of_head = 0 if head == "frozen" else TRAINED * min(shapes.head_parameters, plan.trainable_parameters)
+    several = head != "frozen" and work.tokens > CHUNK_ROWS
+    of_head = TRAINED * min(shapes.head_parameters, plan.trainable_parameters) if several else 0
     worst = max(
         _moments(
             inputs=work.tokens * shapes.d * width,
@@ -143,7 +147,7 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
             recomputed=recomputed,
             logits=_logits(shapes, work, head, kind),
             in_backward=work.tokens * width * (4 * shapes.d + (3 if decoder else 1) * shapes.f),
-            matrix=shapes.head_parameters * width if head == "trained" and width < TRAINED else 0,
+            matrix=_narrowed_outside(plan),
             gradients=gradients,
             before=gradients if work.accumulated else of_head,
         ),
@@ -174,8 +178,8 @@ def _moments(
     gradients: int,
     before: int,
 ) -> Iterator[Moment]:
-    """inputs, one: of a block, what it keeps when it is computed again, and all that it keeps; matrix: a trained
-    embedding as it is read; before: the gradients that stand before the backward pass reaches a block.
+    """inputs, one: of a block, what it keeps when it is computed again, and all that it keeps; matrix: what is
+    trained outside of them, as it is read; before: the gradients that stand before the backward pass reaches a block.
 
     The last blocks are kept, and theirs are gone when the first ones are computed again; the gradients of a block come
     with its backward pass.
@@ -242,6 +246,12 @@ def _narrowed(plan: Plan) -> int:
     factors = [(p.site.dtype, _read_of(p.site, tensor.shape)) for p in around for tensor in p.tensors.values()]
     read = [*((site.dtype, prod(site.shape)) for site in whole), *factors]
     return sum(count * BYTES[dtype] for dtype, count in read if BYTES[dtype] < TRAINED)
+
+
+def _narrowed_outside(plan: Plan) -> int:
+    """The same of matrices outside of the blocks that are trained whole: embedding and head."""
+    whole = (p.site for p in plan.edits if p.whole and p.site.layer is None and len(p.site.shape) > 1)
+    return sum(prod(site.shape) * BYTES[site.dtype] for site in whole if BYTES[site.dtype] < TRAINED)
 
 
 def _read_of(site: Site, shape: tuple[int, ...]) -> int:
@@ -338,19 +348,21 @@ def _plain_block(sites: Sequence[Site], s: Shapes) -> int:
 
 
 def _beside_tensors(plan: Plan, s: Shapes, work: Workload, worst: Moment, recomputed: int) -> int:
+    keeps = [p.method.keeps(p.edit) for p in plan.edits if p.edit.place == "around" and p.site.layer is not None]
+    one_function = all(each.fuses for each in keeps)
+    gained = one_function and any(each.outputs for each in keeps)
     if pool().lacking is None:
         stored = any(site.stored for site in plan.base)
         products = "quantised" if stored else "bfloat16" if s.width < TRAINED else "float32"
-        return beside_pool(worst.held, products, any(tensor.role != "vector" for tensor in plan.learned.values()))
-    keeps = [p.method.keeps(p.edit) for p in plan.edits if p.edit.place == "around" and p.site.layer is not None]
-    one_function = all(each.fuses for each in keeps)
+        matrices = any(tensor.role != "vector" for tensor in plan.learned.values())
+        return beside_pool(worst.held, products, matrices=matrices, gained=gained)
     return kept_back(
         activations=worst.activations,
         block=[(n, work.tokens * width * s.width) for n, width in ((2, s.d), (2, s.q), (2, s.k), (3, s.f))],
         recomputed=recomputed,
         length=work.length if s.width == BYTES["bfloat16"] else 0,
         apart=not one_function,
-        gained=one_function and any(each.outputs for each in keeps),
+        gained=gained,
     )
 
 

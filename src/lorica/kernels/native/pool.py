@@ -68,7 +68,7 @@ class Pool:
 
 @contextmanager
 def pooled(device: torch.device) -> Iterator[None]:
-    """The pool is used where tensors are on a CPU: torch's own allocator keeps a third of them back beside."""
+    """The pool is used where tensors are on a CPU, for which torch's own allocator keeps back much of what is freed."""
     with pool().used() if device.type == "cpu" else nullcontext():
         yield
 
