@@ -45,7 +45,7 @@ def attach(
 def built(model: nn.Module, plan: Plan, seed: int) -> Modules:
     """The modules of a plan in their starting state, not yet installed.
 
-    In the pool, since what is made on the way (a weight made dense for its row lengths, a wider copy) would leave holes.
+    In the pool, since what is made on the way (a weight made dense for its row lengths, wider copies) leaves holes.
     """
     given: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, tensor in plan.statistics.items():

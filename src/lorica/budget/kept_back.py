@@ -2,7 +2,7 @@
 
 With the pool (`kernels/native/pool.cpp`): its spare pages, and what libraries read, build and lay out on the way.
 
-    kept back = LIBRARIES + tensors / SPARED
+    kept back = LIBRARIES + A_BLOCK n + tensors / SPARED                n blocks
 
 Without it: freed blocks that glibc has not given back, and oneDNN's kernels.
 
@@ -21,10 +21,11 @@ from typing import Literal
 
 from lorica.kernels.native.pool import SPARED
 
-LIBRARIES = {"bfloat16": 30_000_000, "float32": 60_000_000, "quantised": 30_000_000}
-"""By the products of a base: 27 to 37 MB in bfloat16, 50 to 80 in float32, for which matrices are packed, and 24 to 44
-where weights are made dense first.  A half of it is pages of torch's own files."""
-OF_MATRICES, OF_GAINS = 8_000_000, 14_000_000
+LIBRARIES = {"bfloat16": 24_000_000, "float32": 50_000_000, "quantised": 22_000_000}
+"""By the products of a base; in float32 matrices are packed for them.  A half of it is pages of torch's own files."""
+A_BLOCK = 500_000
+"""Tensors too small for the pool, and what stands around them."""
+OF_MATRICES, OF_GAINS = 9_000_000, 15_000_000
 """Beside weights that are made dense: kernels for the gradients of trained matrices, and what gains of rows take."""
 
 FIXED = 50_000_000
@@ -40,12 +41,12 @@ APART, GAINED = 2.9, 5.3
 
 
 def beside_pool(
-    tensors: int, products: Literal["bfloat16", "float32", "quantised"], *, matrices: bool, gained: bool
+    tensors: int, blocks: int, products: Literal["bfloat16", "float32", "quantised"], *, matrices: bool, gained: bool
 ) -> int:
-    """Bytes.  tensors: those that come and go in a step; matrices: whether some are trained, and not vectors alone;
+    """Bytes.  tensors: those that come and go in a step; blocks: those of the base; matrices: whether some are trained, and not vectors alone;
     gained: whether rows of products have gains."""
     made = OF_MATRICES * matrices + OF_GAINS * gained if products == "quantised" else 0
-    return LIBRARIES[products] + tensors // SPARED + made
+    return LIBRARIES[products] + A_BLOCK * blocks + tensors // SPARED + made
 
 
 def kept_back(

@@ -179,7 +179,8 @@ def _moments(
     before: int,
 ) -> Iterator[Moment]:
     """inputs, one: of a block, what it keeps when it is computed again, and all that it keeps; matrix: what is
-    trained outside of them, as it is read; before: the gradients that stand before the backward pass reaches a block.
+    trained outside of them, as it is read; before: the gradients that stand before the backward pass reaches a block,
+    of other micro-batches, or of the head's other chunks.
 
     The last blocks are kept, and theirs are gone when the first ones are computed again; the gradients of a block come
     with its backward pass.
@@ -238,8 +239,8 @@ def _made_again(plan: Plan) -> int:
 
 
 def _narrowed(plan: Plan) -> int:
-    """Bytes of what is in blocks and trained, in the type it is read in where that is narrower than float32: such a copy
-    is made for each pass.  Weights that are trained whole, and the factors of methods."""
+    """Bytes of what is in blocks and trained, in the type it is read in where that is narrower than float32: each pass
+    makes such a copy.  Weights that are trained whole, and the factors of methods."""
     linears = {site.weight: site for site in plan.base if site.kind == "linear" and site.layer is not None}
     whole = [linears[p.site.name] for p in plan.edits if p.edit.place == "instead" and p.site.name in linears]
     around = [p for p in plan.edits if p.edit.place == "around" and p.site.layer is not None]
@@ -355,7 +356,7 @@ def _beside_tensors(plan: Plan, s: Shapes, work: Workload, worst: Moment, recomp
         stored = any(site.stored for site in plan.base)
         products = "quantised" if stored else "bfloat16" if s.width < TRAINED else "float32"
         matrices = any(tensor.role != "vector" for tensor in plan.learned.values())
-        return beside_pool(worst.held, products, matrices=matrices, gained=gained)
+        return beside_pool(worst.held, s.layers, products, matrices=matrices, gained=gained)
     return kept_back(
         activations=worst.activations,
         block=[(n, work.tokens * width * s.width) for n, width in ((2, s.d), (2, s.q), (2, s.k), (3, s.f))],
