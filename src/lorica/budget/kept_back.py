@@ -43,7 +43,8 @@ APART, GAINED = 2.9, 5.3
 def beside_pool(
     tensors: int, blocks: int, products: Literal["bfloat16", "float32", "quantised"], *, matrices: bool, gained: bool
 ) -> int:
-    """Bytes.  tensors: those that come and go in a step; blocks: those of the base; matrices: whether some are trained, and not vectors alone;
+    """Bytes.  tensors: those that come and go in a step; blocks: those of the base; matrices: whether some are
+    trained, and not vectors alone;
     gained: whether rows of products have gains."""
     made = OF_MATRICES * matrices + OF_GAINS * gained if products == "quantised" else 0
     return LIBRARIES[products] + A_BLOCK * blocks + tensors // SPARED + made
