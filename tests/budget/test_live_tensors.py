@@ -24,12 +24,13 @@ pytestmark = pytest.mark.skipif(pool().lacking is not None, reason=f"no pool: {p
 
 
 def most_alive(method: str, dtype: torch.dtype, recomputed: int | bool) -> int:
+    before = pool().held().live
     rows = np.random.default_rng(0).integers(3, 2000, (2 * ROWS, LENGTH), dtype=np.int32)
     attached = lorica.attach(made(llama(**SHAPE), dtype, None), METHODS[method]())
     settings: dict[str, Any] = {"rows_per_step": ROWS, "micro_batch_tokens": ROWS * LENGTH, "steps": 2, "warmup": 0}
     with pool().used():
         lorica.fit(attached, dataset(rows), gradient_checkpointing=recomputed, **settings)
-        return pool().held().most
+        return pool().held().most - before
 
 
 def forecast(method: str, dtype: torch.dtype, recomputed: int | bool) -> Memory:
@@ -42,10 +43,10 @@ def forecast(method: str, dtype: torch.dtype, recomputed: int | bool) -> Memory:
 
 @pytest.mark.parametrize("recomputed", [False, True, 3])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("method", ["lora", "dora", "lora-fa", "vera", "ia3", "full"])
+@pytest.mark.parametrize("method", ["lora", "dora", "lora-fa", "vera", "full"])
 def test_the_most_that_is_alive_is_the_forecasts(method: str, dtype: torch.dtype, recomputed: int | bool) -> None:
     """Within 10 %, as a forecast of the whole has to be."""
     parts = forecast(method, dtype, recomputed)
     expected = parts.activations + parts.logits + parts.buffers
-    expected += int(LARGE.get(method, 0.0) * (parts.gradients + parts.optimizer))
+    expected += int(LARGE.get(method, 0.0) * (parts.adapter + parts.gradients + parts.optimizer))
     assert expected == pytest.approx(most_alive(method, dtype, recomputed), rel=0.1)

@@ -39,7 +39,10 @@ def test_a_batch_is_measured_in_a_process_of_its_own_and_corrects_the_next_plan(
     # a tiny run is little but the process: libraries in and out of it are within a tenth
     assert measured["peak"] == pytest.approx(found["memory_bytes"]["peak"], rel=0.2)
     assert measured["peak"] < 0.8e9, "what this process holds does not count"
-    for name in ("adapter", "gradients", "optimizer"):
+    # at the worst moment of a step in one part its gradients are not there yet
+    assert found["memory_bytes"]["gradients"] in (0, measured["gradients"])
+    assert measured["gradients"] == measured["adapter"]
+    for name in ("adapter", "optimizer"):
         # the optimiser counts its steps beside the moments: some bytes a tensor
         assert measured[name] == pytest.approx(found["memory_bytes"][name], rel=0.01)
     assert measured["step_tokens"] >= measured["micro_batch_tokens"] > 0

@@ -70,9 +70,17 @@ def bounded(one: Pool, seed: int) -> bool:
     return kept
 
 
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    """A pool in which nothing of other tests lives."""
+    folder = tmp_path_factory.mktemp("pool")
+    (folder / "pool.cpp").write_bytes((compiled.FOLDER / "pool.cpp").read_bytes())
+    return made(folder)
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_tensors_never_meet_and_what_is_resident_is_bounded(seed: int) -> None:
-    assert bounded(pool(), seed)
+def test_tensors_never_meet_and_what_is_resident_is_bounded(own: Pool, seed: int) -> None:
+    assert bounded(own, seed)
 
 
 def test_without_the_bound_the_claim_fails(tmp_path: Path) -> None:
@@ -102,37 +110,37 @@ def made(folder: Path) -> Pool:
     return Pool(ctypes.CDLL(str(folder / "pool.so")), "")
 
 
-def test_a_tensor_outlives_the_use_and_then_gives_its_pages_back() -> None:
-    with pool().used():
+def test_a_tensor_outlives_the_use_and_then_gives_its_pages_back(own: Pool) -> None:
+    with own.used():
         kept = torch.empty(MIB).fill_(7)
-    assert pool().held().resident == pool().held().live == kept.nbytes
+    assert own.held().resident == own.held().live == kept.nbytes
     assert bool((kept == 7).all())
     kept.resize_(2 * MIB)
     assert bool((kept[:MIB] == 7).all())
     del kept
-    assert pool().held().resident == 0
+    assert own.held().resident == 0
     elsewhere = torch.empty(MIB)
-    assert pool().held().live == 0
+    assert own.held().live == 0
     del elsewhere
 
 
-def test_the_last_of_several_users_gives_torchs_own_back() -> None:
-    with pool().used():
-        with pool().used():
+def test_the_last_of_several_users_gives_torchs_own_back(own: Pool) -> None:
+    with own.used():
+        with own.used():
             pass
         inner = torch.empty(MIB)
-        assert pool().held().live == inner.nbytes
+        assert own.held().live == inner.nbytes
         del inner
 
 
-def test_small_tensors_are_torchs() -> None:
-    with pool().used():
+def test_small_tensors_are_torchs(own: Pool) -> None:
+    with own.used():
         small = torch.empty(LEAST - 1, dtype=torch.uint8)
-        assert pool().held().live == 0
+        assert own.held().live == 0
         del small
 
 
-def test_several_threads_share_it() -> None:
+def test_several_threads_share_it(own: Pool) -> None:
     failed: list[BaseException] = []
 
     def work(seed: int) -> None:
@@ -145,19 +153,19 @@ def test_several_threads_share_it() -> None:
         except BaseException as error:
             failed.append(error)
 
-    with pool().used():
+    with own.used():
         threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert pool().held().live == 0
+        assert own.held().live == 0
     assert not failed
 
 
-def test_what_is_too_much_is_an_error_that_a_run_knows() -> None:
+def test_what_is_too_much_is_an_error_that_a_run_knows(own: Pool) -> None:
     with (
-        pool().used(),
+        own.used(),
         pytest.raises(RuntimeError, match="pool: can't allocate memory: 1125899906842624 bytes") as error,
     ):
         torch.empty(1 << 50, dtype=torch.uint8)

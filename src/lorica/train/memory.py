@@ -71,8 +71,13 @@ def _status(name: str) -> int:
 
 
 def give_back(device: torch.device) -> None:
-    """What was freed goes back to the system, or to the device."""
+    """What is of no use any more goes back to the system, or to the device; what is freed in circles, too."""
     gc.collect()
+    trim(device)
+
+
+def trim(device: torch.device) -> None:
+    """What was freed goes back to the system, or to the device."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     if device.type == "cpu":
