@@ -1,5 +1,6 @@
 """The forecast of what comes and goes in a step, beside what the tensors of a run took in the pool."""
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.skipif(pool().lacking is not None, reason=f"no pool: {p
 
 
 def most_alive(method: str, dtype: torch.dtype, recomputed: int | bool) -> int:
+    gc.collect()  # adapters of other tests may live in the pool
     before = pool().held().live
     rows = np.random.default_rng(0).integers(3, 2000, (2 * ROWS, LENGTH), dtype=np.int32)
     attached = lorica.attach(made(llama(**SHAPE), dtype, None), METHODS[method]())
