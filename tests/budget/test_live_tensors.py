@@ -13,13 +13,10 @@ from benchmarks.speed.sides.of_lorica import dataset
 from lorica.budget.memory import Memory, Workload, memory_of
 from lorica.kernels import pool
 from lorica.methods import METHODS
+from lorica.models.causal_lm import CausalLM
 
 SHAPE: dict[str, Any] = {"layers": 6, "width": 256, "heads": 4, "keys": 4, "mlp": 704, "vocabulary": 2048}
 ROWS, LENGTH = 4, 256
-LEAST = 64 << 10
-"""Bytes of a tensor that is taken from the pool."""
-LARGE = {"full": 1.0}
-"""The share of the trained tensors that are no smaller; of an adapter none is."""
 
 pytestmark = pytest.mark.skipif(pool().lacking is not None, reason=f"no pool: {pool().lacking}")
 
@@ -37,7 +34,7 @@ def most_alive(method: str, dtype: torch.dtype, recomputed: int | bool) -> int:
 
 def forecast(method: str, dtype: torch.dtype, recomputed: int | bool) -> Memory:
     with torch.device("meta"):
-        model = made.__globals__["CausalLM"](llama(**SHAPE)).to(dtype)
+        model = CausalLM(llama(**SHAPE)).to(dtype)
     count = None if recomputed is True else int(recomputed)
     work = Workload(tokens=ROWS * LENGTH, length=LENGTH, recomputed=count, accumulated=False)
     return memory_of(lorica.adapter.plan(model, METHODS[method]()), work, "cpu", decoder=True)
@@ -50,5 +47,6 @@ def test_the_most_that_is_alive_is_the_forecasts(method: str, dtype: torch.dtype
     """Within 10 %, as a forecast of the whole has to be."""
     parts = forecast(method, dtype, recomputed)
     expected = parts.activations + parts.logits + parts.buffers
-    expected += int(LARGE.get(method, 0.0) * (parts.adapter + parts.gradients + parts.optimizer))
+    if method == "full":  # trained tensors of an adapter are too small for the pool
+        expected += parts.adapter + parts.gradients + parts.optimizer
     assert expected == pytest.approx(most_alive(method, dtype, recomputed), rel=0.1)

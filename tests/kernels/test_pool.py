@@ -1,12 +1,13 @@
 """The pool of a run's tensors: they never meet, and no more stays resident than they took at one time, and a 64th."""
 
+import ctypes
 import os
 import random
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -102,9 +103,6 @@ def test_ranges_that_overlap_are_seen(tmp_path: Path) -> None:
 
 def made(folder: Path) -> Pool:
     """Of the pool.cpp in a folder."""
-    import ctypes
-    from dataclasses import replace
-
     sources = replace(_sources(), files=(folder / "pool.cpp",))
     sources.compile(sources.compiler(), folder / "pool.so")
     return Pool(ctypes.CDLL(str(folder / "pool.so")), "")

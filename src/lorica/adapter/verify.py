@@ -27,6 +27,7 @@ from lorica.models import Probe, Reading, numerics
 from lorica.models.numerics import rounding, threads_of
 
 T = TypeVar("T")
+Status = Literal["verified", "unverified", "failed"]
 
 
 class Bare:
@@ -37,9 +38,6 @@ class Bare:
 
     def tokenizer(self, model: nn.Module) -> Mapping[str, str] | None:
         return tokenizer_facts(getattr(model, "tokenizer", None))
-
-
-Status = Literal["verified", "unverified", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 /* Memory of tensors on a CPU: what is freed is used again, and no more stays resident than the most that tensors took at
 one time, and a part of it.
 
-    resident <= most + most / SPARED
+    resident <= most + most / SPARED            SPARED is given by pool.py
 
 A tensor is cut at whole pages from a region of the system's, out of the smallest free range that holds it; free ranges
 that meet grow together.  A free page stays resident until the bound asks for one.  Requests below LEAST are torch's. */
@@ -23,7 +23,7 @@ namespace {
 
 using std::size_t;
 
-constexpr size_t PAGE = 4096, LEAST = 64 << 10, REGION = 32 << 20, SPARED = 64;
+constexpr size_t PAGE = 4096, LEAST = 64 << 10, REGION = 32 << 20;
 
 struct Region {
     char *base;

@@ -7,7 +7,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -66,11 +66,9 @@ class Pool:
         return Held(*told)
 
 
-@contextmanager
-def pooled(device: torch.device) -> Iterator[None]:
+def pooled(device: torch.device) -> AbstractContextManager[None]:
     """The pool is used where tensors are on a CPU, for which torch's own allocator keeps back much of what is freed."""
-    with pool().used() if device.type == "cpu" else nullcontext():
-        yield
+    return pool().used() if device.type == "cpu" else nullcontext()
 
 
 @cache
@@ -94,7 +92,17 @@ def _sources() -> Sources:
         language="C++",
         package="g++",
         compilers=("g++", "c++"),
-        flags=("-O2", "-std=c++20", "-shared", "-fPIC", "-Wall", "-Werror", "-isystem", str(TORCH / "include")),
+        flags=(
+            "-O2",
+            "-std=c++20",
+            "-shared",
+            "-fPIC",
+            "-Wall",
+            "-Werror",
+            "-isystem",
+            str(TORCH / "include"),
+            f"-DSPARED={SPARED}",
+        ),
         files=(FOLDER / "pool.cpp",),
         libraries=(f"-L{library}", "-lc10", f"-Wl,-rpath,{library}"),
         known=(torch.__version__, str(torch.version.git_version)),
