@@ -17,6 +17,7 @@ from campaign import tiny_base, trees
 from campaign.children import End, done
 from campaign.outcomes import different, litter, outcome
 from lorica.adapter.file import read
+from lorica.budget.machine import machine, rated
 from lorica.cli import entry
 from lorica.errors import LoricaError
 from lorica.train import checkpoint
@@ -44,6 +45,7 @@ class Workplace:
         (place / "train.jsonl").write_text("\n".join(rows[:9]) + "\n")
         (place / "eval.jsonl").write_text("\n".join(rows[9:]) + "\n")
         (place / "recipe.yaml").write_text(RECIPE.format(place=place))
+        rated(machine("cpu"), torch.float32)  # measured once a process, so once for all that are forked from it
         return cls(place)
 
     def train(self, case: Path, *settings: str) -> Callable[[], int]:
