@@ -16,6 +16,7 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def encoder_folder() -> Path:
     return Path(found.origin).parent / "model"
 
 
+@cache
 def docstrings() -> dict[str, list[str]]:
     """First paragraphs of the docstrings of each module of the standard library that has eight or more."""
     root = Path(sysconfig.get_paths()["stdlib"])
