@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lorica.kernels import head_cross_entropy, rms_norm, rotary, swiglu
+from lorica.kernels import cross_entropy, head_cross_entropy, rms_norm, rotary, swiglu
 from lorica.kernels.choice import is_native
 from lorica.kernels.native import build, library
 from lorica.kernels.native import cross_entropy as native_cross_entropy
@@ -233,6 +233,28 @@ def test_a_head_takes_the_kernel() -> None:
     logits = nn.functional.linear(hidden.detach(), head.weight)
     assert torch.equal(loss.detach(), native_cross_entropy.to_gradient_(logits, labels).sum())
     torch.testing.assert_close(hidden.grad, logits @ head.weight, rtol=0, atol=BOUND)
+
+
+@pytest.mark.parametrize(("wrong", "holds"), [(1.0, True), (1.5, False)])
+def test_a_head_of_whole_tiles_has_its_products_in_c(
+    wrong: float, holds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the strides of the hidden states, and in chunks.  An error of a logit, half an eps of it, is one of the
+    loss, and of each share of the softmax relative to it; shares and the gradient are rounded once more."""
+    monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 96)
+    hidden, weight, labels = drawn(64, 150, seed=0).T, drawn(160, 64, seed=1) / 8, torch.arange(150)
+    head = nn.Linear(64, 160, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    head.weight.copy_(wrong * weight)
+    given, wide = hidden.requires_grad_(True), hidden.detach().double().requires_grad_(True)
+    logits = wide @ weight.double().T
+    wanted = nn.functional.cross_entropy(logits, labels, reduction="none")
+    loss = head_cross_entropy(given, head, labels)
+    (of_given,), (of_wide,) = torch.autograd.grad(loss, given), torch.autograd.grad(wanted.sum(), wide)
+    logit = EPS / 2 * float(logits.detach().abs().max())
+    shares = (logits.softmax(-1) - nn.functional.one_hot(labels, 160)).abs()
+    allowed = (2 * logit + 2 * EPS) * shares @ weight.double().abs()
+    assert bool(((of_given - of_wide).abs() <= allowed).all()) == holds
+    assert (abs(float(loss.detach() - wanted.detach().sum())) <= 150 * 2 * logit) == holds
 
 
 def test_what_does_not_fit_the_kernels_is_left_to_torch() -> None:

@@ -25,8 +25,10 @@ NATIVE = is_native("linears", torch.zeros(1, dtype=BF16))
 pytestmark = pytest.mark.skipif(not NATIVE, reason="no kernels in C for this processor")
 ROUNDINGS = 6
 MANY = [(FEW_ROWS + 1, 32, (32,), 1), (333, 64, (160, 32), 40), (200, 96, (32, 64, 32), 8), (256, 32, (64,), 33)]
-SHAPES = [(1, 32, (32,), 1), (64, 96, (32, 64, 32), 8), *MANY]
-"""T, K, N of each, r; up to FEW_ROWS rows the low-rank products are torch's."""
+DEEP = [(140, 2304, (224,), 8), (140, 224, (1920, 96), 40)]
+SHAPES = [(1, 32, (32,), 1), (64, 96, (32, 64, 32), 8), *MANY, *DEEP]
+"""T, K, N of each, r; up to FEW_ROWS rows the low-rank products are torch's.  The deep ones are laid out in parts, one
+forward, one in the gradient of the input."""
 KINDS = ["plain", "gain", "gain and bias", "one without"]
 
 
@@ -76,7 +78,7 @@ def test_outputs_and_gradients_are_those_of_the_definition(shape: Any, kind: str
     assert error <= 1, f"{error:.2f} times the bound"
 
 
-@pytest.mark.parametrize("shape", MANY, ids=str)
+@pytest.mark.parametrize("shape", [*MANY, *DEEP], ids=str)
 def test_a_product_is_rounded_once(shape: Any) -> None:
     """Float32 sums of K products err by K eps of float32; y is then the nearest bfloat16, half an eps away."""
     T, K, widths, r = shape
@@ -110,14 +112,17 @@ def test_what_changes_nothing_leaves_the_base_to_the_bit(kind: str) -> None:
 
 
 def test_a_row_is_the_same_to_the_bit_in_any_company_and_under_any_number_of_threads() -> None:
-    x, W, bias = draw(700, 96, seed=1).to(BF16), draw(64, 96, seed=2).to(BF16), draw(64, seed=3).to(BF16)
-    whole = tiled_linear(x, W, bias)
+    x, W, bias = draw(700, 96, seed=1).to(BF16), draw(192, 96, seed=2).to(BF16), draw(192, seed=3).to(BF16)
+    g = draw(700, 192, seed=4).to(BF16)
+    whole, back = tiled_linear(x, W, bias), native.input_gradient((g,), (native.Linear(W),), None)[1]
     for begin, end in ((0, 1), (3, 20), (100, 100 + FEW_ROWS), (77, 77 + FEW_ROWS + 1), (1, 700)):
         assert torch.equal(tiled_linear(x[begin:end], W, bias), whole[begin:end])
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)
-        assert torch.equal(tiled_linear(x, W, bias), whole)
+        for threads in (1, 2, 3, 4, 6, 16):
+            torch.set_num_threads(threads)
+            assert torch.equal(tiled_linear(x, W, bias), whole)
+            assert torch.equal(native.input_gradient((g,), (native.Linear(W),), None)[1], back)
     finally:
         torch.set_num_threads(before)
 
@@ -137,7 +142,7 @@ def test_a_trained_weight_gets_its_gradient() -> None:
 
 
 def test_weights_are_laid_out_a_piece_at_a_time() -> None:
-    """Wider than what is laid out at once: 4 MB."""
+    """Wider than what is laid out at once."""
     x, W = draw(150, 1024, seed=1).to(BF16), draw(8192, 1024, seed=2).to(BF16)
     for rows in (slice(0, 64), slice(8128, 8192)):
         assert torch.equal(tiled_linear(x, W, None)[:, rows], tiled_linear(x, W[rows].contiguous(), None))

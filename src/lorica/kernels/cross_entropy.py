@@ -4,6 +4,7 @@ loss = sum_t  logsumexp(h_t W^T) - (h_t W^T)[label_t]
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from lorica.kernels.choice import is_native
 from lorica.kernels.few_shapes import rounded, with_rows
 from lorica.kernels.native import cross_entropy as native
+from lorica.kernels.native import linears
+from lorica.kernels.tiled import has_tiles
 
 CHUNK_ROWS = 512
 """Rows of hidden states whose logits exist at one time: 512 x 49,152 x 4 bytes is 100 MB."""
@@ -57,17 +60,19 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, labels):  # type: ignore[override]
-        count = len(labels)
-        wanted = rounded(count, hidden)
-        hidden, labels = with_rows(hidden, wanted), with_rows(labels, wanted)
+        count, head = len(labels), _head_of(hidden, weight, bias)
+        wanted = head.rows(count, hidden)
+        hidden, labels = with_rows(hidden, wanted).contiguous(), with_rows(labels, wanted)
         losses = hidden.new_zeros(wanted, dtype=_loss_dtype(hidden))
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        # to give each chunk new pages takes as long as its product
         room = hidden.new_empty(min(wanted, CHUNK_ROWS), len(weight))
         for rows in chunks(0, wanted):
-            logits = _product(hidden[rows], weight, bias, room)
+            logits = room[: rows.stop - rows.start]
+            head.product(hidden[rows], logits)
             losses[rows] = _to_gradient(logits, labels[rows])
             if gradient is not None:
-                torch.mm(logits, weight, out=gradient[rows])
+                head.transposed_product(logits, gradient[rows])
         ctx.save_for_backward(None if gradient is None else gradient[:count])
         return losses[:count].sum()
 
@@ -77,10 +82,41 @@ class _FrozenHead(torch.autograd.Function):
         return gradient * grad.to(gradient.dtype), None, None, None
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:
-    """x W^T + b in the first rows of `room`: to give each chunk new pages takes as long as its product."""
-    out = room[: len(x)]
-    return torch.mm(x, weight.T, out=out) if bias is None else torch.addmm(bias, x, weight.T, out=out)
+@dataclass(frozen=True, eq=False)
+class _Head:
+    """W (vocabulary, d), b (vocabulary,), and products that are written where they are wanted."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def rows(self, count: int, like: Tensor) -> int:
+        return rounded(count, like)
+
+    def product(self, x: Tensor, out: Tensor) -> None:
+        """x W^T + b"""
+        if self.bias is None:
+            torch.mm(x, self.weight.T, out=out)
+        else:
+            torch.addmm(self.bias, x, self.weight.T, out=out)
+
+    def transposed_product(self, g: Tensor, out: Tensor) -> None:
+        """g W"""
+        torch.mm(g, self.weight, out=out)
+
+
+class _TiledHead(_Head):
+    def rows(self, count: int, like: Tensor) -> int:
+        return count
+
+    def product(self, x: Tensor, out: Tensor) -> None:
+        linears.product_into(out, x, linears.Linear(self.weight, self.bias))
+
+    def transposed_product(self, g: Tensor, out: Tensor) -> None:
+        linears.input_gradient_into(out, g, self.weight)
+
+
+def _head_of(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> _Head:
+    return (_TiledHead if has_tiles(hidden, weight, bias) else _Head)(weight, bias)
 
 
 def _to_gradient(logits: Tensor, labels: Tensor) -> Tensor:

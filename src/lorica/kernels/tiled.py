@@ -22,17 +22,22 @@ FEW_ROWS = 128
 def fits(x: Tensor, weight: FrozenWeight) -> bool:
     """Whether the product of these runs in C."""
     alike = weight.tiled and weight.dtype == x.dtype and weight.device == x.device
-    return alike and _has_tiles(weight.shape) and x.numel() > 0 and is_native("linears", x)
+    return alike and _in_tiles(weight.shape) and x.numel() > 0 and is_native("linears", x)
 
 
-def _has_tiles(shape: Sequence[int]) -> bool:
+def has_tiles(x: Tensor, W: Tensor, bias: Tensor | None) -> bool:
+    """Whether x W^T + b is a product that C has."""
+    others = [W] if bias is None else [W, bias]
+    return x.numel() > 0 and _in_tiles(W.shape) and is_native("linears", x, *others)
+
+
+def _in_tiles(shape: Sequence[int]) -> bool:
     return all(size % native.SIDE == 0 for size in shape)
 
 
 def tiled_linear(x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
     """x (..., K), W (N, K), b (N,) -> x W^T + b (..., N), with the gradients of those that want one."""
-    others = [W] if bias is None else [W, bias]
-    if x.numel() > 0 and _has_tiles(W.shape) and is_native("linears", x, *others):
+    if has_tiles(x, W, bias):
         return _Tiled.apply(x, W, bias)  # type: ignore[return-value]
     return nn.functional.linear(x, W, bias)
 

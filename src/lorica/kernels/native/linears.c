@@ -5,8 +5,10 @@
 
 x (T, K), W_i (N_i, K), A (R, K) of all branches, B_i (N_i, r_i), c_i (N_i,); K and every N are multiples of 32.
 
-Weights are laid out as the instruction reads them, AHEAD bytes at a time, into room that is kept. Sums of a row are made in the order of K, whatever rows
-stand beside it and whatever threads there are; y is rounded once. */
+Weights are laid out as the instruction reads them, in strips of 32 outputs, as many at a time as stay in a processor's
+own cache, and all rows meet them there. What 32 rows make of them is gathered and leaves in lines of the cache at once:
+a step of 64 bytes in each of 32 rows took longer than the product. Sums of a row are made in the order of K, whatever
+rows stand beside it and whatever threads there are; y is rounded once. */
 
 #include <omp.h>
 #include <string.h>
@@ -14,7 +16,9 @@ stand beside it and whatever threads there are; y is rounded once. */
 #include "products.h"
 #include "room.h"
 
-enum { SIDE = 32, AHEAD = 4 << 20, BLOCK = 256, BLOCK_BACK = 128 };
+enum { SIDE = 32, LAID = 800 << 10, FEWEST = 6, LAYING = 8 };
+/* LAID: bytes of strips that a thread lays out at a time, beside the rows that meet them in 2 MB; FEWEST: strips among
+these, or they are laid out in parts; LAYING: 32 rows meet so many strips while one is laid out. */
 
 /* y: what the branch gives, or its gradient. bias, B, gain and z may be NULL. */
 typedef struct {
@@ -27,14 +31,14 @@ typedef struct {
 
 /* Strips of right operands: 32 columns, their rows by pairs, (depth / 2, 32) words. */
 
-/* 32 rows of (., K), turned; zeros past `rows`. */
-static void strip_of_rows(int32_t *out, const bf16 *in, ptrdiff_t rows, ptrdiff_t K) {
+/* 32 rows of (., depth), turned; zeros past `rows`. */
+static void strip_of_rows(int32_t *out, const bf16 *in, ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t stride) {
     for (ptrdiff_t half = 0; half < SIDE; half += 16)
-        for (ptrdiff_t p = 0; p < K / 2; p += 16) {
+        for (ptrdiff_t p = 0; p < depth / 2; p += 16) {
             __m512i block[16];
 #pragma GCC unroll 16
             for (int i = 0; i < 16; i++)
-                block[i] = _mm512_maskz_loadu_epi32(half + i < rows ? 0xffff : 0, in + (half + i) * K + 2 * p);
+                block[i] = _mm512_maskz_loadu_epi32(half + i < rows ? 0xffff : 0, in + (half + i) * stride + 2 * p);
             turned(block);
 #pragma GCC unroll 16
             for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + (p + i) * SIDE + half, block[i]);
@@ -77,11 +81,6 @@ static void share_of(ptrdiff_t T, ptrdiff_t *begin, ptrdiff_t *end) {
     if (*end > T) *end = T;
 }
 
-/* 32 rows of a left operand from t on: as they lie, or of its last rows with zeros behind, (32, width) in `tail`. */
-static inline const bf16 *rows_at(const bf16 *x, const bf16 *tail, ptrdiff_t t, ptrdiff_t T, ptrdiff_t width) {
-    return t + SIDE > T ? tail : x + t * width;
-}
-
 static void tail_of(bf16 *tail, const bf16 *x, ptrdiff_t T, ptrdiff_t width) {
     ptrdiff_t whole = T / SIDE * SIDE;
     if (whole == T) return;
@@ -89,15 +88,42 @@ static void tail_of(bf16 *tail, const bf16 *x, ptrdiff_t T, ptrdiff_t width) {
     memset(tail + (T - whole) * width, 0, (SIDE - T + whole) * width * sizeof(bf16));
 }
 
+/* (T, width), of whose columns the first `depth` are met; the rows past the last multiple of 32 lie in `tail`, with
+zeros behind. */
+typedef struct {
+    const bf16 *rows, *tail;
+    ptrdiff_t width, depth;
+} left;
+
+static inline const bf16 *rows_at(const left *l, ptrdiff_t t, ptrdiff_t T) {
+    return t + SIDE > T ? l->tail : l->rows + t * l->width;
+}
+
 /* C = left right, both of 32 rows and columns. */
 static inline void met(float *C, const bf16 *left, ptrdiff_t width, const int32_t *right, ptrdiff_t depth, int add) {
     product(C, SIDE, left, width, (const bf16 *)right, SIDE, SIDE, SIDE, depth, add);
 }
 
-static inline void rounded(bf16 *out, ptrdiff_t stride, const float *C, float scale, ptrdiff_t rows) {
+static inline __m512i line_of(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+
+static inline void rounded(bf16 *out, ptrdiff_t stride, const float *C, float scale) {
+    const __m512 times = _mm512_set1_ps(scale);
+    for (ptrdiff_t i = 0; i < SIDE; i++) {
+        const float *c = C + i * SIDE;
+        __m512 low = _mm512_mul_ps(times, _mm512_loadu_ps(c)), high = _mm512_mul_ps(times, _mm512_loadu_ps(c + 16));
+        _mm512_storeu_si512(out + i * stride, line_of(low, high));
+    }
+}
+
+/* `lines` of 32 columns of each row, past the caches: what is larger than they are would not be found there. */
+static void leave(bf16 *to, ptrdiff_t stride, const bf16 *in, ptrdiff_t width, ptrdiff_t lines, ptrdiff_t rows) {
+    int aligned = (uintptr_t)to % 64 == 0 && stride % SIDE == 0;
     for (ptrdiff_t i = 0; i < rows; i++)
-        for (ptrdiff_t half = 0; half < SIDE; half += 16)
-            store(out + i * stride + half, _mm512_mul_ps(_mm512_set1_ps(scale), _mm512_loadu_ps(C + i * SIDE + half)));
+        for (ptrdiff_t c = 0; c < lines * SIDE; c += SIDE) {
+            __m512i line = _mm512_loadu_si512(in + i * width + c);
+            if (aligned) _mm512_stream_si512((__m512i *)(to + i * stride + c), line);
+            else _mm512_storeu_si512(to + i * stride + c, line);
+        }
 }
 
 /* `columns` of (rows, stride) as rows of (., T). */
@@ -106,27 +132,120 @@ static inline void across(bf16 *out, ptrdiff_t T, const bf16 *in, ptrdiff_t stri
         for (ptrdiff_t i = 0; i < rows; i++) out[c * T + i] = in[i * stride + c];
 }
 
-/* 32 columns of y from o on: C is x W^T, D is m B^T. */
-static inline void finished(const branch *b, const float *C, const float *D, ptrdiff_t t, ptrdiff_t rows, ptrdiff_t o) {
-    const __m512 scale = _mm512_set1_ps((float)b->scale), one = _mm512_set1_ps(1.0f);
-    for (ptrdiff_t half = 0; half < SIDE; half += 16) {
-        __m512 bias = b->bias ? load(b->bias + o + half) : _mm512_setzero_ps();
-        __m512 more = b->gain ? _mm512_sub_ps(_mm512_loadu_ps(b->gain + o + half), one) : one;
-        for (ptrdiff_t i = 0; i < rows; i++) {
-            ptrdiff_t place = (t + i) * b->N + o + half;
-            __m512 z = _mm512_loadu_ps(C + i * SIDE + half);
-            if (b->B) z = _mm512_fmadd_ps(_mm512_loadu_ps(D + i * SIDE + half), scale, z);
-            if (b->z) store(b->z + place, _mm512_add_ps(z, bias));
-            if (b->gain) z = _mm512_fmadd_ps(z, more, z);
-            store(b->y + place, _mm512_add_ps(z, bias));
-        }
+/* Strips of right operands that all rows of some left ones meet, one beside the other: `depth` of all.  A thread lays
+out `some` strips at a time, `span` of their depth; `sums` (strips, T / 32) blocks of float32 wait where that is not the
+whole, or where more is to come. */
+typedef struct {
+    const left *lefts;
+    ptrdiff_t count, depth, T, strips, some, span;
+    float *sums;
+    int add;
+} tiling;
+
+/* Of a thread. */
+typedef struct {
+    int32_t *strips;
+    bf16 *rows, *more;
+    float *sums;
+} workbench;
+
+static void measured(tiling *p, int threads) {
+    ptrdiff_t strip = p->depth * SIDE * 2, each = (p->strips + threads - 1) / threads;
+    ptrdiff_t at_once = LAID / strip, fewest = each < FEWEST ? each : FEWEST;
+    if (at_once < fewest) at_once = fewest;
+    ptrdiff_t groups = (each + at_once - 1) / at_once;
+    p->some = (each + groups - 1) / groups;
+    ptrdiff_t parts = (p->some * strip + LAID - 1) / LAID;
+    p->span = up((p->depth + parts - 1) / parts, SIDE);
+}
+
+static ptrdiff_t blocks_of(const tiling *p) { return up(p->T, SIDE) / SIDE; }
+
+/* Bytes of a workbench. */
+static size_t bench_bytes(const tiling *p, int more) {
+    size_t rows = (1 + more) * SIDE * p->some * SIDE * 2, strips = p->some * p->span * SIDE * 2;
+    return strips + rows + (p->span < p->depth && !p->sums ? p->some * blocks_of(p) * SIDE * SIDE * 4 : 0) + 256;
+}
+
+static workbench bench_at(char *at, const tiling *p, int more) {
+    workbench own = {.strips = take(&at, p->some * p->span * SIDE * 2)};
+    own.rows = take(&at, SIDE * p->some * SIDE * 2);
+    own.more = more ? take(&at, SIDE * p->some * SIDE * 2) : NULL;
+    own.sums = p->span < p->depth && !p->sums ? (float *)at : NULL;
+    return own;
+}
+
+/* What of strips and of blocks of 32 rows is this thread's: it lays out what it meets. */
+typedef struct {
+    ptrdiff_t first, last, begin, end;
+} part;
+
+static part part_of(const tiling *p) {
+    ptrdiff_t threads = omp_get_num_threads(), own = omp_get_thread_num(), blocks = blocks_of(p), by = 1, least = 0;
+    for (ptrdiff_t rows = 1; rows <= threads; rows++) {
+        if (threads % rows) continue;
+        ptrdiff_t beside = threads / rows;
+        ptrdiff_t takes = (p->strips + beside - 1) / beside * (LAYING + (blocks + rows - 1) / rows);
+        if (rows == 1 || takes < least) least = takes, by = rows;
+    }
+    ptrdiff_t beside = threads / by, column = own % beside, row = own / beside;
+    return (part){column * p->strips / beside, (column + 1) * p->strips / beside, row * blocks / by * SIDE,
+                  (row + 1) * blocks / by * SIDE};
+}
+
+/* The depth from `from` to `until` of a strip, met by 32 rows. */
+static inline void met_from(const tiling *p, float *C, const int32_t *right, ptrdiff_t t, ptrdiff_t from,
+                            ptrdiff_t until, int add) {
+    for (const left *l = p->lefts; until > 0; from -= l->depth, until -= l->depth, l++) {
+        ptrdiff_t begin = from > 0 ? from : 0, end = until < l->depth ? until : l->depth;
+        if (begin >= end) continue;
+        met(C, rows_at(l, t, p->T) + begin, l->width, right, end - begin, add);
+        right += (end - begin) * 16;
+        add = 1;
     }
 }
 
+/* lay: the depth from `from` to `until` of strips, one behind the other.  finish: 32 rows of a strip, its sums C, into a workbench at
+`column`.  leave_rows: these rows of strips from `first` on. */
+typedef void laying(const void *of, int32_t *out, ptrdiff_t first, ptrdiff_t last, ptrdiff_t from, ptrdiff_t until);
+typedef void finishing(const void *of, const workbench *own, const float *C, ptrdiff_t t, ptrdiff_t s, ptrdiff_t column,
+                       ptrdiff_t width);
+typedef void leaving(const void *of, const workbench *own, ptrdiff_t t, ptrdiff_t rows, ptrdiff_t first, ptrdiff_t last,
+                     ptrdiff_t width);
+
+static inline __attribute__((always_inline)) void tiled(const tiling *p, const workbench *own, const void *of,
+                                                        laying *lay, finishing *finish, leaving *leave_rows) {
+    float kept[SIDE * SIDE] __attribute__((aligned(64)));
+    const part mine = part_of(p);
+    const ptrdiff_t width = p->some * SIDE, blocks = blocks_of(p);
+    for (ptrdiff_t first = mine.first; first < mine.last; first += p->some) {
+        ptrdiff_t last = first + p->some < mine.last ? first + p->some : mine.last;
+        for (ptrdiff_t from = 0; from < p->depth; from += p->span) {
+            ptrdiff_t until = from + p->span < p->depth ? from + p->span : p->depth;
+            lay(of, own->strips, first, last, from, until);
+            for (ptrdiff_t t = mine.begin; t < mine.end; t += SIDE) {
+                for (ptrdiff_t s = first; s < last; s++) {
+                    ptrdiff_t place = t / SIDE * SIDE * SIDE;
+                    float *C = p->sums      ? p->sums + s * blocks * SIDE * SIDE + place
+                               : own->sums ? own->sums + (s - first) * blocks * SIDE * SIDE + place
+                                           : kept;
+                    const int32_t *strip = own->strips + (s - first) * (until - from) * 16;
+                    met_from(p, C, strip, t, from, until, from > 0 || p->add);
+                    if (until == p->depth) finish(of, own, C, t, s, (s - first) * SIDE, width);
+                }
+                if (until == p->depth) leave_rows(of, own, t, p->T - t < SIDE ? p->T - t : SIDE, first, last, width);
+            }
+        }
+    }
+    _mm_sfence();
+}
+
 typedef struct {
-    const bf16 *x, *tail;
+    const branch *branches;
+    left x;
+    tiling tiles;
     bf16 *m, *M;
-    int32_t *of_W, *of_A, *of_B;
+    int32_t *of_A, *of_B;
     ptrdiff_t T, K, R, wide;
 } forward;
 
@@ -137,21 +256,10 @@ static void middles(const forward *f, ptrdiff_t begin, ptrdiff_t end) {
         ptrdiff_t rows = end - t < SIDE ? end - t : SIDE;
         memset(f->M + t * f->wide, 0, SIDE * f->wide * sizeof(bf16));
         for (ptrdiff_t c = 0; c < f->R; c += SIDE) {
-            met(C, rows_at(f->x, f->tail, t, f->T, f->K), f->K, f->of_A + c / SIDE * f->K * 16, f->K, 0);
-            rounded(f->M + t * f->wide + c, f->wide, C, 1.0f, SIDE);
+            met(C, rows_at(&f->x, t, f->T), f->K, f->of_A + c / SIDE * f->K * 16, f->K, 0);
+            rounded(f->M + t * f->wide + c, f->wide, C, 1.0f);
         }
         across(f->m + t, f->T, f->M + t * f->wide, f->wide, f->R, rows);
-    }
-}
-
-/* One strip of outputs, of the rows from `begin` to `end`. */
-static void outputs(const forward *f, const branch *b, const bf16 *middle, const int32_t *of_W, const int32_t *of_B,
-                    ptrdiff_t o, ptrdiff_t begin, ptrdiff_t end) {
-    float C[SIDE * SIDE] __attribute__((aligned(64))), D[SIDE * SIDE] __attribute__((aligned(64)));
-    for (ptrdiff_t t = begin; t < end; t += SIDE) {
-        met(C, rows_at(f->x, f->tail, t, f->T, f->K), f->K, of_W, f->K, 0);
-        if (b->B) met(D, middle + t * f->wide, f->wide, of_B, up(b->r, SIDE), 0);
-        finished(b, C, D, t, end - t < SIDE ? end - t : SIDE, o);
     }
 }
 
@@ -174,63 +282,99 @@ static strip strip_at(const branch *branches, ptrdiff_t s) {
     return found;
 }
 
-static inline ptrdiff_t at_once(ptrdiff_t strips, ptrdiff_t bytes) {
-    ptrdiff_t some = AHEAD / bytes;
-    return some < 1 ? 1 : some > strips ? strips : some;
+static void lay_outputs(const void *of, int32_t *out, ptrdiff_t first, ptrdiff_t last, ptrdiff_t from,
+                        ptrdiff_t until) {
+    const forward *f = of;
+    for (ptrdiff_t s = first; s < last; s++, out += (until - from) * 16) {
+        strip one = strip_at(f->branches, s);
+        strip_of_rows(out, one.of->W + one.o * f->K + from, SIDE, until - from, f->K);
+    }
+}
+
+/* C is x W^T, D is m B^T. */
+static void finish_outputs(const void *of, const workbench *own, const float *C, ptrdiff_t t, ptrdiff_t s,
+                           ptrdiff_t column, ptrdiff_t width) {
+    float D[SIDE * SIDE] __attribute__((aligned(64)));
+    const forward *f = of;
+    const strip one = strip_at(f->branches, s);
+    const branch *b = one.of;
+    const __m512 scale = _mm512_set1_ps((float)b->scale), unit = _mm512_set1_ps(1.0f);
+    __m512 bias[2], more[2], z[2];
+    for (int h = 0; h < 2; h++) {
+        bias[h] = b->bias ? load(b->bias + one.o + 16 * h) : _mm512_setzero_ps();
+        more[h] = b->gain ? _mm512_sub_ps(_mm512_loadu_ps(b->gain + one.o + 16 * h), unit) : unit;
+    }
+    if (b->B) met(D, f->M + one.row + t * f->wide, f->wide, f->of_B + one.before, up(b->r, SIDE), 0);
+    for (ptrdiff_t i = 0; i < SIDE; i++) {
+        for (int h = 0; h < 2; h++) {
+            z[h] = _mm512_loadu_ps(C + i * SIDE + 16 * h);
+            if (b->B) z[h] = _mm512_fmadd_ps(_mm512_loadu_ps(D + i * SIDE + 16 * h), scale, z[h]);
+        }
+        ptrdiff_t place = i * width + column;
+        if (b->z)
+            _mm512_storeu_si512(own->more + place, line_of(_mm512_add_ps(z[0], bias[0]), _mm512_add_ps(z[1], bias[1])));
+        for (int h = 0; h < 2; h++)
+            z[h] = _mm512_add_ps(b->gain ? _mm512_fmadd_ps(z[h], more[h], z[h]) : z[h], bias[h]);
+        _mm512_storeu_si512(own->rows + place, line_of(z[0], z[1]));
+    }
+}
+
+static void leave_outputs(const void *of, const workbench *own, ptrdiff_t t, ptrdiff_t rows, ptrdiff_t first,
+                          ptrdiff_t last, ptrdiff_t width) {
+    const forward *f = of;
+    for (ptrdiff_t s = first, lines; s < last; s += lines) {
+        strip one = strip_at(f->branches, s);
+        const branch *b = one.of;
+        ptrdiff_t place = t * b->N + one.o, column = (s - first) * SIDE;
+        lines = (b->N - one.o) / SIDE < last - s ? (b->N - one.o) / SIDE : last - s;
+        leave(b->y + place, b->N, own->rows + column, width, lines, rows);
+        if (b->z) leave(b->z + place, b->N, own->more + column, width, lines, rows);
+    }
 }
 
 /* m (R, T); 0, or 1 where memory is missing. */
 int lorica_linears(const bf16 *x, const bf16 *A, bf16 *m, const branch *branches, int64_t count, int64_t T, int64_t K,
                    int64_t R) {
-    ptrdiff_t strips = 0, low = 0, in_A = up(R, SIDE) / SIDE;
+    forward f = {.branches = branches, .x = {x, NULL, K, K}, .m = m, .T = T, .K = K, .R = R};
+    ptrdiff_t low = 0, in_A = up(R, SIDE) / SIDE;
+    int threads = T * K > FEW ? omp_get_max_threads() : 1, more = 0;
+    f.tiles = (tiling){.lefts = &f.x, .count = 1, .depth = K, .T = T};
     for (ptrdiff_t b = 0; b < count; b++) {
-        strips += branches[b].N / SIDE;
+        f.tiles.strips += branches[b].N / SIDE;
         low += branches[b].N * up(branches[b].r, SIDE) * 2;
+        more |= branches[b].z != NULL;
+        /* what lies behind the middles of the last branch is met by zeros */
+        f.wide = up(branches[b].r, SIDE) > f.wide ? up(branches[b].r, SIDE) : f.wide;
     }
-    forward f = {.x = x, .m = m, .T = T, .K = K, .R = R};
-    /* what lies behind the middles of the last branch is met by zeros */
-    for (ptrdiff_t b = 0; b < count; b++) f.wide = up(branches[b].r, SIDE) > f.wide ? up(branches[b].r, SIDE) : f.wide;
     f.wide += up(R, SIDE);
-    ptrdiff_t some = at_once(strips, K * SIDE * 2);
-    char *at = room_of(some * K * 64 + in_A * K * 64 + low + up(T, SIDE) * f.wide * 2 + SIDE * K * 2 + 512);
+    measured(&f.tiles, threads);
+    size_t bench = bench_bytes(&f.tiles, more);
+    char *at = room_of(threads * bench + in_A * K * 64 + low + up(T, SIDE) * f.wide * 2 + SIDE * K * 2 + 512);
     if (!at) return 1;
-    f.of_W = take(&at, some * K * 64);
     f.of_A = take(&at, in_A * K * 64);
     f.of_B = take(&at, low);
     f.M = take(&at, up(T, SIDE) * f.wide * 2);
     bf16 *tail = take(&at, SIDE * K * 2);
     tail_of(tail, x, T, K);
-    f.tail = tail;
-#pragma omp parallel if (T * K > FEW)
+    f.x.tail = tail;
+#pragma omp parallel num_threads(threads)
     {
         tiles kept;
         tiles_taken(&kept);
+        const workbench own = bench_at(at + omp_get_thread_num() * bench, &f.tiles, more);
         ptrdiff_t begin, end;
         share_of(T, &begin, &end);
 #pragma omp for schedule(static) nowait
         for (ptrdiff_t s = 0; s < in_A; s++)
-            strip_of_rows(f.of_A + s * K * 16, A + s * SIDE * K, R - s * SIDE, K);
+            strip_of_rows(f.of_A + s * K * 16, A + s * SIDE * K, R - s * SIDE, K, K);
 #pragma omp for schedule(static)
-        for (ptrdiff_t s = 0; s < strips; s++) {
+        for (ptrdiff_t s = 0; s < f.tiles.strips; s++) {
             strip one = strip_at(branches, s);
             if (one.of->B) strip_of_short_rows(f.of_B + one.before, one.of->B + one.o * one.of->r, one.of->r);
         }
         if (R) middles(&f, begin, end);
-        for (ptrdiff_t from = 0; from < strips; from += some) {
-            ptrdiff_t until = from + some < strips ? from + some : strips;
-#pragma omp for schedule(static)
-            for (ptrdiff_t s = from; s < until; s++) {
-                strip one = strip_at(branches, s);
-                strip_of_rows(f.of_W + (s - from) * K * 16, one.of->W + one.o * K, SIDE, K);
-            }
-            for (ptrdiff_t t = begin; t < end; t += BLOCK)
-                for (ptrdiff_t s = from; s < until; s++) {
-                    strip one = strip_at(branches, s);
-                    outputs(&f, one.of, f.M + one.row, f.of_W + (s - from) * K * 16, f.of_B + one.before, one.o, t,
-                            t + BLOCK < end ? t + BLOCK : end);
-                }
 #pragma omp barrier
-        }
+        tiled(&f.tiles, &own, &f, lay_outputs, finish_outputs, leave_outputs);
         tiles_back(&kept);
     }
     return 0;
@@ -238,11 +382,12 @@ int lorica_linears(const bf16 *x, const bf16 *A, bf16 *m, const branch *branches
 
 typedef struct {
     const branch *branches;
-    const bf16 *tail;
+    const bf16 *A;
+    left *lefts;
+    tiling tiles;
     bf16 *inner, *dx, *I;
-    float *sum;
-    int32_t *of_W, *of_A, *of_B;
-    ptrdiff_t count, T, K, depth, wide, add;
+    int32_t *of_B;
+    ptrdiff_t count, T, K, wide;
 } backward;
 
 /* I (T, wide) and inner (R, T) of the rows from `begin` to `end`. */
@@ -251,12 +396,12 @@ static void inner_gradients(const backward *f, ptrdiff_t begin, ptrdiff_t end) {
     for (ptrdiff_t t = begin; t < end; t += SIDE) {
         ptrdiff_t rows = end - t < SIDE ? end - t : SIDE, row = 0;
         const int32_t *of_B = f->of_B;
-        const bf16 *tail = f->tail;
         bf16 *I = f->I + t * f->wide;
-        for (const branch *b = f->branches; b < f->branches + f->count; tail += SIDE * b++->N) {
+        for (ptrdiff_t i = 0; i < f->count; i++) {
+            const branch *b = f->branches + i;
             for (ptrdiff_t c = 0; c < b->r; c += SIDE, of_B += b->N * 16) {
-                met(C, rows_at(b->y, tail, t, f->T, b->N), b->N, of_B, b->N, 0);
-                rounded(I + c, f->wide, C, (float)b->scale, SIDE);
+                met(C, rows_at(f->lefts + 2 * i + 1, t, f->T), b->N, of_B, b->N, 0);
+                rounded(I + c, f->wide, C, (float)b->scale);
             }
             across(f->inner + row * f->T + t, f->T, I, f->wide, b->r, rows);
             row += b->r;
@@ -265,40 +410,46 @@ static void inner_gradients(const backward *f, ptrdiff_t begin, ptrdiff_t end) {
     }
 }
 
-/* One strip of dx, or of the sum, of the rows from `begin` to `end`. */
-static void gradients(const backward *f, const int32_t *of_W, ptrdiff_t column, ptrdiff_t begin, ptrdiff_t end) {
-    float kept[SIDE * SIDE] __attribute__((aligned(64)));
-    for (ptrdiff_t t = begin; t < end; t += SIDE) {
-        float *C = f->sum ? f->sum + column * up(f->T, SIDE) + t * SIDE : kept;
-        const int32_t *of_A = f->of_A + column / SIDE * f->wide * 16, *right = of_W;
-        const bf16 *tail = f->tail, *I = f->I + t * f->wide;
-        int add = f->add;
-        for (const branch *b = f->branches; b < f->branches + f->count; b++, add = 1) {
-            ptrdiff_t r = up(b->r, SIDE);
-            if (r) met(C, I, f->wide, of_A, r, add);
-            met(C, rows_at(b->y, tail, t, f->T, b->N), b->N, right, b->N, r || add);
-            I += r;
-            of_A += r * 16;
-            right += b->N * 16;
-            tail += SIDE * b->N;
-        }
-        if (f->dx) rounded(f->dx + t * f->K + column, f->K, C, 1.0f, end - t < SIDE ? end - t : SIDE);
+/* Rows of (., K), of which `there` are there, as `depth` of strips from `first` to `last` that are `whole` long: some
+rows at a time, so that they are read as they lie. */
+static int32_t *lay_rows(int32_t *out, ptrdiff_t whole, const bf16 *in, ptrdiff_t K, ptrdiff_t first, ptrdiff_t last,
+                         ptrdiff_t there, ptrdiff_t depth, const float *gain) {
+    for (ptrdiff_t n = 0; n < depth; n += SIDE, out += SIDE * 16)
+        for (ptrdiff_t s = first; s < last; s++)
+            strip_of_columns(out + (s - first) * whole * 16, in + n * K + s * SIDE, K, SIDE, there - n, SIDE,
+                             gain ? gain + n : NULL);
+    return out;
+}
+
+/* Of each branch A, its rows up to a multiple of 32, and W. */
+static void lay_inputs(const void *of, int32_t *out, ptrdiff_t first, ptrdiff_t last, ptrdiff_t from,
+                       ptrdiff_t until) {
+    const backward *f = of;
+    const ptrdiff_t whole = until - from;
+    const bf16 *A = f->A;
+    for (const branch *b = f->branches; until > 0; A += b++->r * f->K) {
+        ptrdiff_t of_A = up(b->r, SIDE), begin = from > 0 ? from : 0, end = until < of_A ? until : of_A;
+        if (begin < end)
+            out = lay_rows(out, whole, A + begin * f->K, f->K, first, last, b->r - begin, end - begin, NULL);
+        from -= of_A, until -= of_A;
+        begin = from > 0 ? from : 0, end = until < b->N ? until : b->N;
+        if (begin < end)
+            out = lay_rows(out, whole, b->W + begin * f->K, f->K, first, last, b->N - begin, end - begin,
+                           b->gain ? b->gain + begin : NULL);
+        from -= b->N, until -= b->N;
     }
 }
 
-/* What lies in A for 32 columns, the rows of each branch from a multiple of 32 on. */
-static void strip_of_A(const backward *f, const bf16 *A, ptrdiff_t column) {
-    int32_t *out = f->of_A + column / SIDE * f->wide * 16;
-    for (const branch *b = f->branches; b < f->branches + f->count; b++) {
-        strip_of_columns(out, A + column, f->K, SIDE, b->r, up(b->r, SIDE), NULL);
-        out += up(b->r, SIDE) * 16;
-        A += b->r * f->K;
-    }
+static void finish_inputs(const void *of, const workbench *own, const float *C, ptrdiff_t t, ptrdiff_t s,
+                          ptrdiff_t column, ptrdiff_t width) {
+    (void)of, (void)t, (void)s;
+    rounded(own->rows + column, width, C, 1.0f);
 }
 
-static void strip_of_W(const backward *f, int32_t *out, ptrdiff_t column) {
-    for (const branch *b = f->branches; b < f->branches + f->count; out += b++->N * 16)
-        strip_of_columns(out, b->W + column, f->K, SIDE, b->N, b->N, b->gain);
+static void leave_inputs(const void *of, const workbench *own, ptrdiff_t t, ptrdiff_t rows, ptrdiff_t first,
+                         ptrdiff_t last, ptrdiff_t width) {
+    const backward *f = of;
+    if (f->dx) leave(f->dx + t * f->K + first * SIDE, f->K, own->rows, width, last - first, rows);
 }
 
 static void strips_of_B(const backward *f) {
@@ -312,47 +463,42 @@ static void strips_of_B(const backward *f) {
 up to 32 goes from call to call in float32, `add` but in the first, and dx is NULL but in the last. */
 int lorica_linears_backward(const bf16 *A, bf16 *inner, bf16 *dx, float *sum, const branch *branches, int64_t count,
                             int64_t T, int64_t K, int64_t add) {
-    backward f = {.branches = branches, .count = count, .inner = inner, .dx = dx, .T = T, .K = K};
-    f.sum = sum;
-    f.add = add;
-    ptrdiff_t low = 0;
+    backward f = {.branches = branches, .A = A, .count = count, .inner = inner, .dx = dx, .T = T, .K = K};
+    ptrdiff_t low = 0, tails = 0;
+    int threads = T * K > FEW ? omp_get_max_threads() : 1;
+    f.tiles = (tiling){.count = 2 * count, .T = T, .strips = K / SIDE, .sums = sum, .add = add};
     for (ptrdiff_t b = 0; b < count; b++) {
-        f.depth += branches[b].N;
         f.wide += up(branches[b].r, SIDE);
         low += branches[b].N * up(branches[b].r, SIDE) * 2;
+        tails += branches[b].N * SIDE * 2;
     }
-    ptrdiff_t strips = K / SIDE, some = at_once(strips, f.depth * SIDE * 2);
-    char *at = room_of(some * f.depth * 64 + strips * f.wide * 64 + low + up(T, SIDE) * f.wide * 2 +
-                       SIDE * f.depth * 2 + 512);
+    f.tiles.depth = tails / (SIDE * 2) + f.wide;
+    measured(&f.tiles, threads);
+    size_t bench = bench_bytes(&f.tiles, 0);
+    char *at = room_of(threads * bench + low + up(T, SIDE) * f.wide * 2 + tails + 2 * count * sizeof(left) + 512);
     if (!at) return 1;
-    f.of_W = take(&at, some * f.depth * 64);
-    f.of_A = take(&at, strips * f.wide * 64);
     f.of_B = take(&at, low);
     f.I = take(&at, up(T, SIDE) * f.wide * 2);
-    bf16 *tail = take(&at, SIDE * f.depth * 2);
-    f.tail = tail;
-    for (ptrdiff_t b = 0; b < count; tail += SIDE * branches[b++].N) tail_of(tail, branches[b].y, T, branches[b].N);
-#pragma omp parallel if (T * K > FEW)
+    bf16 *tail = take(&at, tails);
+    f.tiles.lefts = f.lefts = take(&at, 2 * count * sizeof(left));
+    for (ptrdiff_t b = 0, row = 0; b < count; row += up(branches[b].r, SIDE), tail += SIDE * branches[b++].N) {
+        tail_of(tail, branches[b].y, T, branches[b].N);
+        const bf16 *I = f.I + row;
+        f.lefts[2 * b] = (left){I, I + T / SIDE * SIDE * f.wide, f.wide, up(branches[b].r, SIDE)};
+        f.lefts[2 * b + 1] = (left){branches[b].y, tail, branches[b].N, branches[b].N};
+    }
+#pragma omp parallel num_threads(threads)
     {
         tiles kept;
         tiles_taken(&kept);
+        const workbench own = bench_at(at + omp_get_thread_num() * bench, &f.tiles, 0);
         ptrdiff_t begin, end;
         share_of(T, &begin, &end);
-#pragma omp single nowait
+#pragma omp single
         strips_of_B(&f);
-#pragma omp for schedule(static)
-        for (ptrdiff_t s = 0; s < strips; s++) strip_of_A(&f, A, s * SIDE);
         if (f.wide) inner_gradients(&f, begin, end);
-        for (ptrdiff_t from = 0; from < strips; from += some) {
-            ptrdiff_t until = from + some < strips ? from + some : strips;
-#pragma omp for schedule(static)
-            for (ptrdiff_t s = from; s < until; s++) strip_of_W(&f, f.of_W + (s - from) * f.depth * 16, s * SIDE);
-            for (ptrdiff_t t = begin; t < end; t += BLOCK_BACK)
-                for (ptrdiff_t s = from; s < until; s++)
-                    gradients(&f, f.of_W + (s - from) * f.depth * 16, s * SIDE, t,
-                              t + BLOCK_BACK < end ? t + BLOCK_BACK : end);
 #pragma omp barrier
-        }
+        tiled(&f.tiles, &own, &f, lay_inputs, finish_inputs, leave_inputs);
         tiles_back(&kept);
     }
     return 0;

@@ -66,6 +66,18 @@ def linears(x: Tensor, given: Sequence[Linear], A: Tensor | None, *, with_produc
     return Made(m, outputs, products)
 
 
+def product_into(out: Tensor, x: Tensor, linear: Linear) -> Tensor:
+    """x (T, K), T > 0 -> `out` (T, N), which becomes x W^T + b; both contiguous."""
+    _call(0, (x, None, None), (linear,), (out,), (None,), (*x.shape, 0))
+    return out
+
+
+def input_gradient_into(out: Tensor, grad: Tensor, W: Tensor) -> Tensor:
+    """dy (T, N) -> `out` (T, K), which becomes dy W; both contiguous."""
+    _call(1, (None, None, out, None), (Linear(W),), (grad,), (None,), (*out.shape, 0))
+    return out
+
+
 def input_gradient(grads: Sequence[Tensor], given: Sequence[Linear], A: Tensor | None) -> tuple[Tensor, Tensor]:
     """dy (T, N) of each, after its gain -> the gradients of m^T (R, T) and of x (T, K)."""
     grads = [grad.contiguous() for grad in grads]
