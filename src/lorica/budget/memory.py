@@ -137,8 +137,8 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
     recomputed = shapes.layers - first - kept
     head = _head(plan, shapes, decoder)
     gradients = TRAINED * plan.trainable_parameters
-    several = head != "frozen" and work.tokens > CHUNK_ROWS
-    of_head = TRAINED * min(shapes.head_parameters, plan.trainable_parameters) if several else 0
+    at_once = head == "trained" or (head == "whole" and work.tokens > CHUNK_ROWS)
+    of_head = TRAINED * min(shapes.head_parameters, plan.trainable_parameters) if at_once else 0
     worst = max(
         _moments(
             inputs=work.tokens * shapes.d * width,
@@ -147,9 +147,11 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
             recomputed=recomputed,
             logits=_logits(shapes, work, head, kind),
             in_backward=work.tokens * width * (4 * shapes.d + (3 if decoder else 1) * shapes.f),
-            matrix=_narrowed_outside(plan),
             gradients=gradients,
-            before=gradients if work.accumulated else of_head,
+            before=gradients if work.accumulated else 0 if head == "trained" else of_head,
+            behind_head=gradients if work.accumulated else of_head,
+            of_head=shapes.head_parameters * width if head == "trained" else 0,
+            embedding=_embedding(plan, shapes),
         ),
         key=lambda moment: moment.held,
     )
@@ -174,26 +176,34 @@ def _moments(
     recomputed: int,
     logits: int,
     in_backward: int,
-    matrix: int,
     gradients: int,
     before: int,
+    behind_head: int,
+    of_head: int,
+    embedding: int,
 ) -> Iterator[Moment]:
-    """inputs, one: of a block, what it keeps when it is computed again, and all that it keeps; matrix: what is
-    trained outside of them, as it is read; before: the gradients that stand before the backward pass reaches a block,
-    of other micro-batches, or of the head's other chunks.
+    """inputs, one: of a block, what it keeps when it is computed again, and all that it keeps; before, behind_head: the
+    gradients that stand before the head, of other micro-batches, and before the backward pass reaches a block; of_head:
+    a trained head in the type it is read in, and its gradient in that type, made with the logits and scaled before it
+    is widened; embedding: parameters of a trained one, whose gradient comes last.
 
     The last blocks are kept, and theirs are gone when the first ones are computed again; the gradients of a block come
     with its backward pass.
     """
     whole = kept * one + recomputed * inputs
-    behind = max(before, gradients * kept // max(kept + recomputed, 1))
-    yield Moment(activations=whole, logits=logits + matrix, gradients=before)
+    behind = max(behind_head, gradients * kept // max(kept + recomputed, 1))
+    yield Moment(activations=whole, logits=logits + 2 * of_head, gradients=before)
+    if of_head:
+        yield Moment(activations=whole, logits=of_head, gradients=behind_head)
     if kept:
-        yield Moment(activations=whole, in_backward=in_backward, gradients=before)
+        yield Moment(activations=whole, in_backward=in_backward, gradients=behind_head)
     if recomputed:
         yield Moment(activations=recomputed * inputs + one, in_backward=in_backward, gradients=behind)
+    late = 0 if before else min(TRAINED * embedding, gradients - behind_head)
     if kept or recomputed:
-        yield Moment(activations=one, in_backward=in_backward + matrix, gradients=gradients)
+        yield Moment(activations=one, in_backward=in_backward, gradients=gradients - late)
+    # one of a type that is narrower, and one of float32 that meets what stands there already
+    yield Moment(activations=0, in_backward=embedding * (2 + TRAINED) - late, gradients=gradients)
 
 
 def held_bytes(site: Site) -> int:
@@ -249,10 +259,10 @@ def _narrowed(plan: Plan) -> int:
     return sum(count * BYTES[dtype] for dtype, count in read if BYTES[dtype] < TRAINED)
 
 
-def _narrowed_outside(plan: Plan) -> int:
-    """The same of matrices outside of the blocks that are trained whole: embedding and head."""
-    whole = (p.site for p in plan.edits if p.whole and p.site.layer is None and len(p.site.shape) > 1)
-    return sum(prod(site.shape) * BYTES[site.dtype] for site in whole if BYTES[site.dtype] < TRAINED)
+def _embedding(plan: Plan, s: "Shapes") -> int:
+    """Parameters of an embedding that is trained whole; where it is the head as well, both gradients meet in it."""
+    matrix = (s.vocabulary, s.d)
+    return sum(prod(matrix) for p in plan.edits if p.whole and p.site.shape == matrix and "head" not in p.site.roles)
 
 
 def _read_of(site: Site, shape: tuple[int, ...]) -> int:
@@ -379,13 +389,10 @@ def _head(plan: Plan, s: Shapes, decoder: bool) -> Head:
 
 
 def _logits(s: Shapes, work: Workload, head: Head, kind: str) -> int:
-    """Of a frozen head: a chunk in its computing type, in whose place its gradient comes, and its softmax in float32,
-    on a CPU in pieces that fit the cache.  Of a trained one: a chunk's softmax and two gradients in float32, before the
-    one of the logits is narrowed.  Whole: logits, their float32 copy and its gradient."""
+    """A chunk in its computing type, in whose place its gradient comes, and its softmax in float32, on a CPU in pieces
+    that fit the cache.  Whole: logits, their float32 copy and its gradient."""
     chunk, hidden = min(CHUNK_ROWS, work.tokens) * s.vocabulary, 3 * work.tokens * s.d * s.width
     if head == "whole":
         return work.tokens * s.vocabulary * (s.width + 8)
-    if head == "trained":
-        return chunk * 12 + hidden
     softmax = 4 * min(CACHED, chunk) if kind == "cpu" else 4 * chunk
     return chunk * s.width + softmax + hidden

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from lorica.kernels.choice import is_native
@@ -27,24 +28,34 @@ that have left the cache between one pass and the next 450 ms."""
 def head_cross_entropy(hidden: Tensor, head: Callable[[Tensor], Tensor], labels: Tensor) -> Tensor:
     """Sum of the losses of N label tokens, a float32 scalar (float64 when hidden is).
 
-    hidden (N, d); labels (N,) int64.  A frozen plain head takes the path that keeps only the gradient of `hidden`;
-    any other head (an edited one still passes for a Linear) is recomputed chunk by chunk in the backward pass.
+    hidden (N, d); labels (N,) int64.  A plain linear, frozen or trained, has its gradients made while the logits of a
+    chunk exist; any other head (an edited one still passes for a Linear) is recomputed chunk by chunk in the backward
+    pass.
     """
-    if isinstance(head, nn.Linear) and type(head) is nn.Linear and not _trained(head):
-        return _FrozenHead.apply(hidden, head.weight, head.bias, labels)  # type: ignore[return-value]
+    if (read := _as_linear(head, hidden)) is not None:
+        return _LinearHead.apply(hidden, *read, labels)  # type: ignore[return-value]
     total = hidden[:0].sum().to(_loss_dtype(hidden))
     for part in chunks(0, len(hidden)):
         total = total + checkpoint(_chunk_loss, hidden[part], head, labels[part], use_reentrant=False)  # type: ignore
     return total
 
 
+def _as_linear(head: Callable[[Tensor], Tensor], hidden: Tensor) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias of a head that is x W^T + b; either may be computed as it is read."""
+    kind = getattr(type(head), "uncomputed", type(head))
+    if kind is not nn.Linear:
+        return None
+    weight, bias = head.weight, head.bias  # type: ignore[attr-defined]
+    if weight.dtype != hidden.dtype or (bias is not None and bias.dtype != hidden.dtype):
+        return None
+    if torch.is_grad_enabled():
+        return weight, bias
+    return weight.detach(), None if bias is None else bias.detach()
+
+
 def chunks(start: int, end: int) -> list[slice]:
     """The rows from `start` to `end`, as many at a time as may have logits."""
     return [slice(at, min(at + CHUNK_ROWS, end)) for at in range(start, end, CHUNK_ROWS)]
-
-
-def _trained(head: nn.Linear) -> bool:
-    return head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
 
 
 def _loss_dtype(hidden: Tensor) -> torch.dtype:
@@ -55,8 +66,8 @@ def _chunk_loss(hidden: Tensor, head: Callable[[Tensor], Tensor], labels: Tensor
     return nn.functional.cross_entropy(head(hidden).to(_loss_dtype(hidden)), labels, reduction="sum")
 
 
-class _FrozenHead(torch.autograd.Function):
-    """The gradient of `hidden` is made while the logits of a chunk exist; backward only scales it."""
+class _LinearHead(torch.autograd.Function):
+    """All gradients are made while the logits of a chunk exist; backward only scales them."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, labels):  # type: ignore[override]
@@ -64,22 +75,29 @@ class _FrozenHead(torch.autograd.Function):
         wanted = head.rows(count, hidden)
         hidden, labels = with_rows(hidden, wanted).contiguous(), with_rows(labels, wanted)
         losses = hidden.new_zeros(wanted, dtype=_loss_dtype(hidden))
-        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        of_hidden, of_weight, of_bias = (
+            torch.zeros_like(one) if wants else None
+            for one, wants in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
+        )
         # to give each chunk new pages takes as long as its product
         room = hidden.new_empty(min(wanted, CHUNK_ROWS), len(weight))
         for rows in chunks(0, wanted):
             logits = room[: rows.stop - rows.start]
             head.product(hidden[rows], logits)
             losses[rows] = _to_gradient(logits, labels[rows])
-            if gradient is not None:
-                head.transposed_product(logits, gradient[rows])
-        ctx.save_for_backward(None if gradient is None else gradient[:count])
+            if of_hidden is not None:
+                head.transposed_product(logits, of_hidden[rows])
+            if of_weight is not None:
+                of_weight.addmm_(logits.T, hidden[rows])
+            if of_bias is not None:
+                of_bias += logits[: max(0, count - rows.start)].sum(0)
+        ctx.save_for_backward(None if of_hidden is None else of_hidden[:count], of_weight, of_bias)
         return losses[:count].sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):  # type: ignore[override]
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad.to(gradient.dtype), None, None, None
+        return *(None if one is None else one * grad.to(one.dtype) for one in ctx.saved_tensors), None
 
 
 @dataclass(frozen=True, eq=False)
