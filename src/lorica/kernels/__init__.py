@@ -20,7 +20,7 @@ from lorica.kernels.row_norms import row_norms, row_squares
 from lorica.kernels.rowwise import Factors, RowBranch, Terms, in_slabs, rowwise, rowwise_swiglu
 from lorica.kernels.siblings import Branch
 from lorica.kernels.swiglu import swiglu
-from lorica.kernels.tiled import TiledWeight, tiled_linear
+from lorica.kernels.tiled import TiledWeight, tiled_linear, tiled_linears
 
 __all__ = [
     "BLOCK",
@@ -60,5 +60,6 @@ __all__ = [
     "site_id",
     "swiglu",
     "tiled_linear",
+    "tiled_linears",
     "with_rows",
 ]

@@ -37,9 +37,15 @@ def _in_tiles(shape: Sequence[int]) -> bool:
 
 def tiled_linear(x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
     """x (..., K), W (N, K), b (N,) -> x W^T + b (..., N), with the gradients of those that want one."""
-    if has_tiles(x, W, bias):
-        return _Tiled.apply(x, W, bias)  # type: ignore[return-value]
-    return nn.functional.linear(x, W, bias)
+    return tiled_linears(x, (W,), (bias,))[0]
+
+
+def tiled_linears(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """Several of one input, which is read once, and whose gradient is one sum."""
+    pairs = list(zip(weights, biases, strict=True))
+    if all(has_tiles(x, W, bias) for W, bias in pairs):
+        return _Tiled.apply(x, *weights, *biases)  # type: ignore[return-value]
+    return tuple(nn.functional.linear(x, W, bias) for W, bias in pairs)
 
 
 class TiledWeight(DenseWeight):
@@ -58,36 +64,42 @@ class TiledWeight(DenseWeight):
 
     def transposed_product(self, g: Tensor, onto: Tensor | None = None) -> Tensor:
         if onto is None and fits(g, self):
-            return _transposed(g, self.stored)
+            return _transposed([g.reshape(-1, g.shape[-1])], [self.stored]).view(*g.shape[:-1], self.stored.shape[1])
         return super().transposed_product(g, onto)
 
 
 class _Tiled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, W, bias):  # type: ignore[override]
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, W)
-        flat = x.reshape(-1, x.shape[-1])
+    def forward(ctx, x, *parts):  # type: ignore[override]
+        count = len(parts) // 2
+        weights, biases = parts[:count], parts[count:]
+        ctx.save_for_backward(x if any(ctx.needs_input_grad[1 : count + 1]) else None, *weights)
+        flat, given = x.reshape(-1, x.shape[-1]), list(zip(weights, biases, strict=True))
         if len(flat) <= FEW_ROWS:
-            (y,) = rowwise(flat, (RowBranch(DenseWeight(W), bias),))
+            made = rowwise(flat, [RowBranch(DenseWeight(W), bias) for W, bias in given])
         else:
-            (y,) = native.linears(flat, (Linear(W, bias),), None).outputs
+            made = native.linears(flat, [Linear(W, bias) for W, bias in given], None).outputs
         # no view: who is given it may write into it
-        return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], len(W)])
+        return tuple(torch.ops.aten._unsafe_view(y, [*x.shape[:-1], y.shape[1]]) for y in made)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):  # type: ignore[override]
-        x, W = ctx.saved_tensors
-        wants_x, wants_W, wants_bias = ctx.needs_input_grad
-        flat = grad.reshape(-1, grad.shape[-1])
+    def backward(ctx, *grads):  # type: ignore[override]
+        x, *weights = ctx.saved_tensors
+        count = len(weights)
+        wants_x, of_weights, of_biases = (
+            ctx.needs_input_grad[0],
+            ctx.needs_input_grad[1 : count + 1],
+            ctx.needs_input_grad[count + 1 :],
+        )
+        flat = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
         return (
-            _transposed(grad, W) if wants_x else None,
-            flat.T @ x.reshape(-1, x.shape[-1]) if wants_W else None,
-            flat.sum(0) if wants_bias else None,
+            _transposed(flat, weights).view(*grads[0].shape[:-1], weights[0].shape[1]) if wants_x else None,
+            *(g.T @ x.reshape(-1, x.shape[-1]) if wants else None for g, wants in zip(flat, of_weights, strict=True)),
+            *(g.sum(0) if wants else None for g, wants in zip(flat, of_biases, strict=True)),
         )
 
 
-def _transposed(g: Tensor, W: Tensor) -> Tensor:
-    """g (..., N), W (N, K) -> g W (..., K)"""
-    _, grad_x = native.input_gradient((g.reshape(-1, g.shape[-1]),), (Linear(W),), None)
-    return grad_x.view(*g.shape[:-1], W.shape[1])
+def _transposed(grads: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """g (T, N) and W (N, K) of each -> the sum of g W (T, K)."""
+    return native.input_gradient(grads, [Linear(W) for W in weights], None)[1]

@@ -21,10 +21,11 @@ from lorica.kernels import (
     rowwise_swiglu,
     siblings,
     swiglu,
+    tiled_linears,
 )
 from lorica.models.edited import AroundModule, Flow, apply
 from lorica.models.frozen_linear import FrozenLinear
-from lorica.models.tiled_linear import is_plain
+from lorica.models.tiled_linear import TiledLinear, is_plain
 
 
 def linear(module: nn.Module, x: Tensor, flow: Flow, *, widely: bool = False) -> Tensor:
@@ -37,6 +38,9 @@ def project(modules: Sequence[nn.Module], x: Tensor, flow: Flow) -> Sequence[Ten
     if flow.apart:
         return _apart(modules, x, flow)
     branches = _branches(modules, flow)
+    trained = [module for module in modules if _is_trained_linear(module)]
+    if branches is None and len(trained) == len(modules):
+        return tiled_linears(x, [module.weight for module in trained], [module.bias for module in trained])
     if branches is None:
         return [apply(module, x, flow) for module in modules]
     return siblings(x, branches, _noise(modules, flow))
@@ -110,6 +114,11 @@ def _is_frozen_linear(module: nn.Module, training: bool = True) -> TypeGuard[nn.
     if is_plain(module):
         return not (training and module.weight.requires_grad)
     return issubclass(type(module), FrozenLinear)
+
+
+def _is_trained_linear(module: nn.Module) -> TypeGuard[TiledLinear]:
+    """Whether it is x W^T + b of tiles, of a weight that may be computed as it is read."""
+    return getattr(type(module), "uncomputed", type(module)) is TiledLinear and not is_watched(module)
 
 
 def _noise(modules: Sequence[nn.Module], flow: Flow) -> Noise | None:
