@@ -70,6 +70,7 @@ def test_a_gpu_takes_triton_where_it_saves_passes_over_memory() -> None:
         "rowwise",
         "block",
         "linears",
+        "thin",
         "low_rank",
     ]
 

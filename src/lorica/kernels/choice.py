@@ -85,7 +85,12 @@ OPS: Mapping[str, Op] = {
     ),
     "linears": Op(
         why="the library's products are the quickest on a GPU",
-        native="low-rank products and gains join a product before it is rounded, in the decoder family",
+        native="low-rank products and gains join a product before it is rounded, in bases that we load",
+        stays=True,
+    ),
+    "thin": Op(
+        why="the library's products are the quickest on a GPU",
+        native="few long rows and many are read once each",
         stays=True,
     ),
     "low_rank": Op(why="the library's product of W outweighs the pass over y that a product of ours saves", stays=True),

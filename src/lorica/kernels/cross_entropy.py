@@ -15,7 +15,7 @@ from lorica.kernels.choice import is_native
 from lorica.kernels.few_shapes import rounded, with_rows
 from lorica.kernels.native import cross_entropy as native
 from lorica.kernels.native import linears
-from lorica.kernels.tiled import has_tiles
+from lorica.kernels.tiled import TiledWeight, has_tiles
 
 CHUNK_ROWS = 512
 """Rows of hidden states whose logits exist at one time: 512 x 49,152 x 4 bytes is 100 MB."""
@@ -43,7 +43,7 @@ def head_cross_entropy(hidden: Tensor, head: Callable[[Tensor], Tensor], labels:
 def _as_linear(head: Callable[[Tensor], Tensor], hidden: Tensor) -> tuple[Tensor, Tensor | None] | None:
     """Weight and bias of a head that is x W^T + b; either may be computed as it is read."""
     kind = getattr(type(head), "uncomputed", type(head))
-    if kind is not nn.Linear:
+    if kind is not nn.Linear and getattr(kind, "weight_form", None) is not TiledWeight:
         return None
     weight, bias = head.weight, head.bias  # type: ignore[attr-defined]
     if weight.dtype != hidden.dtype or (bias is not None and bias.dtype != hidden.dtype):

@@ -17,6 +17,7 @@ from lorica.kernels.gain import gain_gradient, gained, gained_backward
 from lorica.kernels.low_rank import LowRank
 from lorica.kernels.native import linears as native
 from lorica.kernels.noise import Noise
+from lorica.kernels.thin import thin_product
 from lorica.kernels.tiled import FEW_ROWS, fits
 
 
@@ -102,7 +103,7 @@ class Part:
 
     def grad_B(self, grad: Tensor, m: Tensor) -> Tensor | None:
         # (m g)^T takes half the time of g^T m^T
-        return None if self.B is None else (m[self.rows] @ grad).mul_(self.scale).T
+        return None if self.B is None else thin_product(m[self.rows], grad, self.scale).T
 
 
 def parts_of(branches: Sequence[Branch], given: Sequence[Tensor | None]) -> tuple[Part, ...]:
@@ -176,7 +177,7 @@ class Gradients:
 
     def factors(self, x: Tensor) -> list[Tensor | None]:
         """Of every factor, as `factors` orders them; x (T, d_in) is the input."""
-        grad_A = self.inner @ x
+        grad_A = thin_product(self.inner, x)
         found: list[Tensor | None] = []
         for part, of_B, of_gain in zip(self.parts, self.of_B, self.of_gains, strict=True):
             found += [None if part.A is None else grad_A[part.rows], of_B, of_gain]

@@ -1,4 +1,4 @@
-"""Products with dense weights in C, where this processor has them: what the linears of the decoder family are made of.
+"""Products with dense weights in C, where this processor has them: what the linears of a base are made of.
 
 A row's sums are made in one order, whatever rows stand beside it; a low-rank product of zero changes no bit of them.
 """

@@ -13,7 +13,7 @@ from torch import nn
 
 from lorica.errors import ModelError, did_you_mean
 from lorica.kernels.bitsandbytes import library
-from lorica.models import foreign_attention
+from lorica.models import foreign_attention, tiled_linear
 from lorica.models.causal_lm import CausalLM
 from lorica.models.config import FAMILIES
 from lorica.models.fetched import Away, linears_of, refuse_foreign
@@ -98,6 +98,7 @@ def load_base(
     model = model.to(place)
     if not ours:
         foreign_attention.use(model)
+        tiled_linear.use(model)
     return _finished(model, source, folder, form)
 
 

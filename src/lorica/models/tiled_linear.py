@@ -1,4 +1,4 @@
-"""The linear of the decoder family: nn.Linear, with products of our own where this processor has them."""
+"""The linear of bases that we load: nn.Linear, with products of our own where this processor has them."""
 
 from typing import TypeGuard
 
@@ -19,3 +19,10 @@ class TiledLinear(nn.Linear):
 def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Of a type whose forward is known; isinstance would say so of an edited one as well."""
     return type(module) in (nn.Linear, TiledLinear)
+
+
+def use(model: nn.Module) -> None:
+    """Every linear of a model that transformers made becomes one."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = TiledLinear

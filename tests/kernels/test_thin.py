@@ -1,0 +1,60 @@
+"""The product of few long rows with many in C: the definition in float64, rounded once, and no bit from threads."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lorica.kernels import is_native
+from lorica.kernels.native import thin as native
+from lorica.kernels.thin import FEW, thin_product
+
+BF16 = torch.bfloat16
+pytestmark = pytest.mark.skipif(
+    not is_native("thin", torch.zeros(1, dtype=BF16)), reason="no kernels in C for this processor"
+)
+SHAPES = [(1, 1, 1), (8, 543, 384), (3, 17, 33), (5, 8, 100), (8, 700, 48), (8, 0, 40), (12, 41, 65)]
+"""R, T, N."""
+
+
+def drawn(R: int, T: int, N: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(R + T + N)
+    return torch.randn(R, T, generator=generator).to(BF16), torch.randn(T, N, generator=generator).to(BF16)
+
+
+def worst(found: Tensor, left: Tensor, right: Tensor, scale: float) -> float:
+    """The largest error in units of its bound: half an eps, and T of float32 of the sum of sizes."""
+    exact = scale * left.double() @ right.double()
+    sizes = abs(scale) * left.double().abs() @ right.double().abs()
+    limit = torch.finfo(BF16).eps / 2 * exact.abs() + (left.shape[1] + 2) * torch.finfo(torch.float32).eps * sizes
+    return float(((found.double() - exact).abs() / (limit + 1e-300)).max())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_it_is_rounded_once(shape: tuple[int, int, int]) -> None:
+    left, right = drawn(*shape)
+    assert worst(native.thin_product(left, right, 2.5), left, right, 2.5) <= 1
+    spread = torch.stack([right, right], 2)[..., 0], left.T.contiguous().T
+    assert torch.equal(native.thin_product(spread[1], spread[0], 2.5), native.thin_product(left, right, 2.5))
+
+
+def test_a_scale_that_is_off_is_seen() -> None:
+    left, right = drawn(8, 300, 64)
+    assert worst(native.thin_product(left, right, 2.52), left, right, 2.5) > 1
+
+
+def test_threads_and_columns_beside_it_change_no_bit() -> None:
+    left, right = drawn(8, 700, 515)
+    whole, before = native.thin_product(left, right, 1.0), torch.get_num_threads()
+    assert torch.equal(native.thin_product(left, right[:, 100:133], 1.0), whole[:, 100:133])
+    try:
+        for threads in (1, 2, 3, 16):
+            torch.set_num_threads(threads)
+            assert torch.equal(native.thin_product(left, right, 1.0), whole)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_of_many_rows_and_other_types_it_is_the_librarys() -> None:
+    left, right = drawn(FEW + 1, 40, 64)
+    assert torch.equal(thin_product(left, right, 2.0), (left @ right).mul_(2.0))
+    assert torch.equal(thin_product(left[:2].double(), right.double()), left[:2].double() @ right.double())
