@@ -6,7 +6,7 @@ runs, and are kept: a run over ragged rows grew by 2 GB.
 
 from torch import Tensor, bfloat16, nn
 
-STEP = 64
+STEP = 32
 
 
 def rounded(rows: int, like: Tensor) -> int:

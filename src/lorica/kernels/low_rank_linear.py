@@ -15,6 +15,7 @@ from lorica.kernels.frozen_weight import FrozenWeight
 from lorica.kernels.low_rank import LowRank, reference
 from lorica.kernels.noise import Noise
 from lorica.kernels.siblings import Branch, fused
+from lorica.kernels.thin import thin_product
 
 
 def low_rank_linear(
@@ -70,8 +71,8 @@ class _Dropped(torch.autograd.Function):
         return (
             grad_x,
             (inner @ A).view(ctx.shape) if wants_dropped else None,
-            inner.T @ flat if wants_A else None,
-            (middle @ grad).mul_(ctx.scale).T if wants_B else None,
+            thin_product(inner.T, flat) if wants_A else None,
+            thin_product(middle, grad, ctx.scale).T if wants_B else None,
             None,
             None,
             None,
@@ -100,5 +101,5 @@ class _FrozenA(torch.autograd.Function):
         if wants_x:
             through_A = ctx.drop(((grad @ B).mul_(ctx.scale) @ A).view(ctx.shape))
             grad_x = through_A.add_(ctx.weight.transposed_product(grad).view(ctx.shape))
-        grad_B = (middle @ grad).mul_(ctx.scale).T if wants_B else None
+        grad_B = thin_product(middle, grad, ctx.scale).T if wants_B else None
         return grad_x, None, grad_B, None, None, grad.sum(0) if wants_bias else None, None
