@@ -12,7 +12,7 @@ from lorica.serve.engine import Request
 from lorica.serve.engine import prefix as prefix_module
 from serve_bases import Heard, answer, engine_on, folder, prompt, shelf_of
 
-SECONDS = 6
+SECONDS = 4
 
 
 class Leased:
