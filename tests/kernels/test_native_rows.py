@@ -242,6 +242,7 @@ def test_a_head_of_whole_tiles_has_its_products_in_c(
     """Whatever the strides of the hidden states, and in chunks.  An error of a logit, half an eps of it, is one of the
     loss, and of each share of the softmax relative to it; shares and the gradient are rounded once more."""
     monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 96)
+    monkeypatch.setattr(cross_entropy, "FEW_ROWS", 64)
     hidden, weight, labels = drawn(64, 150, seed=0).T, drawn(160, 64, seed=1) / 8, torch.arange(150)
     head = nn.Linear(64, 160, bias=False, dtype=torch.bfloat16).requires_grad_(False)
     head.weight.copy_(wrong * weight)
