@@ -79,10 +79,10 @@ class _LinearHead(torch.autograd.Function):
         wanted = rounded(count, hidden)
         hidden, labels = with_rows(hidden, wanted).contiguous(), with_rows(labels, wanted)
         losses = hidden.new_zeros(wanted, dtype=_loss_dtype(hidden))
-        of_hidden, of_weight, of_bias = (
-            torch.zeros_like(one) if wants else None
-            for one, wants in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
-        )
+        wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        of_hidden = torch.empty_like(hidden) if wants_hidden else None
+        of_weight = torch.zeros_like(weight) if wants_weight else None
+        of_bias = torch.zeros_like(bias) if wants_bias else None
         # to give each chunk new pages takes as long as its product
         room = hidden.new_empty(min(wanted, CHUNK_ROWS), len(weight))
         for rows in chunks(0, wanted):

@@ -137,7 +137,7 @@ out `some` strips at a time, `span` of their depth; `sums` (strips, T / 32) bloc
 whole, or where more is to come. */
 typedef struct {
     const left *lefts;
-    ptrdiff_t count, depth, T, strips, some, span;
+    ptrdiff_t depth, T, strips, some, span;
     float *sums;
     int add;
 } tiling;
@@ -205,8 +205,8 @@ static inline void met_from(const tiling *p, float *C, const int32_t *right, ptr
     }
 }
 
-/* lay: the depth from `from` to `until` of strips, one behind the other.  finish: 32 rows of a strip, its sums C, into a workbench at
-`column`.  leave_rows: these rows of strips from `first` on. */
+/* lay: the depth from `from` to `until` of strips, one behind the other.  finish: 32 rows of a strip, its sums C, into
+a workbench at `column`.  leave_rows: these rows of strips from `first` on. */
 typedef void laying(const void *of, int32_t *out, ptrdiff_t first, ptrdiff_t last, ptrdiff_t from, ptrdiff_t until);
 typedef void finishing(const void *of, const workbench *own, const float *C, ptrdiff_t t, ptrdiff_t s, ptrdiff_t column,
                        ptrdiff_t width);
@@ -338,7 +338,7 @@ int lorica_linears(const bf16 *x, const bf16 *A, bf16 *m, const branch *branches
     forward f = {.branches = branches, .x = {x, NULL, K, K}, .m = m, .T = T, .K = K, .R = R};
     ptrdiff_t low = 0, in_A = up(R, SIDE) / SIDE;
     int threads = T * K > FEW ? omp_get_max_threads() : 1, more = 0;
-    f.tiles = (tiling){.lefts = &f.x, .count = 1, .depth = K, .T = T};
+    f.tiles = (tiling){.lefts = &f.x, .depth = K, .T = T};
     for (ptrdiff_t b = 0; b < count; b++) {
         f.tiles.strips += branches[b].N / SIDE;
         low += branches[b].N * up(branches[b].r, SIDE) * 2;
@@ -466,7 +466,7 @@ int lorica_linears_backward(const bf16 *A, bf16 *inner, bf16 *dx, float *sum, co
     backward f = {.branches = branches, .A = A, .count = count, .inner = inner, .dx = dx, .T = T, .K = K};
     ptrdiff_t low = 0, tails = 0;
     int threads = T * K > FEW ? omp_get_max_threads() : 1;
-    f.tiles = (tiling){.count = 2 * count, .T = T, .strips = K / SIDE, .sums = sum, .add = add};
+    f.tiles = (tiling){.T = T, .strips = K / SIDE, .sums = sum, .add = add};
     for (ptrdiff_t b = 0; b < count; b++) {
         f.wide += up(branches[b].r, SIDE);
         low += branches[b].N * up(branches[b].r, SIDE) * 2;
