@@ -8,8 +8,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-HELD_IN_BFLOAT16 = "adapters in bfloat16"
-"""In the name of a side."""
+HELD_IN_BFLOAT16 = "in bfloat16"
+"""In the name of a side whose trained weights are so held."""
 
 
 def allowed(places: int) -> float:
@@ -19,7 +19,7 @@ def allowed(places: int) -> float:
 def of_losses(sides: Mapping[str, Mapping[str, Any]], *, places: int) -> dict[str, Any]:
     """Each side against the first, step by step, as far as both went.
 
-    Adapters held in bfloat16 at the first step alone: what is below half a unit of a weight is lost of each update, so
+    What is trained held in bfloat16, at the first step alone: what is below half a unit of a weight is lost of each update, so
     that they learn less from the second on.
     """
     (reference, first), *others = sides.items()

@@ -11,13 +11,14 @@ Made by `make bench` from `benchmarks/results/speed.json`; do not edit. Every si
 the same checkpoint, starts from the same adapter and learns the same tokens with the same settings of AdamW; all take
 turns in one run, idle while another is measured. Seconds are medians over all timed steps with the least and the most;
 memory is the most that the process held in the timed steps of that very run. Losses are compared at every step; of
-PEFT with adapters held in bfloat16 at the first alone, since what is small of each update is lost there.
+sides whose trained weights are held in bfloat16 at the first alone, since what is small of each update is lost there.
 The base has SmolLM2-135M's shape with weights at random, in bfloat16, unless another is named.
 
 Not measured here: CUDA, and with it PEFT with Liger-Kernel.
 """
 TOLD = {
     "dense": "Equal documents",
+    "untiled": "Without AMX",
     "mixed": "Documents of mixed length",
     "full": "Beside full fine-tuning",
     "dora": "DoRA",

@@ -38,6 +38,20 @@ def dense(setting: Setting, told: Told) -> Found:
     return _with_floor(setting, orders, told, r=COMMON["r"], name="dense")
 
 
+def untiled(setting: Setting, told: Told) -> Found:
+    """The same with no instructions beyond AVX512-BF16, which is all that processors without AMX have."""
+    same = _dense_lessons(setting)
+    held = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
+    orders = {
+        "lorica": setting.order("lorica", same),
+        "peft": setting.order("peft", same),
+        "peft, adapters in bfloat16": setting.order("peft", same, **BASE),
+        "products": _products(setting),
+    }
+    held_orders = {name: {**order, "environment": {**order["environment"], **held}} for name, order in orders.items()}
+    return _with_floor(setting, held_orders, told, r=COMMON["r"], name="untiled")
+
+
 def full(setting: Setting, told: Told) -> Found:
     """LoRA beside full fine-tuning, ours and transformers'."""
     same = _dense_lessons(setting)
@@ -45,7 +59,7 @@ def full(setting: Setting, told: Told) -> Found:
     orders = {
         "lorica": setting.order("lorica", same, **slow),
         "lorica, full": setting.order("lorica", same, method="full", **slow),
-        "transformers, full": setting.order("full", same, **slow),
+        "transformers, full, weights in bfloat16": setting.order("full", same, **slow),
         "transformers, full, float32 under autocast": setting.order("full", same, autocast=True, **slow),
     }
     found = _with_floor(setting, orders, told, r=None, name="full")
@@ -94,7 +108,7 @@ def _dense_lessons(setting: Setting) -> lessons.Lessons:
 def _with_floor(
     setting: Setting, orders: Mapping[str, dict[str, Any]], told: Told, *, r: int | None, name: str
 ) -> Found:
-    chosen = setting.chosen({**orders, "products": _products(setting)})
+    chosen = setting.chosen({"products": _products(setting), **orders})
     sides = measured(chosen, setting.length, setting.cache / "logs" / name, told)
     documents = [setting.dense_length] * ROWS
     learned = {key: side for key, side in sides.items() if key != "products"}
@@ -248,6 +262,7 @@ def memory(setting: Setting, told: Told) -> Found:
 
 TOPICS: Mapping[str, Callable[[Setting, Told], Found]] = {
     "dense": dense,
+    "untiled": untiled,
     "mixed": mixed,
     "full": full,
     "dora": dora,

@@ -16,6 +16,7 @@ from lorica.kernels.rms_norm import reference
 def a_processor_that_would_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """With an empty cache, and no compiler but those a test makes."""
     monkeypatch.delenv(compiled.OFF, raising=False)
+    monkeypatch.delenv(build.WIDEST, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(build, "processor_flags", lambda: frozenset(build.NEEDED))
@@ -75,6 +76,20 @@ def test_on_another_processor(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_beside_another_runtime_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "_is_loaded", lambda name: False)
     assert build.OPENMP in why()
+
+
+def test_no_wider_than_the_products_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without bfloat16 there are none of ours; without tiles the compiler is told so; a word unknown to oneDNN is none."""
+    monkeypatch.setattr(build, "processor_flags", lambda: frozenset({*build.NEEDED, *build.TILES}))
+    monkeypatch.setenv(build.WIDEST, "AVX512_CORE_VNNI")
+    assert why() == f"{build.WIDEST}=AVX512_CORE_VNNI leaves out avx512_bf16"
+    for widest, without in (("avx512_core_bf16", build.TILES), ("AVX512_CORE_AMX", ()), ("AVX1024", ())):
+        library.cache_clear()
+        monkeypatch.setenv(build.WIDEST, widest)
+        compiler(tmp_path, compiled.GNU, f'echo "$@" >{tmp_path}/arguments; exit 1')
+        assert why().startswith("gcc failed")
+        said = (tmp_path / "arguments").read_text().split()
+        assert {word for word in said if word.startswith("-mno")} == {f"-mno-{name.replace('_', '-')}" for name in without}
 
 
 def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,15 @@ from lorica.kernels.native.compiled import FOLDER, OFF, Sources, Uncompiled, loa
 
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11", "-fno-math-errno", "-Wall", "-Werror")
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")
-"""Instructions that the kernels are written in; products of tiles (amx_bf16) are taken where there are any."""
+"""Instructions that the kernels are written in; products of tiles are taken where there are any."""
+WIDEST = "ONEDNN_MAX_CPU_ISA"
+"""oneDNN's own variable: torch's products take nothing wider, and ours do not either."""
+TILES = frozenset({"amx_tile", "amx_bf16", "amx_int8"})
+LEFT_OUT = {
+    **dict.fromkeys(("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"), TILES | {"avx512f", "avx512_bf16"}),
+    **dict.fromkeys(("AVX512_CORE", "AVX512_CORE_VNNI"), TILES | {"avx512_bf16"}),
+    **dict.fromkeys(("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512"), TILES),
+}
 OPENMP = "libgomp.so.1"
 """That of torch, which the loader finds by this name once torch is loaded."""
 
@@ -58,7 +66,7 @@ def sources(files: list[Path]) -> Sources:
         language="C",
         package="gcc",
         compilers=("gcc", "cc"),
-        flags=FLAGS,
+        flags=(*FLAGS, *(f"-mno-{name.replace('_', '-')}" for name in sorted(left_out() & processor_flags()))),
         files=tuple(files),
         headers=tuple(sorted(FOLDER.glob("*.h"))),
         libraries=("-lm",),
@@ -74,6 +82,8 @@ def _missing() -> str | None:
         return "kernels in C are written for Linux on x86-64"
     if lacking := [name for name in NEEDED if name not in processor_flags()]:
         return f"this processor has no {', '.join(lacking)}"
+    if lacking := [name for name in NEEDED if name in left_out()]:
+        return f"{WIDEST}={os.environ[WIDEST]} leaves out {', '.join(lacking)}"
     return None if _is_loaded(OPENMP) else f"this torch has its threads from elsewhere than {OPENMP}"
 
 
@@ -82,6 +92,11 @@ def _is_loaded(name: str) -> bool:
         return bool(ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_LAZY))
     except OSError:
         return False
+
+
+def left_out() -> frozenset[str]:
+    """Instructions that the user keeps from products."""
+    return LEFT_OUT.get(os.environ.get(WIDEST, "").upper(), frozenset())
 
 
 @cache
