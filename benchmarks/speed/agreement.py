@@ -19,8 +19,8 @@ def allowed(places: int) -> float:
 def of_losses(sides: Mapping[str, Mapping[str, Any]], *, places: int) -> dict[str, Any]:
     """Each side against the first, step by step, as far as both went.
 
-    What is trained held in bfloat16, at the first step alone: what is below half a unit of a weight is lost of each update, so
-    that they learn less from the second on.
+    Where what is trained is held in bfloat16, the first step alone: what is below half a unit of a weight is lost of
+    each update, so that it learns less from the second on.
     """
     (reference, first), *others = sides.items()
     apart = {name: _apart(first["losses"][: _steps(name)], side["losses"]) for name, side in others}

@@ -34,15 +34,16 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_products_with_a_fetched_weight_are_those_with_the_weight_itself(form: str, tmp_path: Path) -> None:
-    """Two weights of different shapes in turn: each finds its own numbers though they share one workspace."""
+    """Two weights of different shapes in turn: each finds its own numbers though they share one workspace.  Few rows
+    and many, which other products take."""
     store, order = Store(CPU, tmp_path), Order()
     held = [FORMS[form](drawn(*shape, seed=seed)) for seed, shape in enumerate(((48, 64), (96, 32)))]
     away = [fetched(weight, store, order) for weight in held]
-    for _ in range(2):
+    for rows in (5, 200):
         for weight, other in zip(held, away, strict=True):
-            x = drawn(5, weight.shape[1], dtype=weight.dtype, seed=7).requires_grad_()
+            x = drawn(rows, weight.shape[1], dtype=weight.dtype, seed=7).requires_grad_()
             y = x.detach().clone().requires_grad_()
-            bias, grad = drawn(weight.shape[0], dtype=weight.dtype), drawn(5, weight.shape[0], dtype=weight.dtype)
+            bias, grad = drawn(weight.shape[0], dtype=weight.dtype), drawn(rows, weight.shape[0], dtype=weight.dtype)
             here, there = weight.linear(x, bias), other.linear(y, bias)
             here.backward(grad)
             there.backward(grad)

@@ -79,7 +79,7 @@ def test_beside_another_runtime_of_threads(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_no_wider_than_the_products_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without bfloat16 there are none of ours; without tiles the compiler is told so; a word unknown to oneDNN is none."""
+    """Without bfloat16 there are none of ours; without tiles the compiler is told; a word unknown to oneDNN is none."""
     monkeypatch.setattr(build, "processor_flags", lambda: frozenset({*build.NEEDED, *build.TILES}))
     monkeypatch.setenv(build.WIDEST, "AVX512_CORE_VNNI")
     assert why() == f"{build.WIDEST}=AVX512_CORE_VNNI leaves out avx512_bf16"
@@ -89,7 +89,9 @@ def test_no_wider_than_the_products_of_torch(tmp_path: Path, monkeypatch: pytest
         compiler(tmp_path, compiled.GNU, f'echo "$@" >{tmp_path}/arguments; exit 1')
         assert why().startswith("gcc failed")
         said = (tmp_path / "arguments").read_text().split()
-        assert {word for word in said if word.startswith("-mno")} == {f"-mno-{name.replace('_', '-')}" for name in without}
+        assert {word for word in said if word.startswith("-mno")} == {
+            f"-mno-{name.replace('_', '-')}" for name in without
+        }
 
 
 def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import torch
 from test_siblings import draw, each_alone, of_type, sized, trained, values
 from torch import Tensor
 
-from lorica.kernels import Branch, DenseWeight, LowRank, TiledWeight, is_native, siblings, tiled_linear
+from lorica.kernels import Branch, DenseWeight, LowRank, TiledWeight, is_native, quantised, siblings, tiled_linear
 from lorica.kernels.native import linears as native
 from lorica.kernels.tiled import FEW_ROWS, fits
 from lorica.models import decoder
@@ -159,6 +159,38 @@ def test_weights_that_come_one_at_a_time_give_the_same_bits(kind: str, monkeypat
     monkeypatch.setattr(TiledWeight, "at_hand", property(lambda self: False))
     for found, wanted in zip(values(siblings, x, given), together, strict=True):
         assert torch.equal(found, wanted)
+
+
+CODES = [("nf4", True), ("nf4", False), ("fp4", True), ("int8", False)]
+
+
+def in_codes(given: Branch, form: Any, double: bool) -> tuple[Branch, Branch]:
+    """The branch on a quantised weight, and on that weight as bitsandbytes makes it dense."""
+    weight = quantised.quantised(given.weight.dense(), form, double)
+    return replace(given, weight=weight), replace(given, weight=TiledWeight(weight.dense()))
+
+
+@pytest.mark.parametrize(("form", "double"), CODES)
+@pytest.mark.parametrize("shape", [(333, 64, (160, 32, 96), 8), *DEEP], ids=str)
+def test_weights_in_codes_give_the_bits_of_the_dense_ones(shape: Any, form: str, double: bool, monkeypatch) -> None:
+    """Together, one at a time, and with no product beside them; shifted levels are found."""
+    T, K, widths, r = shape
+    x = draw(T, K, seed=1).to(BF16)
+    coded, dense = zip(
+        *(in_codes(tiled(each), form, double) for each in branches_of(K, widths, r, "gain and bias")), strict=True
+    )
+    wanted = values(siblings, x, dense)
+    assert all(torch.equal(*pair) for pair in zip(values(siblings, x, coded), wanted, strict=True))
+    for one, other in zip(coded, dense, strict=True):
+        assert torch.equal(one.weight.product(x, one.bias), other.weight.product(x, other.bias))
+        g = draw(T, one.weight.shape[0], seed=2).to(BF16)
+        assert torch.equal(one.weight.transposed_product(g), other.weight.transposed_product(g))
+    monkeypatch.setattr(type(coded[0].weight), "at_hand", property(lambda self: False))
+    assert all(torch.equal(*pair) for pair in zip(values(siblings, x, coded), wanted, strict=True))
+    if form != "int8":
+        shifted = quantised.levels_of(form).roll(1)  # type: ignore[arg-type]
+        monkeypatch.setattr(quantised, "levels_of", lambda form: shifted)
+        assert not torch.equal(coded[0].weight.product(x), dense[0].weight.product(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lorica.kernels.elsewhere import Kept, Order, soon
 from lorica.kernels.frozen_weight import DenseWeight, FrozenWeight
+from lorica.kernels.native.linears import Codes
 from lorica.kernels.quantised import Quantised, tensors_of, with_tensors, workspace
 
 LINE = 64
@@ -53,19 +54,19 @@ class Fetched(FrozenWeight):
     def transposed_product(self, g: Tensor, onto: Tensor | None = None) -> Tensor:
         return self._here(g.dtype).transposed_product(g, onto)
 
-    def _here(self, dtype: torch.dtype) -> DenseWeight:
-        """Whose products are to the bit those of the same weight where it lies on the device."""
-        W = self.as_read(dtype)
-        return type(self.form)(W) if isinstance(self.form, DenseWeight) else DenseWeight(W)
+    def for_tiles(self) -> Tensor | Codes:
+        return self._here(self.kind).for_tiles()
 
     def as_read(self, dtype: torch.dtype) -> Tensor:
+        return self._here(dtype).as_read(dtype)
+
+    def _here(self, dtype: torch.dtype) -> Form:
+        """Whose products are to the bit those of the same weight where it lies on the device."""
         weight = self._arrived()
         following = self.order.read(self)
         if following is not None:
             soon(following.parts.values())
-        if isinstance(weight, DenseWeight):
-            return self._cast(weight.dense()).to(dtype)
-        return weight.as_read(dtype)
+        return type(weight)(self._cast(weight.dense()).to(dtype)) if isinstance(weight, DenseWeight) else weight
 
     def _cast(self, W: Tensor) -> Tensor:
         if W.dtype == self.kind or self.place.type != "cpu":

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorica.kernels.native.linears import Codes
+
 
 class FrozenWeight(ABC):
     """W (d_out, d_in).  Of a convolution or of experts, W has their shape; only `dense` has a meaning there."""
@@ -38,6 +40,10 @@ class FrozenWeight(ABC):
     def tiled(self) -> bool:
         """Whether its products are those of `tiled.py`, where they fit."""
         return False
+
+    def for_tiles(self) -> Tensor | Codes:
+        """W as those products read it."""
+        return self.as_read(self.dtype)
 
     @property
     def at_hand(self) -> bool:

@@ -11,6 +11,7 @@ Dettmers et al. 2023, arXiv:2305.14314, section 3; Dettmers et al. 2022, arXiv:2
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from math import ceil, prod
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 
 from lorica.errors import ModelError
 from lorica.kernels.bitsandbytes import library
-from lorica.kernels.frozen_weight import FrozenWeight
+from lorica.kernels.native.linears import SIDE, Codes
+from lorica.kernels.tiled import InTiles
 
 Form = Literal["nf4", "fp4", "int8"]
 BLOCK, SCALE_BLOCK = 64, 256
@@ -51,7 +53,7 @@ def workspace(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class FourBit(FrozenWeight):
+class FourBit(InTiles):
     """codes (N / 2, 1) uint8; absmax (N / block,), float32, or uint8 where it is quantised itself.
 
     Then scales (N / (256 block),) float32, offset () float32, and levels (256,) float32, the map of those bytes.
@@ -83,6 +85,18 @@ class FourBit(FrozenWeight):
     @property
     def double(self) -> bool:
         return self.scales is not None
+
+    @property
+    def tiled(self) -> bool:
+        """bitsandbytes' blocks are powers of two."""
+        return self.block >= SIDE
+
+    @property
+    def at_hand(self) -> bool:
+        return self.tiled
+
+    def for_tiles(self) -> Codes:
+        return Codes(self.codes, self._absmax(), self.size, levels_of(self.form), self.block)
 
     def dense(self) -> Tensor:
         return self._read(torch.empty(self.size, dtype=self.kind, device=self.device))
@@ -116,7 +130,7 @@ class FourBit(FrozenWeight):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class EightBit(FrozenWeight):
+class EightBit(InTiles):
     """codes (d_out, d_in) int8, absmax (d_out,) float32."""
 
     codes: Tensor
@@ -136,6 +150,17 @@ class EightBit(FrozenWeight):
     def device(self) -> torch.device:
         return self.codes.device
 
+    @property
+    def tiled(self) -> bool:
+        return True
+
+    @property
+    def at_hand(self) -> bool:
+        return True
+
+    def for_tiles(self) -> Codes:
+        return Codes(self.codes, self._steps(), self.shape)
+
     def dense(self) -> Tensor:
         return self._read(torch.empty(self.shape, dtype=self.kind, device=self.device))
 
@@ -147,13 +172,23 @@ class EightBit(FrozenWeight):
 
     def _read(self, W: Tensor) -> Tensor:
         rows = max(1, PIECE // self.codes.shape[1]) if self.device.type == "cpu" else len(self.codes)
-        scales = (self.absmax * (1 / 127)).unsqueeze(1)
+        scales = self._steps().unsqueeze(1)
         for part, codes, scale in zip(W.split(rows), self.codes.split(rows), scales.split(rows), strict=True):
             part.copy_(codes * scale)
         return W
 
+    def _steps(self) -> Tensor:
+        """Between two codes of a row (d_out,)."""
+        return self.absmax * (1 / 127)
+
 
 Quantised = FourBit | EightBit
+
+
+@cache
+def levels_of(form: Form) -> Tensor:
+    """(16,) float32, on the CPU."""
+    return library().get_4bit_type(form, device="cpu").contiguous()
 
 
 def quantised(W: Tensor, form: Form, double: bool = True) -> Quantised:

@@ -70,7 +70,7 @@ class Part:
     @property
     def linear(self) -> native.Linear:
         weight = self.branch.weight
-        return native.Linear(weight.as_read(weight.dtype), self.branch.bias, self.B, self.gain, self.scale)
+        return native.Linear(weight.for_tiles(), self.branch.bias, self.B, self.gain, self.scale)
 
     def product(self, x: Tensor, m: Tensor) -> Tensor:
         """x (..., d_in), m^T (sum of r, T) -> x W^T + s m B^T + b (T, d_out), before the gain.

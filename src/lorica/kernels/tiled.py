@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from lorica.kernels.choice import is_native
 from lorica.kernels.frozen_weight import DenseWeight, FrozenWeight
 from lorica.kernels.native import linears as native
-from lorica.kernels.native.linears import Linear
+from lorica.kernels.native.linears import Codes, Linear
 from lorica.kernels.rowwise import RowBranch, rowwise
 
 FEW_ROWS = 128
@@ -48,7 +48,24 @@ def tiled_linears(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor 
     return tuple(nn.functional.linear(x, W, bias) for W, bias in pairs)
 
 
-class TiledWeight(DenseWeight):
+class InTiles(FrozenWeight):
+    """Whose products with more than a few rows are these."""
+
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        if len(flat) <= FEW_ROWS or not fits(x, self) or (bias is not None and bias.dtype != x.dtype):
+            return super().product(x, bias)
+        bias = None if bias is None else bias.detach()
+        (y,) = native.linears(flat.detach(), [Linear(self.for_tiles(), bias)], None).outputs
+        return y.view(*x.shape[:-1], y.shape[1])
+
+    def transposed_product(self, g: Tensor, onto: Tensor | None = None) -> Tensor:
+        if onto is None and fits(g, self):
+            return _transposed([g.reshape(-1, g.shape[-1])], [self.for_tiles()]).view(*g.shape[:-1], self.shape[1])
+        return super().transposed_product(g, onto)
+
+
+class TiledWeight(InTiles, DenseWeight):
     """As it is stored, d_out by d_in."""
 
     @property
@@ -61,11 +78,6 @@ class TiledWeight(DenseWeight):
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return tiled_linear(x, self.stored, bias)
-
-    def transposed_product(self, g: Tensor, onto: Tensor | None = None) -> Tensor:
-        if onto is None and fits(g, self):
-            return _transposed([g.reshape(-1, g.shape[-1])], [self.stored]).view(*g.shape[:-1], self.stored.shape[1])
-        return super().transposed_product(g, onto)
 
 
 class _Tiled(torch.autograd.Function):
@@ -100,6 +112,6 @@ class _Tiled(torch.autograd.Function):
         )
 
 
-def _transposed(grads: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+def _transposed(grads: Sequence[Tensor], weights: Sequence[Tensor | Codes]) -> Tensor:
     """g (T, N) and W (N, K) of each -> the sum of g W (T, K)."""
     return native.input_gradient(grads, [Linear(W) for W in weights], None)[1]

@@ -3,7 +3,7 @@
     m = x A^T       z_i = x W_i^T + s m_i B_i^T + b_i       y_i = z_i + (z_i - b_i) (c_i - 1)
     inner_i = s dy_i (c_i B_i)      dx = sum over i of inner_i A_i + dy_i (c_i W_i)
 
-x (T, K), W_i (N_i, K), A (R, K) of all branches, B_i (N_i, r_i), c_i (N_i,); K and every N are multiples of 32.
+x (T, K), W_i (N_i, K) as it is or in codes, A (R, K) of all branches, B_i (N_i, r_i), c_i (N_i,); K and every N are multiples of 32.
 
 Weights are laid out as the instruction reads them, in strips of 32 outputs, as many at a time as stay in a processor's
 own cache, and all rows meet them there. What 32 rows make of them is gathered and leaves in lines of the cache at once:
@@ -16,18 +16,64 @@ rows stand beside it and whatever threads there are; y is rounded once. */
 #include "products.h"
 #include "room.h"
 
-enum { SIDE = 32, LAID = 800 << 10, FEWEST = 6, LAYING = 8 };
+enum { SIDE = 32, LAID = 800 << 10, FEWEST = 6, LAYING = 8, DECODED = 256 };
 /* LAID: bytes of strips that a thread lays out at a time, beside the rows that meet them in 2 MB; FEWEST: strips among
-these, or they are laid out in parts; LAYING: 32 rows meet so many strips while one is laid out. */
+these, or they are laid out in parts; LAYING: 32 rows meet so many strips while one is laid out; DECODED: columns of 32
+rows that are read from codes before they are laid out, in the first cache. */
 
-/* y: what the branch gives, or its gradient. bias, B, gain and z may be NULL. */
+/* y: what the branch gives, or its gradient. bias, B, gain and z may be NULL. W is NULL where it lies in codes: of four
+bits, two a byte, the first in the high half, each a level times the scale of its block of 2^block; or, without levels,
+of eight bits, each times the scale of its row. */
 typedef struct {
     const bf16 *W, *bias, *B;
     const float *gain;
     bf16 *y, *z;
-    int64_t N, r;
+    const uint8_t *codes;
+    const float *scales, *levels;
+    int64_t N, r, block;
     double scale;
 } branch;
+
+static inline __m512i line_of(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+
+/* 32 numbers of a row, from the flat place `at`, a multiple of 32, on. */
+static inline void decoded(bf16 *out, const branch *b, ptrdiff_t row, ptrdiff_t at) {
+    __m512 low, high, scale;
+    if (b->levels) {
+        __m128i bytes = _mm_loadu_si128((const __m128i *)(b->codes + at / 2)), half = _mm_set1_epi8(15);
+        __m128i even = _mm_and_si128(_mm_srli_epi16(bytes, 4), half), odd = _mm_and_si128(bytes, half);
+        __m512 levels = _mm512_loadu_ps(b->levels);
+        low = _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(_mm_unpacklo_epi8(even, odd)), levels);
+        high = _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(_mm_unpackhi_epi8(even, odd)), levels);
+        scale = _mm512_set1_ps(b->scales[at >> b->block]);
+    } else {
+        const __m128i *bytes = (const __m128i *)(b->codes + at);
+        low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes)));
+        high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes + 1)));
+        scale = _mm512_set1_ps(b->scales[row]);
+    }
+    _mm512_storeu_si512(out, line_of(_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale)));
+}
+
+/* Rows one `stride` after another. */
+typedef struct {
+    const bf16 *at;
+    ptrdiff_t stride;
+} view;
+
+/* 32 rows of W (N, K) from `row` on, of which `width` columns from `column` on; what lies in codes comes into `room`. */
+static inline view rows_of(const branch *b, ptrdiff_t K, ptrdiff_t row, ptrdiff_t column, ptrdiff_t width, bf16 *room) {
+    if (!b->codes) return (view){b->W + row * K + column, K};
+    for (ptrdiff_t i = 0; i < SIDE; i++)
+        for (ptrdiff_t c = 0; c < width; c += SIDE)
+            decoded(room + i * width + c, b, row + i, (row + i) * K + column + c);
+    return (view){room, width};
+}
+
+/* Columns of W that are read at a time: all that are asked for where they lie as they are. */
+static inline ptrdiff_t columns_at_once(const branch *b, ptrdiff_t asked) {
+    return b->codes && asked > DECODED ? DECODED : asked;
+}
 
 /* Strips of right operands: 32 columns, their rows by pairs, (depth / 2, 32) words. */
 
@@ -103,8 +149,6 @@ static inline const bf16 *rows_at(const left *l, ptrdiff_t t, ptrdiff_t T) {
 static inline void met(float *C, const bf16 *left, ptrdiff_t width, const int32_t *right, ptrdiff_t depth, int add) {
     product(C, SIDE, left, width, (const bf16 *)right, SIDE, SIDE, SIDE, depth, add);
 }
-
-static inline __m512i line_of(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
 static inline void rounded(bf16 *out, ptrdiff_t stride, const float *C, float scale) {
     const __m512 times = _mm512_set1_ps(scale);
@@ -284,11 +328,15 @@ static strip strip_at(const branch *branches, ptrdiff_t s) {
 
 static void lay_outputs(const void *of, int32_t *out, ptrdiff_t first, ptrdiff_t last, ptrdiff_t from,
                         ptrdiff_t until) {
+    bf16 room[SIDE * DECODED] __attribute__((aligned(64)));
     const forward *f = of;
-    for (ptrdiff_t s = first; s < last; s++, out += (until - from) * 16) {
-        strip one = strip_at(f->branches, s);
-        strip_of_rows(out, one.of->W + one.o * f->K + from, SIDE, until - from, f->K);
-    }
+    for (ptrdiff_t s = first; s < last; s++)
+        for (ptrdiff_t c = from, width; c < until; c += width, out += width * 16) {
+            strip one = strip_at(f->branches, s);
+            width = columns_at_once(one.of, until - c);
+            view W = rows_of(one.of, f->K, one.o, c, width, room);
+            strip_of_rows(out, W.at, SIDE, width, W.stride);
+        }
 }
 
 /* C is x W^T, D is m B^T. */
@@ -410,14 +458,19 @@ static void inner_gradients(const backward *f, ptrdiff_t begin, ptrdiff_t end) {
     }
 }
 
-/* Rows of (., K), of which `there` are there, as `depth` of strips from `first` to `last` that are `whole` long: some
-rows at a time, so that they are read as they lie. */
-static int32_t *lay_rows(int32_t *out, ptrdiff_t whole, const bf16 *in, ptrdiff_t K, ptrdiff_t first, ptrdiff_t last,
-                         ptrdiff_t there, ptrdiff_t depth, const float *gain) {
-    for (ptrdiff_t n = 0; n < depth; n += SIDE, out += SIDE * 16)
-        for (ptrdiff_t s = first; s < last; s++)
-            strip_of_columns(out + (s - first) * whole * 16, in + n * K + s * SIDE, K, SIDE, there - n, SIDE,
-                             gain ? gain + n : NULL);
+/* Rows of W (N, K) from `begin` to `end`, zeros past N, as depth of strips from `first` to `last` that are `whole` long:
+some rows at a time, so that they are read as they lie. */
+static int32_t *lay_rows(int32_t *out, ptrdiff_t whole, const branch *b, ptrdiff_t K, ptrdiff_t first, ptrdiff_t last,
+                         ptrdiff_t begin, ptrdiff_t end) {
+    bf16 room[SIDE * DECODED] __attribute__((aligned(64)));
+    for (ptrdiff_t n = begin; n < end; n += SIDE, out += SIDE * 16)
+        for (ptrdiff_t s = first, some; s < last; s += some) {
+            some = columns_at_once(b, (last - s) * SIDE) / SIDE;
+            view W = rows_of(b, K, n, s * SIDE, some * SIDE, room);
+            for (ptrdiff_t i = 0; i < some; i++)
+                strip_of_columns(out + (s - first + i) * whole * 16, W.at + i * SIDE, W.stride, SIDE, b->N - n, SIDE,
+                                 b->gain ? b->gain + n : NULL);
+        }
     return out;
 }
 
@@ -429,13 +482,11 @@ static void lay_inputs(const void *of, int32_t *out, ptrdiff_t first, ptrdiff_t 
     const bf16 *A = f->A;
     for (const branch *b = f->branches; until > 0; A += b++->r * f->K) {
         ptrdiff_t of_A = up(b->r, SIDE), begin = from > 0 ? from : 0, end = until < of_A ? until : of_A;
-        if (begin < end)
-            out = lay_rows(out, whole, A + begin * f->K, f->K, first, last, b->r - begin, end - begin, NULL);
+        const branch beside = {.W = A, .N = b->r};
+        out = lay_rows(out, whole, &beside, f->K, first, last, begin, end);
         from -= of_A, until -= of_A;
         begin = from > 0 ? from : 0, end = until < b->N ? until : b->N;
-        if (begin < end)
-            out = lay_rows(out, whole, b->W + begin * f->K, f->K, first, last, b->N - begin, end - begin,
-                           b->gain ? b->gain + begin : NULL);
+        out = lay_rows(out, whole, b, f->K, first, last, begin, end);
         from -= b->N, until -= b->N;
     }
 }

@@ -6,7 +6,7 @@ T tokens, K and N wide, r of one linear, R of all.
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -20,10 +20,29 @@ SIDE = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
-    """W (N, K), b (N,), B (N, r), all bfloat16; gain (N,) float32; None where absent."""
+class Codes:
+    """W of `shape` (N, K) in fewer bits, made bfloat16 where it is laid out.
 
-    W: Tensor
+    codes uint8, two numbers a byte, each levels[code] (16,) times the scale of its `block` of the flattened W, a power
+    of two from 32 on; or, without levels, codes int8 (N, K), times the scale of their row.  Scales are float32.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    shape: tuple[int, ...]
+    levels: Tensor | None = None
+    block: int = 1
+
+    def contiguous(self) -> "Codes":
+        levels = None if self.levels is None else self.levels.contiguous()
+        return replace(self, codes=self.codes.contiguous(), scales=self.scales.contiguous(), levels=levels)
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """W (N, K), b (N,), B (N, r), all bfloat16, W perhaps in codes; gain (N,) float32; None where absent."""
+
+    W: Tensor | Codes
     bias: Tensor | None = None
     B: Tensor | None = None
     gain: Tensor | None = None
@@ -47,8 +66,8 @@ class Made:
 
 class _Branch(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("W", "bias", "B", "gain", "y", "z")),
-        *((name, ctypes.c_int64) for name in ("N", "r")),
+        *((name, ctypes.c_void_p) for name in ("W", "bias", "B", "gain", "y", "z", "codes", "scales", "levels")),
+        *((name, ctypes.c_int64) for name in ("N", "r", "block")),
         ("scale", ctypes.c_double),
     )
 
@@ -56,7 +75,7 @@ class _Branch(ctypes.Structure):
 def linears(x: Tensor, given: Sequence[Linear], A: Tensor | None, *, with_products: bool = False) -> Made:
     """x (T, K), T > 0; A (R, K), the rows of each linear in their order."""
     x, rank = x.contiguous(), 0 if A is None else len(A)
-    outputs = [x.new_empty(len(x), len(each.W)) for each in given]
+    outputs = [x.new_empty(len(x), each.W.shape[0]) for each in given]
     products = [
         y.new_empty(y.shape) if with_products and each.gain is not None else None
         for each, y in zip(given, outputs, strict=True)
@@ -123,9 +142,11 @@ def _call(
 
 
 def _row(linear: Linear, y: Tensor, z: Tensor | None) -> _Branch:
-    B = linear.B
-    tensors = (linear.W, linear.bias, B, linear.gain, y, z)
-    return _Branch(*map(_address, tensors), len(linear.W), 0 if B is None else B.shape[1], linear.scale)
+    W, B = linear.W, linear.B
+    stored = (W, None, None, None) if isinstance(W, Tensor) else (None, W.codes, W.scales, W.levels)
+    tensors = (stored[0], linear.bias, B, linear.gain, y, z, *stored[1:])
+    block = 0 if isinstance(W, Tensor) else W.block.bit_length() - 1
+    return _Branch(*map(_address, tensors), W.shape[0], 0 if B is None else B.shape[1], block, linear.scale)
 
 
 def _address(tensor: Tensor | None) -> int:
