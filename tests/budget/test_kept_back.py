@@ -10,8 +10,6 @@ from lorica.budget.kept_back import (
     FIXED,
     LARGEST_IN_HEAP,
     LIBRARIES,
-    OF_GAINS,
-    OF_MATRICES,
     beside_pool,
     kept_back,
 )
@@ -48,8 +46,5 @@ def test_kernels_of_attention_grow_with_a_document() -> None:
 
 
 def test_a_pool_keeps_a_64th_beside_what_libraries_take() -> None:
-    for more in ({"matrices": False, "gained": False}, {"matrices": True, "gained": True}):
-        assert beside_pool(0, 2, "float32", **more) == LIBRARIES["float32"] + 2 * A_BLOCK
-        assert beside_pool(64_000_000, 0, "bfloat16", **more) == LIBRARIES["bfloat16"] + 1_000_000
-    plain, gained = (beside_pool(0, 0, "quantised", matrices=True, gained=each) for each in (False, True))
-    assert (plain, gained - plain) == (LIBRARIES["quantised"] + OF_MATRICES, OF_GAINS)
+    assert beside_pool(0, 2, "float32") == LIBRARIES["float32"] + 2 * A_BLOCK
+    assert beside_pool(64_000_000, 0, "bfloat16") == LIBRARIES["bfloat16"] + 1_000_000

@@ -47,13 +47,22 @@ NARROW = [
     for method in ("lora", "dora", "lora-fa", "vera", "full")
     for recomputed in (False, True, 3)
 ]
+NARROW += [("hira", torch.bfloat16, recomputed) for recomputed in (False, True)]
 WIDE = [(method, torch.float32, False) for method in ("lora", "dora", "full")]
 
 
 @pytest.mark.parametrize(("method", "dtype", "recomputed"), [*NARROW, *WIDE])
 def test_the_most_that_is_alive_is_the_forecasts(method: str, dtype: torch.dtype, recomputed: int | bool) -> None:
+    agree(WITH_A_HEAD if method == "full" else SHAPE, method, dtype, recomputed)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_tied_embedding_meets_the_gradient_of_the_head(dtype: torch.dtype) -> None:
+    agree({**WITH_A_HEAD, "layers": 2, "tie_word_embeddings": True}, "full", dtype, False)
+
+
+def agree(shape: dict[str, Any], method: str, dtype: torch.dtype, recomputed: int | bool) -> None:
     """Within 10 %, as a forecast of the whole has to be."""
-    shape = WITH_A_HEAD if method == "full" else SHAPE
     parts = forecast(shape, method, dtype, recomputed)
     expected = parts.activations + parts.logits + parts.buffers
     if method == "full":  # trained tensors of an adapter are too small for the pool

@@ -21,12 +21,10 @@ from typing import Literal
 
 from lorica.kernels.native.pool import SPARED
 
-LIBRARIES = {"bfloat16": 24_000_000, "float32": 50_000_000, "quantised": 22_000_000}
-"""By the products of a base; in float32 matrices are packed for them.  A half of it is pages of torch's own files."""
+LIBRARIES = {"bfloat16": 24_000_000, "float32": 50_000_000}
+"""By the type of products; in float32 matrices are packed for them.  A half of it is pages of torch's own files."""
 A_BLOCK = 500_000
 """Tensors too small for the pool, and what stands around them."""
-OF_MATRICES, OF_GAINS = 9_000_000, 15_000_000
-"""Beside weights that are made dense: kernels for the gradients of trained matrices, and what gains of rows take."""
 
 FIXED = 50_000_000
 """Kernels that are built, and pages of the libraries that a first step reads."""
@@ -40,14 +38,9 @@ APART, GAINED = 2.9, 5.3
 """Blocks that churn where a method's layers are not one function with the base's, and where that function has gains."""
 
 
-def beside_pool(
-    tensors: int, blocks: int, products: Literal["bfloat16", "float32", "quantised"], *, matrices: bool, gained: bool
-) -> int:
-    """Bytes.  tensors: those that come and go in a step; blocks: those of the base; matrices: whether some are
-    trained, and not vectors alone;
-    gained: whether rows of products have gains."""
-    made = OF_MATRICES * matrices + OF_GAINS * gained if products == "quantised" else 0
-    return LIBRARIES[products] + A_BLOCK * blocks + tensors // SPARED + made
+def beside_pool(tensors: int, blocks: int, products: Literal["bfloat16", "float32"]) -> int:
+    """Bytes.  tensors: those that come and go in a step; blocks: those of the base."""
+    return LIBRARIES[products] + A_BLOCK * blocks + tensors // SPARED
 
 
 def kept_back(

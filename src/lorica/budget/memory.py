@@ -6,9 +6,9 @@
                  none, Adafactor one of each row and column
     activations  what the backward pass needs, for the T tokens of a micro-batch
     logits       the chunk of logits that exists at a time, and the gradient of the last hidden states
-    buffers      gradients in flight through one block; the largest quantised weight made dense; embeddings of which
-                 some rows are trained, and their gradients; merged weights where a module reads its weights itself
-                 (experts, nn.MultiheadAttention)
+    buffers      gradients in flight through one block; the largest quantised weight made dense, and what methods
+                 make of a weight's size; embeddings of which some rows are trained, and their gradients; merged weights
+                 where a module reads its weights itself (experts, nn.MultiheadAttention)
     allocator    on a CPU, what the process holds beside its tensors (`kept_back.py`)
     context      what the process, or the CUDA context, holds before anything is loaded
 
@@ -37,7 +37,7 @@ import torch
 
 from lorica.adapter import Plan
 from lorica.budget.kept_back import beside_pool, kept_back
-from lorica.kernels import pool
+from lorica.kernels import pool, reads_codes
 from lorica.kernels.cross_entropy import CACHED, CHUNK_ROWS
 from lorica.methods.contract import Keeps, Role
 from lorica.site import Site
@@ -139,19 +139,25 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
     gradients = TRAINED * plan.trainable_parameters
     at_once = head == "trained" or (head == "whole" and work.tokens > CHUNK_ROWS)
     of_head = TRAINED * min(shapes.head_parameters, plan.trainable_parameters) if at_once else 0
+    embedding = _embedding(plan, shapes)
+    # where one stands already, of the head or of another micro-batch, it comes beside that and is added
+    late = 0 if work.accumulated or shapes.tied else TRAINED * embedding
+    # a copy in the narrower type; in float32 its gradient, which is there as early
+    read_head = shapes.head_parameters * width if head == "trained" else 0
     worst = max(
         _moments(
             inputs=work.tokens * shapes.d * width,
             one=work.tokens * block + _narrowed(plan) // max(shapes.layers - first, 1),
             kept=kept,
             recomputed=recomputed,
-            logits=_logits(shapes, work, head, kind),
+            logits=_logits(shapes, work, head, kind) + read_head,
             in_backward=work.tokens * width * (4 * shapes.d + (3 if decoder else 1) * shapes.f),
             gradients=gradients,
             before=gradients if work.accumulated else 0 if head == "trained" else of_head,
             behind_head=gradients if work.accumulated else of_head,
-            of_head=shapes.head_parameters * width if head == "trained" else 0,
-            embedding=_embedding(plan, shapes),
+            of_head=read_head if width < TRAINED else 0,
+            late=late,
+            at_end=embedding * (width + TRAINED if width < TRAINED else TRAINED) - late,
         ),
         key=lambda moment: moment.held,
     )
@@ -162,7 +168,7 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
         optimizer=TRAINED * sum(moments(tensor.shape, tensor.role) for tensor in plan.learned.values()),
         activations=worst.activations,
         logits=worst.logits,
-        buffers=worst.in_backward + _shown(plan) + _merged(plan, work.recomputed) + _dense_again(plan),
+        buffers=worst.in_backward + _shown(plan) + _merged(plan, work.recomputed) + _dense_again(plan, work, kind),
         allocator=0 if kind != "cpu" else _beside_tensors(plan, shapes, work, worst, recomputed),
         context=CONTEXT.get(kind, CONTEXT["cuda"]),
     )
@@ -180,39 +186,46 @@ def _moments(
     before: int,
     behind_head: int,
     of_head: int,
-    embedding: int,
+    late: int,
+    at_end: int,
 ) -> Iterator[Moment]:
     """inputs, one: of a block, what it keeps when it is computed again, and all that it keeps; before, behind_head: the
     gradients that stand before the head, of other micro-batches, and before the backward pass reaches a block; of_head:
-    a trained head in the type it is read in, and its gradient in that type, made with the logits and scaled before it
-    is widened; embedding: parameters of a trained one, whose gradient comes last.
+    the gradient of a trained head in a narrower type, made with the logits and scaled before it is widened; late: that
+    of an embedding, which comes last; at_end: what stands beside it then.
 
     The last blocks are kept, and theirs are gone when the first ones are computed again; the gradients of a block come
     with its backward pass.
     """
     whole = kept * one + recomputed * inputs
     behind = max(behind_head, gradients * kept // max(kept + recomputed, 1))
-    yield Moment(activations=whole, logits=logits + 2 * of_head, gradients=before)
+    yield Moment(activations=whole, logits=logits + of_head, gradients=before)
     if of_head:
         yield Moment(activations=whole, logits=of_head, gradients=behind_head)
     if kept:
         yield Moment(activations=whole, in_backward=in_backward, gradients=behind_head)
     if recomputed:
         yield Moment(activations=recomputed * inputs + one, in_backward=in_backward, gradients=behind)
-    late = 0 if before else min(TRAINED * embedding, gradients - behind_head)
     if kept or recomputed:
         yield Moment(activations=one, in_backward=in_backward, gradients=gradients - late)
-    # one of a type that is narrower, and one of float32 that meets what stands there already
-    yield Moment(activations=0, in_backward=embedding * (2 + TRAINED) - late, gradients=gradients)
+    yield Moment(activations=0, in_backward=at_end, gradients=gradients)
 
 
 def held_bytes(site: Site) -> int:
     return site.held_bytes or prod(site.shape) * BYTES[site.dtype]
 
 
-def _dense_again(plan: Plan) -> int:
-    """The largest quantised weight, made dense for one product at a time."""
-    return max((prod(site.shape) * BYTES[site.dtype] for site in plan.base if site.stored), default=0)
+def _dense_again(plan: Plan, work: Workload, kind: str) -> int:
+    """The most of a weight's size that stands at a time: a quantised one made dense, for one product or for a method
+    that reads it, and what that makes of it."""
+    made = {p.site.weight: made for p in plan.edits if (made := p.method.keeps(p.edit).like_weight) is not None}
+
+    def at_once(site: Site) -> int:
+        in_codes = site.name not in made and reads_codes(site.shape, work.tokens, getattr(torch, site.dtype))
+        return made.get(site.name, 0) + (bool(site.stored) and not (kind == "cpu" and in_codes))
+
+    weights = (site for site in plan.base if site.stored or site.name in made)
+    return max((at_once(site) * prod(site.shape) * BYTES[site.dtype] for site in weights), default=0)
 
 
 def _first_block(plan: Plan, blocks: int) -> int:
@@ -313,6 +326,7 @@ class Shapes:
     vocabulary: int
     width: int
     linear_parameters: int
+    tied: bool
 
     @classmethod
     def of(cls, sites: Sequence[Site]) -> "Shapes":
@@ -329,6 +343,7 @@ class Shapes:
             vocabulary=_width(linears, "head"),
             width=BYTES[max(set(dtypes), key=dtypes.count)],
             linear_parameters=sum(prod(site.shape) for site in linears if "head" not in site.roles),
+            tied=not any(site.kind == "parameter" and "head" in site.roles for site in sites),
         )
 
     @property
@@ -363,10 +378,7 @@ def _beside_tensors(plan: Plan, s: Shapes, work: Workload, worst: Moment, recomp
     one_function = all(each.fuses for each in keeps)
     gained = one_function and any(each.outputs for each in keeps)
     if pool().lacking is None:
-        stored = any(site.stored for site in plan.base)
-        products = "quantised" if stored else "bfloat16" if s.width < TRAINED else "float32"
-        matrices = any(tensor.role != "vector" for tensor in plan.learned.values())
-        return beside_pool(worst.held, s.layers, products, matrices=matrices, gained=gained)
+        return beside_pool(worst.held, s.layers, "bfloat16" if s.width < TRAINED else "float32")
     return kept_back(
         activations=worst.activations,
         block=[(n, work.tokens * width * s.width) for n, width in ((2, s.d), (2, s.q), (2, s.k), (3, s.f))],

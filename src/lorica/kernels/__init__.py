@@ -20,7 +20,7 @@ from lorica.kernels.row_norms import row_norms, row_squares
 from lorica.kernels.rowwise import Factors, RowBranch, Terms, in_slabs, rowwise, rowwise_swiglu
 from lorica.kernels.siblings import Branch
 from lorica.kernels.swiglu import swiglu
-from lorica.kernels.tiled import TiledWeight, tiled_linear, tiled_linears
+from lorica.kernels.tiled import TiledWeight, reads_codes, tiled_linear, tiled_linears
 
 __all__ = [
     "BLOCK",
@@ -48,6 +48,7 @@ __all__ = [
     "pool",
     "pooled",
     "preconditioned",
+    "reads_codes",
     "reference",
     "rms_norm",
     "rotary",

@@ -19,6 +19,11 @@ FEW_ROWS = 128
 """Rows up to which W is read as it lies: to lay it out takes longer than the product."""
 
 
+def reads_codes(shape: Sequence[int], rows: int, dtype: torch.dtype) -> bool:
+    """Whether products of so many rows on a CPU read a quantised weight as it is stored."""
+    return rows > FEW_ROWS and _in_tiles(shape) and is_native("linears", torch.empty(0, dtype=dtype))
+
+
 def fits(x: Tensor, weight: FrozenWeight) -> bool:
     """Whether the product of these runs in C."""
     alike = weight.tiled and weight.dtype == x.dtype and weight.device == x.device

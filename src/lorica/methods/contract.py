@@ -90,12 +90,14 @@ embedding; a matrix with a row a token or a class; any other matrix; a vector or
 class Keeps:
     """Of each token, beside what the bare base needs to pass a gradient on: what goes into the site, what comes out of
     it, and so many numbers more.  A trained vector needs nothing new.  `fuses`: it is a low-rank product, which a gated
-    MLP computes with those of its siblings where all three have one."""
+    MLP computes with those of its siblings where all three have one.  `like_weight`: W is read, not by products alone,
+    and so many matrices of its size are made on the way."""
 
     inputs: bool = False
     outputs: bool = False
     numbers: int = 0
     fuses: bool = False
+    like_weight: int | None = None
 
 
 def stored(module: nn.Module) -> dict[str, Tensor]:

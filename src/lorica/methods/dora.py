@@ -41,7 +41,7 @@ class DoRA(LoRA):
         return lambda start: module(self, site, start)
 
     def kept_at(self, site: Site) -> Keeps:
-        return Keeps(inputs=True, outputs=True, numbers=self.rank(site), fuses=True)
+        return Keeps(inputs=True, outputs=True, numbers=self.rank(site), fuses=True, like_weight=0)
 
     def peft_config(self, edits: tuple[Edit, ...], sites: tuple[Site, ...]) -> dict[str, Any]:
         return {**super().peft_config(edits, sites), "use_dora": True}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lorica.errors import AdapterError
 from lorica.kernels import FrozenWeight, site_id
-from lorica.methods.contract import AroundLinear, Build, Edit, Flow, Start, product_of
+from lorica.methods.contract import AroundLinear, Build, Edit, Flow, Keeps, Start, product_of
 from lorica.methods.on_layers import OnLayers
 from lorica.methods.ranked import LARGEST_RANK
 from lorica.site import Site
@@ -63,6 +63,9 @@ class HiRA(OnLayers):
             "init_weights": True,
             "fan_in_fan_out": any(edit.site.transposed for edit in edits if edit.place == "around"),
         }
+
+    def kept_at(self, site: Site) -> Keeps:
+        return Keeps(inputs=True, like_weight=2)
 
     @classmethod
     def where_of_config(cls, given: Mapping[str, Any], sites: tuple[Site, ...]) -> tuple[dict[str, Any], list[str]]:
