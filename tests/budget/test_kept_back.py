@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 
 from lorica.budget.kept_back import (
-    A_BLOCK,
+    A_TENSOR,
     A_LENGTH,
     A_TOKEN,
     FIXED,
     LARGEST_IN_HEAP,
     LIBRARIES,
-    OF_DENSE,
+    OF_MADE,
     beside_pool,
     kept_back,
 )
@@ -48,8 +48,8 @@ def test_kernels_of_attention_grow_with_a_document() -> None:
 
 
 def test_a_pool_keeps_a_64th_beside_what_libraries_take() -> None:
-    plain: dict[str, Any] = {"length": 0, "dense": False}
-    assert beside_pool(0, 2, "float32", **plain) == LIBRARIES["float32"] + 2 * A_BLOCK
+    plain: dict[str, Any] = {"length": 0, "made": False}
+    assert beside_pool(0, 2, "float32", **plain) == LIBRARIES["float32"] + 2 * A_TENSOR
     assert beside_pool(64_000_000, 0, "bfloat16", **plain) == LIBRARIES["bfloat16"] + 1_000_000
-    longer = beside_pool(0, 0, "bfloat16", length=512, dense=True)
-    assert longer == LIBRARIES["bfloat16"] + OF_DENSE + 512 * A_TOKEN["bfloat16"]
+    longer = beside_pool(0, 0, "bfloat16", length=512, made=True)
+    assert longer == LIBRARIES["bfloat16"] + OF_MADE + 512 * A_TOKEN["bfloat16"]

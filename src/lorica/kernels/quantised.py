@@ -194,7 +194,9 @@ def levels_of(form: Form) -> Tensor:
 def quantised(W: Tensor, form: Form, double: bool = True) -> Quantised:
     """W (d_out, d_in), float, on any device, piece by piece: blocks do not know of one another."""
     if form == "int8":
-        codes, absmax, _ = library().int8_vectorwise_quant(W.to(torch.float16))
+        quantise, rows = library().int8_vectorwise_quant, max(1, PIECE // W.shape[1])
+        pieces = [quantise(piece.to(torch.float16))[:2] for piece in W.split(rows)]
+        codes, absmax = (torch.cat(parts) for parts in zip(*pieces, strict=True))
         return EightBit(codes=codes, absmax=absmax, kind=W.dtype)
     functional = library()
     flat = (W if W.dtype in NARROW else W.float()).reshape(-1)
