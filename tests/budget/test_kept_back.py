@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from lorica.budget.kept_back import (
-    A_TENSOR,
     A_LENGTH,
+    A_TENSOR,
     A_TOKEN,
     FIXED,
     LARGEST_IN_HEAP,

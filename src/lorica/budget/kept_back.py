@@ -2,7 +2,7 @@
 
 With the pool (`kernels/native/pool.cpp`): its spare pages, and what libraries read, build and lay out on the way.
 
-    kept back = LIBRARIES + A_TENSOR n + A_TOKEN length + tensors / SPARED                n blocks
+    kept back = LIBRARIES + A_TENSOR n + A_TOKEN length + held / SPARED                n trained tensors
 
 Without it: freed blocks that glibc has not given back, and oneDNN's kernels.
 
@@ -12,7 +12,7 @@ n blocks are computed again.  Of activations and of a block only what is in tens
 ones are mappings of their own, which go back as they are freed.  What comes does not fit into what went, because a
 tensor asks for 112 bytes more than it keeps (glibc 2.36) and small objects settle in the gaps.
 
-The numbers are fitted to runs of seeds 100 to 102 of `benchmarks/memory_forecast.py`, with the pool of 18 and 19 as
+The numbers are fitted to runs of seeds 100 to 102 of `benchmarks/memory_forecast.py`, with the pool of 18 to 20 as
 well, which no published table uses, on one machine: Intel with AMX, glibc 2.36, torch 2.13.  They are all of the
 forecast that depends on the machine.
 """
@@ -25,9 +25,9 @@ from lorica.kernels.native.pool import SPARED
 LIBRARIES = {"bfloat16": 19_000_000, "float32": 50_000_000}
 """By the type of products; in float32 matrices are packed for them.  A half of it is pages of torch's own files."""
 OF_MADE = 8_000_000
-"""Kernels of the library for quantised weights that are made dense, and for matrices of their size."""
-A_TENSOR = 350_000
-"""Tensors too small for the pool, and what stands around them."""
+"""Kernels of the library for products with weights that are made dense, or with what a method makes of them."""
+A_TENSOR = 25_000
+"""Of a trained one: gradient and moments are too small for the pool, and objects stand around them."""
 A_TOKEN = {"bfloat16": 4_000, "float32": 0}
 """Of a document: what its attention lays out, in each thread."""
 
@@ -43,11 +43,11 @@ APART, GAINED = 2.9, 5.3
 """Blocks that churn where a method's layers are not one function with the base's, and where that function has gains."""
 
 
-def beside_pool(tensors: int, blocks: int, products: Literal["bfloat16", "float32"], *, length: int, made: bool) -> int:
-    """Bytes.  tensors: those that come and go in a step; blocks: those of the base; length: of the longest document;
-    made: whether matrices of a weight's size are made."""
+def beside_pool(held: int, tensors: int, products: Literal["bfloat16", "float32"], *, length: int, made: bool) -> int:
+    """Bytes.  held: by what comes and goes in a step; tensors: how many are trained; length: of the longest document;
+    made: whether the library multiplies with matrices that are made for it."""
     of_products = LIBRARIES[products] + OF_MADE * made + A_TOKEN[products] * length
-    return of_products + A_TENSOR * blocks + tensors // SPARED
+    return of_products + A_TENSOR * tensors + held // SPARED
 
 
 def kept_back(

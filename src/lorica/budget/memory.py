@@ -221,11 +221,16 @@ def _dense_again(plan: Plan, work: Workload, kind: str) -> int:
     made = {p.site.weight: made for p in plan.edits if (made := p.method.keeps(p.edit).like_weight) is not None}
 
     def at_once(site: Site) -> int:
-        in_codes = site.name not in made and reads_codes(site.shape, work.tokens, getattr(torch, site.dtype))
+        in_codes = site.name not in made and _read_in_codes(site, work)
         return made.get(site.name, 0) + (bool(site.stored) and not (kind == "cpu" and in_codes))
 
     weights = (site for site in plan.base if site.kind == "parameter" and (site.stored or site.name in made))
     return max((at_once(site) * prod(site.shape) * BYTES[site.dtype] for site in weights), default=0)
+
+
+def _read_in_codes(site: Site, work: Workload) -> bool:
+    """Whether products on a CPU read a quantised weight as it is stored."""
+    return reads_codes(site.shape, work.tokens, getattr(torch, site.dtype))
 
 
 def _first_block(plan: Plan, blocks: int) -> int:
@@ -379,8 +384,9 @@ def _beside_tensors(plan: Plan, s: Shapes, work: Workload, worst: Moment, recomp
     gained = one_function and any(each.outputs for each in keeps)
     if pool().lacking is None:
         products = "bfloat16" if s.width < TRAINED else "float32"
-        made = _dense_again(plan, work, "cpu") > 0
-        return beside_pool(worst.held, s.layers, products, length=work.length, made=made)
+        weights = (site for site in plan.base if site.kind == "parameter" and site.stored)
+        made = any(each.like_weight for each in keeps) or not all(_read_in_codes(site, work) for site in weights)
+        return beside_pool(worst.held, len(plan.learned), products, length=work.length, made=made)
     return kept_back(
         activations=worst.activations,
         block=[(n, work.tokens * width * s.width) for n, width in ((2, s.d), (2, s.q), (2, s.k), (3, s.f))],
