@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lorica.kernels.low_rank_linear import alone, siblings
 from lorica.kernels.noise import Noise
-from lorica.kernels.siblings import Branch, Gradients, factors, gradients, outputs, parts_of
+from lorica.kernels.siblings import Branch, factors, gradients, outputs, parts_of
 from lorica.kernels.swiglu import swiglu, swiglu_backward_, swiglu_backward_summed_
 
 
@@ -63,14 +63,6 @@ class _GatedMLP(torch.autograd.Function):
         else:
             *grads, h = swiglu_backward_(of_down.x, g, u)
             of_outer = gradients(outer, grads, m, (g, u), of_x=of_x)
-        of_outer = _divided(of_outer)
+        of_outer = of_outer.divided
         grad_x = None if of_outer.x is None else of_outer.x.view(ctx.shape)
         return grad_x, None, *of_outer.factors(flat), *of_down.factors(h)
-
-
-def _divided(found: Gradients) -> Gradients:
-    """Gradients of gains made of products after the gain, which are the gain times those they should be made of."""
-    pairs = zip(found.of_gains, found.parts, strict=True)
-    return replace(
-        found, of_gains=[None if one is None or part.gain is None else one / part.gain for one, part in pairs]
-    )

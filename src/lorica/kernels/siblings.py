@@ -3,11 +3,12 @@
     m = x A^T      y_i = c_i * (x W_i^T + s_i m_i B_i^T) + b_i        A = [A_1; A_2; ...], m_i the columns of A_i
 
 x is read once by all A and its gradient is added up in one buffer; kept are x and m (T, sum of r), and of a branch with
-a gain also its product before the gain, whose sum with the gradient is that of c.
+a gain also its product before the gain, whose sum with the gradient is that of c.  Of siblings in C without biases that
+product is y over c, so that y is kept, as the attention behind them does with values.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -62,6 +63,11 @@ class Part:
     B: Tensor | None
     gain: Tensor | None
     rows: slice
+
+    @property
+    def divides(self) -> bool:
+        """Whether the product before the gain is that after it over the gain, which nothing rounds to another size."""
+        return self.gain is None or (self.branch.bias is None and bool(self.gain.all()))
 
     @property
     def scale(self) -> float:
@@ -175,6 +181,13 @@ class Gradients:
     of_B: Sequence[Tensor | None]
     of_gains: Sequence[Tensor | None]
 
+    @property
+    def divided(self) -> "Gradients":
+        """Where those of gains were made of products after the gain: the gain times what they should be."""
+        pairs = zip(self.of_gains, self.parts, strict=True)
+        each = [None if one is None or part.gain is None else one / part.gain for one, part in pairs]
+        return replace(self, of_gains=each)
+
     def factors(self, x: Tensor) -> list[Tensor | None]:
         """Of every factor, as `factors` orders them; x (T, d_in) is the input."""
         grad_A = thin_product(self.inner, x)
@@ -225,9 +238,14 @@ class _Siblings(torch.autograd.Function):
     def forward(ctx, x, branches, *given):  # type: ignore[override]
         parts = parts_of(branches, given)
         flat = x.reshape(-1, x.shape[-1])
-        made = outputs(parts, x, with_products=True)
-        ctx.save_for_backward(flat, made.middles, *given, *made.products)
-        ctx.branches, ctx.shape = branches, x.shape
+        divides = len(parts) > 1 and _is_tiled(parts, flat) and all(part.divides for part in parts)
+        made = outputs(parts, x, with_products=not divides)
+        products = [
+            y if part.gain is not None and divides else z
+            for part, y, z in zip(parts, made.outputs, made.products, strict=True)
+        ]
+        ctx.save_for_backward(flat, made.middles, *given, *products)
+        ctx.branches, ctx.shape, ctx.divides = branches, x.shape, divides
         return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in made.outputs)
 
     @staticmethod
@@ -237,4 +255,5 @@ class _Siblings(torch.autograd.Function):
         parts, products = parts_of(ctx.branches, rest[:count]), rest[count:]
         flat_grads = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
         found = gradients(parts, flat_grads, m, products, of_x=ctx.needs_input_grad[0])
+        found = found.divided if ctx.divides else found
         return None if found.x is None else found.x.view(ctx.shape), None, *found.factors(flat)
