@@ -218,7 +218,8 @@ def held_bytes(site: Site) -> int:
 def _dense_again(plan: Plan, work: Workload, kind: str) -> int:
     """The most of a weight's size that stands at a time: a quantised one made dense, for one product or for a method
     that reads it, and what that makes of it."""
-    made = {p.site.weight: made for p in plan.edits if (made := p.method.keeps(p.edit).like_weight) is not None}
+    keeps = ((p.site.weight, p.method.keeps(p.edit).like_weight) for p in plan.edits)
+    made = {weight: count for weight, count in keeps if count is not None}
 
     def at_once(site: Site) -> int:
         in_codes = site.name not in made and _read_in_codes(site, work)
