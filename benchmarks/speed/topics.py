@@ -44,7 +44,6 @@ def untiled(setting: Setting, told: Told) -> Found:
     held = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
     orders = {
         "lorica": setting.order("lorica", same),
-        "peft": setting.order("peft", same),
         "peft, adapters in bfloat16": setting.order("peft", same, **BASE),
         "products": _products(setting),
     }
