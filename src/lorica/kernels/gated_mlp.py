@@ -26,16 +26,11 @@ def reference(x: Tensor, gate: Branch, up: Branch, down: Branch, noise: Noise | 
 def gated_mlp(x: Tensor, gate: Branch, up: Branch, down: Branch, noise: Noise | None = None) -> Tensor:
     """`reference`, as one function where all three branches fuse, and no gain is zero."""
     branches = (gate, up, down)
-    if not all(branch.low_rank and branch.fuses(noise) for branch in branches) or not all(map(_divides, (gate, up))):
+    if not all(branch.low_rank and branch.fuses(noise) for branch in branches) or not (gate.divides and up.divides):
         g, u = siblings(x, (gate, up), noise)
         (y,) = siblings(swiglu(g, u), (down,), noise)
         return y
     return _GatedMLP.apply(x, branches, *factors(branches, x.dtype))  # type: ignore[return-value]
-
-
-def _divides(branch: Branch) -> bool:
-    gain = None if branch.low_rank is None else branch.low_rank.output
-    return gain is None or bool(gain.all())
 
 
 class _GatedMLP(torch.autograd.Function):

@@ -30,6 +30,12 @@ class Branch:
     bias: Tensor | None = None
     low_rank: LowRank | None = None
 
+    @property
+    def divides(self) -> bool:
+        """Whether the product before the gain is that after it over the gain."""
+        gain = None if self.low_rank is None else self.low_rank.output
+        return gain is None or bool(gain.all())
+
     def fuses(self, noise: Noise | None) -> bool:
         """No dropout, no gain but one on the whole product, a bias that is not trained, an A that is no frozen one."""
         if self.bias is not None and self.bias.requires_grad:
@@ -63,11 +69,6 @@ class Part:
     B: Tensor | None
     gain: Tensor | None
     rows: slice
-
-    @property
-    def divides(self) -> bool:
-        """Whether the product before the gain is that after it over the gain, which nothing rounds to another size."""
-        return self.gain is None or (self.branch.bias is None and bool(self.gain.all()))
 
     @property
     def scale(self) -> float:
@@ -238,7 +239,9 @@ class _Siblings(torch.autograd.Function):
     def forward(ctx, x, branches, *given):  # type: ignore[override]
         parts = parts_of(branches, given)
         flat = x.reshape(-1, x.shape[-1])
-        divides = len(parts) > 1 and _is_tiled(parts, flat) and all(part.divides for part in parts)
+        # a bias would be a part of what is rounded
+        unbiased = all(branch.bias is None for branch in branches)
+        divides = len(parts) > 1 and unbiased and _is_tiled(parts, flat) and all(one.divides for one in branches)
         made = outputs(parts, x, with_products=not divides)
         products = [
             y if part.gain is not None and divides else z
