@@ -6,13 +6,24 @@ from torch import Tensor
 
 from lorica.kernels import is_native
 from lorica.kernels.native import thin as native
-from lorica.kernels.thin import FEW, thin_product
+from lorica.kernels.thin import thin_product
 
 BF16 = torch.bfloat16
 pytestmark = pytest.mark.skipif(
     not is_native("thin", torch.zeros(1, dtype=BF16)), reason="no kernels in C for this processor"
 )
-SHAPES = [(1, 1, 1), (8, 543, 384), (3, 17, 33), (5, 8, 100), (8, 700, 48), (8, 0, 40), (12, 41, 65)]
+SHAPES = [
+    (1, 1, 1),
+    (8, 543, 384),
+    (3, 17, 33),
+    (5, 8, 100),
+    (8, 700, 48),
+    (8, 0, 40),
+    (12, 41, 65),
+    (24, 300, 96),
+    (40, 129, 70),
+    (128, 64, 32),
+]
 """R, T, N."""
 
 
@@ -54,7 +65,7 @@ def test_threads_and_columns_beside_it_change_no_bit() -> None:
         torch.set_num_threads(before)
 
 
-def test_of_many_rows_and_other_types_it_is_the_librarys() -> None:
-    left, right = drawn(FEW + 1, 40, 64)
-    assert torch.equal(thin_product(left, right, 2.0), (left @ right).mul_(2.0))
+def test_of_other_types_it_is_the_librarys() -> None:
+    left, right = drawn(8, 40, 64)
+    assert torch.equal(thin_product(left, right, 2.0), native.thin_product(left, right, 2.0))
     assert torch.equal(thin_product(left[:2].double(), right.double()), left[:2].double() @ right.double())

@@ -5,13 +5,10 @@ from torch import Tensor
 from lorica.kernels.choice import is_native
 from lorica.kernels.native import thin as native
 
-FEW = 8
-"""Rows up to which C is quicker than the library, by up to a half; of more it is slower."""
-
 
 def thin_product(left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
     """left (R, T), right (T, N) -> scale times their product (R, N), a new tensor."""
-    if len(left) <= FEW and is_native("thin", left, right):
+    if is_native("thin", left, right):
         return native.thin_product(left, right, scale)
     made = left @ right
     return made if scale == 1 else made.mul_(scale)

@@ -75,19 +75,23 @@ static inline ptrdiff_t columns_at_once(const branch *b, ptrdiff_t asked) {
     return b->codes && asked > DECODED ? DECODED : asked;
 }
 
-/* Strips of right operands: 32 columns, their rows by pairs, (depth / 2, 32) words. */
+/* Where rows are read next that nobody foresees: `rows` of 64 bytes. */
+static inline void foreseen(const bf16 *at, ptrdiff_t stride, ptrdiff_t rows) {
+    for (ptrdiff_t i = 0; i < rows; i++) _mm_prefetch((const char *)(at + i * stride), _MM_HINT_T0);
+}
 
 /* 32 rows of (., depth), turned; zeros past `rows`. */
 static void strip_of_rows(int32_t *out, const bf16 *in, ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t stride) {
     for (ptrdiff_t half = 0; half < SIDE; half += 16)
         for (ptrdiff_t p = 0; p < depth / 2; p += 16) {
-            __m512i block[16];
+            __m512i turning[16];
+            foreseen(in + (half + SIDE) * stride + 2 * p, stride, 16);
 #pragma GCC unroll 16
             for (int i = 0; i < 16; i++)
-                block[i] = _mm512_maskz_loadu_epi32(half + i < rows ? 0xffff : 0, in + (half + i) * stride + 2 * p);
-            turned(block);
+                turning[i] = _mm512_maskz_loadu_epi32(half + i < rows ? 0xffff : 0, in + (half + i) * stride + 2 * p);
+            turned(turning);
 #pragma GCC unroll 16
-            for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + (p + i) * SIDE + half, block[i]);
+            for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + p * SIDE + (half + i) * 16, turning[i]);
         }
 }
 
@@ -96,27 +100,8 @@ static void strip_of_short_rows(int32_t *out, const bf16 *in, ptrdiff_t r) {
     bf16 *pairs = (bf16 *)out;
     memset(out, 0, up(r, SIDE) * SIDE * sizeof(bf16));
     for (ptrdiff_t i = 0; i < SIDE; i++)
-        for (ptrdiff_t k = 0; k < r; k++) pairs[(k / 2 * SIDE + i) * 2 + k % 2] = in[i * r + k];
-}
-
-static inline __m256i row_of_strip(const bf16 *in, ptrdiff_t n, ptrdiff_t rows, __mmask16 some, const float *gain) {
-    if (n >= rows) return _mm256_setzero_si256();
-    __m256i x = _mm256_maskz_loadu_epi16(some, in);
-    return gain ? narrow(_mm512_mul_ps(wide(x), _mm512_set1_ps(gain[n]))) : x;
-}
-
-/* `columns` of (rows, stride), each row times its gain; zeros up to 32 columns and `depth` rows. */
-static void strip_of_columns(int32_t *out, const bf16 *in, ptrdiff_t stride, ptrdiff_t columns, ptrdiff_t rows,
-                             ptrdiff_t depth, const float *gain) {
-    for (ptrdiff_t half = 0; half < SIDE; half += 16) {
-        __mmask16 some = first(columns - half);
-        for (ptrdiff_t n = 0; n < depth; n += 2) {
-            __m256i a = row_of_strip(in + n * stride + half, n, rows, some, gain);
-            __m256i b = row_of_strip(in + (n + 1) * stride + half, n + 1, rows, some, gain);
-            __m512i pairs = _mm512_or_si512(_mm512_cvtepu16_epi32(a), _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
-            _mm512_storeu_si512(out + n / 2 * SIDE + half, pairs);
-        }
-    }
+        for (ptrdiff_t k = 0; k < r; k++)
+            pairs[(k / 32 * 512 + i / 16 * 256 + k % 32 / 2 * 16 + i % 16) * 2 + k % 2] = in[i * r + k];
 }
 
 /* The rows of this thread, from a multiple of 32 on. */
@@ -143,11 +128,6 @@ typedef struct {
 
 static inline const bf16 *rows_at(const left *l, ptrdiff_t t, ptrdiff_t T) {
     return t + SIDE > T ? l->tail : l->rows + t * l->width;
-}
-
-/* C = left right, both of 32 rows and columns. */
-static inline void met(float *C, const bf16 *left, ptrdiff_t width, const int32_t *right, ptrdiff_t depth, int add) {
-    product(C, SIDE, left, width, (const bf16 *)right, SIDE, SIDE, SIDE, depth, add);
 }
 
 static inline void rounded(bf16 *out, ptrdiff_t stride, const float *C, float scale) {
@@ -243,7 +223,7 @@ static inline void met_from(const tiling *p, float *C, const int32_t *right, ptr
     for (const left *l = p->lefts; until > 0; from -= l->depth, until -= l->depth, l++) {
         ptrdiff_t begin = from > 0 ? from : 0, end = until < l->depth ? until : l->depth;
         if (begin >= end) continue;
-        met(C, rows_at(l, t, p->T) + begin, l->width, right, end - begin, add);
+        met(C, SIDE, rows_at(l, t, p->T) + begin, l->width, right, SIDE, end - begin, add);
         right += (end - begin) * 16;
         add = 1;
     }
@@ -300,7 +280,7 @@ static void middles(const forward *f, ptrdiff_t begin, ptrdiff_t end) {
         ptrdiff_t rows = end - t < SIDE ? end - t : SIDE;
         memset(f->M + t * f->wide, 0, SIDE * f->wide * sizeof(bf16));
         for (ptrdiff_t c = 0; c < f->R; c += SIDE) {
-            met(C, rows_at(&f->x, t, f->T), f->K, f->of_A + c / SIDE * f->K * 16, f->K, 0);
+            met(C, SIDE, rows_at(&f->x, t, f->T), f->K, f->of_A + c / SIDE * f->K * 16, SIDE, f->K, 0);
             rounded(f->M + t * f->wide + c, f->wide, C, 1.0f);
         }
         across(f->m + t, f->T, f->M + t * f->wide, f->wide, f->R, rows);
@@ -352,7 +332,7 @@ static void finish_outputs(const void *of, const workbench *own, const float *C,
         bias[h] = b->bias ? load(b->bias + one.o + 16 * h) : _mm512_setzero_ps();
         more[h] = b->gain ? _mm512_sub_ps(_mm512_loadu_ps(b->gain + one.o + 16 * h), unit) : unit;
     }
-    if (b->B) met(D, f->M + one.row + t * f->wide, f->wide, f->of_B + one.before, up(b->r, SIDE), 0);
+    if (b->B) met(D, SIDE, f->M + one.row + t * f->wide, f->wide, f->of_B + one.before, SIDE, up(b->r, SIDE), 0);
     for (ptrdiff_t i = 0; i < SIDE; i++) {
         for (int h = 0; h < 2; h++) {
             z[h] = _mm512_loadu_ps(C + i * SIDE + 16 * h);
@@ -448,7 +428,7 @@ static void inner_gradients(const backward *f, ptrdiff_t begin, ptrdiff_t end) {
         for (ptrdiff_t i = 0; i < f->count; i++) {
             const branch *b = f->branches + i;
             for (ptrdiff_t c = 0; c < b->r; c += SIDE, of_B += b->N * 16) {
-                met(C, rows_at(f->lefts + 2 * i + 1, t, f->T), b->N, of_B, b->N, 0);
+                met(C, SIDE, rows_at(f->lefts + 2 * i + 1, t, f->T), b->N, of_B, SIDE, b->N, 0);
                 rounded(I + c, f->wide, C, (float)b->scale);
             }
             across(f->inner + row * f->T + t, f->T, I, f->wide, b->r, rows);
@@ -467,9 +447,8 @@ static int32_t *lay_rows(int32_t *out, ptrdiff_t whole, const branch *b, ptrdiff
         for (ptrdiff_t s = first, some; s < last; s += some) {
             some = columns_at_once(b, (last - s) * SIDE) / SIDE;
             view W = rows_of(b, K, n, s * SIDE, some * SIDE, room);
-            for (ptrdiff_t i = 0; i < some; i++)
-                strip_of_columns(out + (s - first + i) * whole * 16, W.at + i * SIDE, W.stride, SIDE, b->N - n, SIDE,
-                                 b->gain ? b->gain + n : NULL);
+            strips_of(out + (s - first) * whole * 16, whole * 16, W.at, W.stride, some * SIDE, b->N - n,
+                      b->gain ? b->gain + n : NULL);
         }
     return out;
 }
@@ -506,8 +485,10 @@ static void leave_inputs(const void *of, const workbench *own, ptrdiff_t t, ptrd
 static void strips_of_B(const backward *f) {
     int32_t *out = f->of_B;
     for (const branch *b = f->branches; b < f->branches + f->count; b++)
-        for (ptrdiff_t c = 0; c < b->r; c += SIDE, out += b->N * 16)
-            strip_of_columns(out, b->B + c, b->r, b->r - c, b->N, b->N, b->gain);
+        for (ptrdiff_t c = 0; c < b->r; c += SIDE)
+            for (ptrdiff_t n = 0; n < b->N; n += SIDE, out += SIDE * 16)
+                strips_of(out, 0, b->B + n * b->r + c, b->r, b->r - c < SIDE ? b->r - c : SIDE, SIDE,
+                          b->gain ? b->gain + n : NULL);
 }
 
 /* inner (R, T), dx (T, K); 0, or 1 where memory is missing. Where weights come one at a time, `sum` of K by T rounded

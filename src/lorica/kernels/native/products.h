@@ -7,6 +7,7 @@ With AMX a product of tiles is 16 x 16 x 32; else a row of A is met by 32 column
 #define LORICA_PRODUCTS_H
 
 #include "bfloat16.h"
+#include "room.h"
 
 #ifdef __AMX_BF16__
 
@@ -19,10 +20,15 @@ typedef struct {
 /* Tiles are as the caller of this library left them once `tiles_back` has run. */
 typedef struct { tile_config before; } tiles;
 
+/* GCC 12 takes a load of tiles for one that reads no memory, and that of their shapes for one of eight bytes: what was
+written for them may be left out. */
+static inline void memory_is_read(void) { __asm__ volatile("" ::: "memory"); }
+
 static inline void tiles_taken(tiles *kept) {
     tile_config wanted = {.palette = 1};
     for (int i = 0; i < 8; i++) wanted.row_bytes[i] = 64, wanted.rows[i] = 16;
     _tile_storeconfig(&kept->before);
+    __asm__ volatile("" ::"m"(wanted));
     _tile_loadconfig(&wanted);
 }
 
@@ -31,38 +37,41 @@ static inline void tiles_back(tiles *kept) {
     else _tile_release();
 }
 
-static inline void product(float *C, ptrdiff_t ldc, const bf16 *A, ptrdiff_t lda, const bf16 *B, ptrdiff_t ldb,
-                           ptrdiff_t R, ptrdiff_t S, ptrdiff_t D, int add) {
-    for (ptrdiff_t r = 0; r < R; r += 32)
-        for (ptrdiff_t s = 0; s < S; s += 32) {
-            float *c = C + r * ldc + s;
-            if (add) {
-                _tile_loadd(0, c, ldc * 4);
-                _tile_loadd(1, c + 16, ldc * 4);
-                _tile_loadd(2, c + 16 * ldc, ldc * 4);
-                _tile_loadd(3, c + 16 * ldc + 16, ldc * 4);
-            } else {
-                _tile_zero(0);
-                _tile_zero(1);
-                _tile_zero(2);
-                _tile_zero(3);
-            }
-            for (ptrdiff_t d = 0; d < D; d += 32) {
-                const bf16 *a = A + r * lda + d, *b = B + d / 2 * ldb * 2 + s * 2;
-                _tile_loadd(4, a, lda * 2);
-                _tile_loadd(6, b, ldb * 4);
-                _tile_loadd(7, b + 32, ldb * 4);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(1, 4, 7);
-                _tile_loadd(5, a + 16 * lda, lda * 2);
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
-            }
-            _tile_stored(0, c, ldc * 4);
-            _tile_stored(1, c + 16, ldc * 4);
-            _tile_stored(2, c + 16 * ldc, ldc * 4);
-            _tile_stored(3, c + 16 * ldc + 16, ldc * 4);
+/* Rows that a block has a multiple of. */
+enum { ROWS = 16 };
+
+/* R (a multiple of ROWS, at most 32) rows and 32 columns of C.  `low` and `high` are the halves of B's columns, `ldb`
+words from a pair of rows to the next, `step` words from 32 rows to the next. */
+static inline void block(float *C, ptrdiff_t ldc, const bf16 *A, ptrdiff_t lda, const int32_t *low, const int32_t *high,
+                         ptrdiff_t ldb, ptrdiff_t step, ptrdiff_t R, ptrdiff_t D, int add) {
+    memory_is_read();
+    if (add) {
+        _tile_loadd(0, C, ldc * 4);
+        _tile_loadd(1, C + 16, ldc * 4);
+        if (R > 16) _tile_loadd(2, C + 16 * ldc, ldc * 4);
+        if (R > 16) _tile_loadd(3, C + 16 * ldc + 16, ldc * 4);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (ptrdiff_t d = 0; d < D; d += 32, A += 32, low += step, high += step) {
+        _tile_loadd(4, A, lda * 2);
+        _tile_loadd(6, low, ldb * 4);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, high, ldb * 4);
+        _tile_dpbf16ps(1, 4, 7);
+        if (R > 16) {
+            _tile_loadd(5, A + 16 * lda, lda * 2);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
         }
+    }
+    _tile_stored(0, C, ldc * 4);
+    _tile_stored(1, C + 16, ldc * 4);
+    if (R > 16) _tile_stored(2, C + 16 * ldc, ldc * 4);
+    if (R > 16) _tile_stored(3, C + 16 * ldc + 16, ldc * 4);
 }
 
 #else
@@ -72,39 +81,47 @@ typedef struct { int unused; } tiles;
 static inline void tiles_taken(tiles *kept) { (void)kept; }
 static inline void tiles_back(tiles *kept) { (void)kept; }
 
-static inline void product(float *C, ptrdiff_t ldc, const bf16 *A, ptrdiff_t lda, const bf16 *B, ptrdiff_t ldb,
-                           ptrdiff_t R, ptrdiff_t S, ptrdiff_t D, int add) {
-    for (ptrdiff_t s = 0; s < S; s += 32)
-        for (ptrdiff_t r = 0; r < R; r += 8) {
-            __m512 sum[8][2];
+enum { ROWS = 8 };
+
+static inline void block(float *C, ptrdiff_t ldc, const bf16 *A, ptrdiff_t lda, const int32_t *low, const int32_t *high,
+                         ptrdiff_t ldb, ptrdiff_t step, ptrdiff_t R, ptrdiff_t D, int add) {
+    for (ptrdiff_t r = 0; r < R; r += ROWS, A += ROWS * lda, C += ROWS * ldc) {
+        __m512 sum[ROWS][2];
 #pragma GCC unroll 8
-            for (int i = 0; i < 8; i++) {
-                const float *c = C + (r + i) * ldc + s;
-                sum[i][0] = add ? _mm512_loadu_ps(c) : _mm512_setzero_ps();
-                sum[i][1] = add ? _mm512_loadu_ps(c + 16) : _mm512_setzero_ps();
-            }
-            for (ptrdiff_t d = 0; d < D; d += 2) {
-                const bf16 *b = B + d / 2 * ldb * 2 + s * 2;
-                __m512bh left = (__m512bh)_mm512_loadu_si512(b), right = (__m512bh)_mm512_loadu_si512(b + 32);
+        for (int i = 0; i < ROWS; i++) {
+            sum[i][0] = add ? _mm512_loadu_ps(C + i * ldc) : _mm512_setzero_ps();
+            sum[i][1] = add ? _mm512_loadu_ps(C + i * ldc + 16) : _mm512_setzero_ps();
+        }
+        for (ptrdiff_t d = 0; d < D; d += 32)
+            for (ptrdiff_t p = 0; p < 16; p++) {
+                ptrdiff_t place = d / 32 * step + p * ldb;
+                __m512bh l = (__m512bh)_mm512_loadu_si512(low + place), h = (__m512bh)_mm512_loadu_si512(high + place);
 #pragma GCC unroll 8
-                for (int i = 0; i < 8; i++) {
+                for (int i = 0; i < ROWS; i++) {
                     int32_t pair;
-                    __builtin_memcpy(&pair, A + (r + i) * lda + d, 4);
+                    __builtin_memcpy(&pair, A + i * lda + d + 2 * p, 4);
                     __m512bh a = (__m512bh)_mm512_set1_epi32(pair);
-                    sum[i][0] = _mm512_dpbf16_ps(sum[i][0], a, left);
-                    sum[i][1] = _mm512_dpbf16_ps(sum[i][1], a, right);
+                    sum[i][0] = _mm512_dpbf16_ps(sum[i][0], a, l);
+                    sum[i][1] = _mm512_dpbf16_ps(sum[i][1], a, h);
                 }
             }
 #pragma GCC unroll 8
-            for (int i = 0; i < 8; i++) {
-                float *c = C + (r + i) * ldc + s;
-                _mm512_storeu_ps(c, sum[i][0]);
-                _mm512_storeu_ps(c + 16, sum[i][1]);
-            }
+        for (int i = 0; i < ROWS; i++) {
+            _mm512_storeu_ps(C + i * ldc, sum[i][0]);
+            _mm512_storeu_ps(C + i * ldc + 16, sum[i][1]);
         }
+    }
 }
 
 #endif
+
+static inline void product(float *C, ptrdiff_t ldc, const bf16 *A, ptrdiff_t lda, const bf16 *B, ptrdiff_t ldb,
+                           ptrdiff_t R, ptrdiff_t S, ptrdiff_t D, int add) {
+    const int32_t *pairs = (const int32_t *)B;
+    for (ptrdiff_t r = 0; r < R; r += 32)
+        for (ptrdiff_t s = 0; s < S; s += 32)
+            block(C + r * ldc + s, ldc, A + r * lda, lda, pairs + s, pairs + s + 16, ldb, 16 * ldb, 32, D, add);
+}
 
 /* Sixteen rows of sixteen 32-bit words, turned. */
 static inline void turned(__m512i r[16]) {
@@ -135,6 +152,34 @@ static inline void turned(__m512i r[16]) {
         r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
         r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
     }
+}
+
+/* A strip is 32 columns of B as `met` reads them: of each 32 rows the first sixteen columns by pairs of rows, (16, 16)
+words, and the others behind them.  What is read one behind the other comes in time; lines in turn do not. */
+
+static inline __m256i row_of_strip(const bf16 *in, ptrdiff_t n, ptrdiff_t rows, __mmask16 some, const float *gain) {
+    if (n >= rows) return _mm256_setzero_si256();
+    __m256i x = _mm256_maskz_loadu_epi16(some, in);
+    return gain ? narrow(_mm512_mul_ps(wide(x), _mm512_set1_ps(gain[n]))) : x;
+}
+
+/* 32 rows of (rows, stride), each times its gain, as 32 rows of strips `apart` words from each other; zeros past `rows`
+and past `columns`. Two rows at a time are read as they lie. */
+static inline void strips_of(int32_t *out, ptrdiff_t apart, const bf16 *in, ptrdiff_t stride, ptrdiff_t columns,
+                             ptrdiff_t rows, const float *gain) {
+    for (ptrdiff_t n = 0; n < 32; n += 2, in += 2 * stride, out += 16)
+        for (ptrdiff_t c = 0; c < up(columns, 32); c += 16) {
+            __mmask16 some = first(columns - c);
+            __m512i low = _mm512_cvtepu16_epi32(row_of_strip(in + c, n, rows, some, gain));
+            __m512i high = _mm512_cvtepu16_epi32(row_of_strip(in + stride + c, n + 1, rows, some, gain));
+            _mm512_storeu_si512(out + c / 32 * apart + c % 32 * 16, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+        }
+}
+
+/* R (at most 32, a multiple of ROWS) rows and 32 columns of C, of a strip. */
+static inline void met(float *C, ptrdiff_t ldc, const bf16 *A, ptrdiff_t lda, const int32_t *strip, ptrdiff_t R,
+                       ptrdiff_t D, int add) {
+    block(C, ldc, A, lda, strip, strip + 256, 16, 512, R, D, add);
 }
 
 /* (R, S) words -> (S, R), both multiples of 16; strides in words. */

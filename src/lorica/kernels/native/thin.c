@@ -5,80 +5,72 @@ L (R, T), D (T, N), out (R, N).  Threads share columns, so a sum is made in the 
 #include <omp.h>
 #include <string.h>
 
-#include "bfloat16.h"
+#include "products.h"
 #include "room.h"
 
-enum { HIGH = 8, DEEP = 8, ACROSS = 32 };
+/* DEEP: rows of D that are laid out at a time, so that sums come from memory a quarter as often. */
+enum { SIDE = 32, DEEP = 128 };
 
-/* HIGH rows of L in columns from t to t + DEEP, zeros past R and T: (DEEP, HIGH). */
-static void turned_rows(float *out, const bf16 *L, ptrdiff_t R, ptrdiff_t T, ptrdiff_t r, ptrdiff_t t) {
-    for (ptrdiff_t i = 0; i < HIGH; i++)
-        for (ptrdiff_t k = 0; k < DEEP; k++) {
-            uint32_t bits = r + i < R && t + k < T ? (uint32_t)L[(r + i) * T + t + k] << 16 : 0;
-            memcpy(out + k * HIGH + i, &bits, 4);
-        }
-}
+typedef struct {
+    const bf16 *L, *D;
+    bf16 *out;
+    ptrdiff_t R, T, N, high, deep;
+    float scale;
+} task;
 
-/* HIGH sums of 32 columns, `sums` apart by `stride`, and the products of `deep` rows of D. */
-static inline __attribute__((always_inline)) void met(float *sums, ptrdiff_t stride, const float *left, const bf16 *D,
-                                                      ptrdiff_t N, ptrdiff_t deep, __mmask16 low, __mmask16 high) {
-    __m512 sum[HIGH][2];
-#pragma GCC unroll 8
-    for (int i = 0; i < HIGH; i++) {
-        sum[i][0] = _mm512_loadu_ps(sums + i * stride);
-        sum[i][1] = _mm512_loadu_ps(sums + i * stride + 16);
-    }
-    for (ptrdiff_t k = 0; k < deep; k++) {
-        __m512 a = load_some(D + k * N, low), b = load_some(D + k * N + 16, high);
-#pragma GCC unroll 8
-        for (int i = 0; i < HIGH; i++) {
-            __m512 times = _mm512_set1_ps(left[k * HIGH + i]);
-            sum[i][0] = _mm512_fmadd_ps(times, a, sum[i][0]);
-            sum[i][1] = _mm512_fmadd_ps(times, b, sum[i][1]);
-        }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < HIGH; i++) {
-        _mm512_storeu_ps(sums + i * stride, sum[i][0]);
-        _mm512_storeu_ps(sums + i * stride + 16, sum[i][1]);
+/* L with zeros up to multiples of what a block reads: (high, deep). */
+static void whole(bf16 *rows, const task *p) {
+    for (ptrdiff_t r = 0; r < p->high; r++, rows += p->deep) {
+        ptrdiff_t some = r < p->R ? p->T : 0;
+        memcpy(rows, p->L + r * p->T, some * sizeof(bf16));
+        memset(rows + some, 0, (p->deep - some) * sizeof(bf16));
     }
 }
 
-/* Columns from `begin` to `end`; sums (R up to HIGH, columns up to ACROSS). */
-static void columns(float *sums, bf16 *out, const bf16 *L, const bf16 *D, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t R,
-                    ptrdiff_t T, ptrdiff_t N, float scale) {
-    float left[DEEP * HIGH] __attribute__((aligned(64)));
-    const ptrdiff_t stride = up(end - begin, ACROSS);
-    memset(sums, 0, up(R, HIGH) * stride * sizeof(float));
-    for (ptrdiff_t t = 0; t < T; t += DEEP)
-        for (ptrdiff_t r = 0; r < R; r += HIGH) {
-            turned_rows(left, L, R, T, r, t);
-            const bf16 *rows = D + t * N;
-            ptrdiff_t c = begin;
-            if (t + DEEP <= T)
-                for (; c + ACROSS <= end; c += ACROSS)
-                    met(sums + r * stride + c - begin, stride, left, rows + c, N, DEEP, 0xffff, 0xffff);
-            for (; c < end; c += ACROSS)
-                met(sums + r * stride + c - begin, stride, left, rows + c, N, T - t < DEEP ? T - t : DEEP,
-                    first(end - c), first(end - c - 16));
+/* Columns from `begin` to `end`. Sums of 32 of them stand together, (high, 32), and so do strips of some rows of D. */
+static void added(float *sums, int32_t *strips, const bf16 *rows, ptrdiff_t begin, ptrdiff_t end, const task *p) {
+    for (ptrdiff_t t = 0, deep; t < p->T; t += deep) {
+        deep = t + DEEP < p->T ? DEEP : up(p->T - t, SIDE);
+        for (ptrdiff_t i = 0; i < deep; i += SIDE)
+            strips_of(strips + i * 16, deep * 16, p->D + (t + i) * p->N + begin, p->N, end - begin, p->T - t - i, NULL);
+        for (ptrdiff_t c = 0; c < end - begin; c += SIDE)
+            for (ptrdiff_t r = 0; r < p->high; r += SIDE)
+                met(sums + c * p->high + r * SIDE, SIDE, rows + r * p->deep + t, p->deep, strips + c / SIDE * deep * 16,
+                    p->high - r < SIDE ? p->high - r : SIDE, deep, t > 0);
+    }
+}
+
+static void written(const float *sums, ptrdiff_t begin, ptrdiff_t end, const task *p) {
+    const __m512 times = _mm512_set1_ps(p->scale);
+    for (ptrdiff_t r = 0; r < p->R; r++)
+        for (ptrdiff_t c = begin; c < end; c += 16) {
+            const float *place = sums + (c - begin) / SIDE * SIDE * p->high + r * SIDE + (c - begin) % SIDE;
+            store_some(p->out + r * p->N + c, first(end - c), _mm512_mul_ps(times, _mm512_loadu_ps(place)));
         }
-    const __m512 times = _mm512_set1_ps(scale);
-    for (ptrdiff_t r = 0; r < R; r++)
-        for (ptrdiff_t c = begin; c < end; c += 16)
-            store_some(out + r * N + c, first(end - c),
-                       _mm512_mul_ps(times, _mm512_loadu_ps(sums + r * stride + c - begin)));
 }
 
 /* 0, or 1 where memory is missing. */
 int lorica_thin(const bf16 *L, const bf16 *D, bf16 *out, int64_t R, int64_t T, int64_t N, double scale) {
+    const task p = {.L = L, .D = D, .out = out, .R = R, .T = T, .N = N, .high = up(R, ROWS), .deep = up(T, SIDE) + SIDE,
+                    .scale = (float)scale};
     int threads = T * N > FEW ? omp_get_max_threads() : 1;
-    ptrdiff_t own = up((N + threads - 1) / threads, ACROSS), bytes = up(R, HIGH) * own * sizeof(float);
-    char *at = room_of(threads * bytes + 64);
+    ptrdiff_t own = up((N + threads - 1) / threads, SIDE), of_rows = p.high * p.deep * 2;
+    ptrdiff_t of_sums = p.high * own * 4, of_strips = DEEP * own * 2;
+    char *at = room_of(threads * (of_sums + of_strips) + of_rows + 192);
     if (!at) return 1;
+    char *sums = take(&at, threads * of_sums), *strips = take(&at, threads * of_strips);
+    bf16 *rows = take(&at, of_rows);
+    whole(rows, &p);
+    if (!T) memset(sums, 0, threads * of_sums);
 #pragma omp parallel num_threads(threads)
     {
+        tiles kept;
+        tiles_taken(&kept);
         ptrdiff_t thread = omp_get_thread_num(), begin = thread * own, end = begin + own < N ? begin + own : N;
-        if (begin < end) columns((float *)(at + thread * bytes), out, L, D, begin, end, R, T, N, (float)scale);
+        float *of_own = (float *)(sums + thread * of_sums);
+        added(of_own, (int32_t *)(strips + thread * of_strips), rows, begin, end, &p);
+        written(of_own, begin, end, &p);
+        tiles_back(&kept);
     }
     return 0;
 }
