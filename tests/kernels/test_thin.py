@@ -1,4 +1,4 @@
-"""The product of few long rows with many in C: the definition in float64, rounded once, and no bit from threads."""
+"""Products of few long rows with many in C: the definition in float64, summed in float32, and no bit from threads."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lorica.kernels import is_native
 from lorica.kernels.native import thin as native
+from lorica.kernels.native.thin import Thin
 from lorica.kernels.thin import thin_product
 
 BF16 = torch.bfloat16
@@ -32,40 +33,54 @@ def drawn(R: int, T: int, N: int) -> tuple[Tensor, Tensor]:
     return torch.randn(R, T, generator=generator).to(BF16), torch.randn(T, N, generator=generator).to(BF16)
 
 
+def made(left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
+    return native.thin_products([Thin(left, right, scale)])[0]
+
+
 def worst(found: Tensor, left: Tensor, right: Tensor, scale: float) -> float:
-    """The largest error in units of its bound: half an eps, and T of float32 of the sum of sizes."""
+    """The largest error in units of its bound: T and two more roundings of float32 of the sum of sizes."""
     exact = scale * left.double() @ right.double()
     sizes = abs(scale) * left.double().abs() @ right.double().abs()
-    limit = torch.finfo(BF16).eps / 2 * exact.abs() + (left.shape[1] + 2) * torch.finfo(torch.float32).eps * sizes
+    limit = (left.shape[1] + 2) * torch.finfo(torch.float32).eps * sizes
     return float(((found.double() - exact).abs() / (limit + 1e-300)).max())
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_it_is_rounded_once(shape: tuple[int, int, int]) -> None:
+def test_it_is_summed_in_float32(shape: tuple[int, int, int]) -> None:
     left, right = drawn(*shape)
-    assert worst(native.thin_product(left, right, 2.5), left, right, 2.5) <= 1
+    found = made(left, right, 2.5)
+    assert found.dtype == torch.float32 and worst(found, left, right, 2.5) <= 1
     spread = torch.stack([right, right], 2)[..., 0], left.T.contiguous().T
-    assert torch.equal(native.thin_product(spread[1], spread[0], 2.5), native.thin_product(left, right, 2.5))
+    assert torch.equal(made(spread[1], spread[0], 2.5), found)
 
 
 def test_a_scale_that_is_off_is_seen() -> None:
     left, right = drawn(8, 300, 64)
-    assert worst(native.thin_product(left, right, 2.52), left, right, 2.5) > 1
+    assert worst(made(left, right, 2.501), left, right, 2.5) > 1
+
+
+def test_several_are_each_as_it_is_alone_row_by_row_or_column_by_column() -> None:
+    pairs = [drawn(*shape) for shape in SHAPES]
+    together = native.thin_products([Thin(*pair, 2.0) for pair in pairs])
+    by_columns = native.thin_products([Thin(*pair, 2.0, by_columns=True) for pair in reversed(pairs)])[::-1]
+    for pair, one, other in zip(pairs, together, by_columns, strict=True):
+        assert torch.equal(one, made(*pair, 2.0)) and torch.equal(other, one)
+        assert one.is_contiguous() and other.T.is_contiguous()
 
 
 def test_threads_and_columns_beside_it_change_no_bit() -> None:
     left, right = drawn(8, 700, 515)
-    whole, before = native.thin_product(left, right, 1.0), torch.get_num_threads()
-    assert torch.equal(native.thin_product(left, right[:, 100:133], 1.0), whole[:, 100:133])
+    whole, before = made(left, right), torch.get_num_threads()
+    assert torch.equal(made(left, right[:, 100:133]), whole[:, 100:133])
     try:
         for threads in (1, 2, 3, 16):
             torch.set_num_threads(threads)
-            assert torch.equal(native.thin_product(left, right, 1.0), whole)
+            assert torch.equal(made(left, right), whole)
     finally:
         torch.set_num_threads(before)
 
 
 def test_of_other_types_it_is_the_librarys() -> None:
     left, right = drawn(8, 40, 64)
-    assert torch.equal(thin_product(left, right, 2.0), native.thin_product(left, right, 2.0))
+    assert torch.equal(thin_product(left, right, 2.0), made(left, right, 2.0))
     assert torch.equal(thin_product(left[:2].double(), right.double()), left[:2].double() @ right.double())

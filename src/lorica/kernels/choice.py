@@ -122,9 +122,11 @@ def _decided(op: str, device: str, dtype: torch.dtype, width: int, triton: bool,
 
 def is_native(op: str, *tensors: Tensor) -> bool:
     """Whether the kernel in C serves these tensors, all of them on a CPU and in one type that it reads."""
-    dtype = tensors[0].dtype
-    fit = dtype in OPS[op].types and all(tensor.is_cpu and tensor.dtype == dtype for tensor in tensors)
-    return fit and chosen(op, tensors[0]).path == "native"
+    rule, dtype = OPS[op], tensors[0].dtype
+    for tensor in tensors:
+        if not tensor.is_cpu or tensor.dtype != dtype:
+            return False
+    return rule.native is not None and dtype in rule.types and library().lacking is None
 
 
 def decided(op: str, device: str, dtype: torch.dtype, width: int, triton: bool, lacking: str | None) -> Choice:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lorica.kernels.low_rank_linear import alone, siblings
 from lorica.kernels.noise import Noise
-from lorica.kernels.siblings import Branch, factors, gradients, outputs, parts_of
+from lorica.kernels.siblings import Branch, Group, factors, gradients, outputs
 from lorica.kernels.swiglu import swiglu, swiglu_backward_, swiglu_backward_summed_
 
 
@@ -30,29 +30,33 @@ def gated_mlp(x: Tensor, gate: Branch, up: Branch, down: Branch, noise: Noise | 
         g, u = siblings(x, (gate, up), noise)
         (y,) = siblings(swiglu(g, u), (down,), noise)
         return y
-    return _GatedMLP.apply(x, branches, *factors(branches, x.dtype))  # type: ignore[return-value]
+    return _GatedMLP.apply(x, branches, *factors(branches))  # type: ignore[return-value]
 
 
 class _GatedMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, branches, *given):  # type: ignore[override]
-        outer, down = parts_of(branches[:2], given[:6]), parts_of(branches[2:], given[6:])
+        outer, down = Group.of(branches[:2], given[:6], x.dtype), Group.of(branches[2:], given[6:], x.dtype)
         of_outer = outputs(outer, x, with_products=False)
         g, u = of_outer.outputs
         of_down = outputs(down, swiglu(g, u), with_products=True)
         (y,), (z,) = of_down.outputs, of_down.products
-        ctx.save_for_backward(x.reshape(-1, x.shape[-1]), of_outer.middles, g, u, of_down.middles, z, *given)
+        flat, kept = x.reshape(-1, x.shape[-1]), (*outer.tensors, *down.tensors)
+        ctx.save_for_backward(flat, of_outer.middles, g, u, of_down.middles, z, *kept)
         ctx.branches, ctx.shape = branches, x.shape
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
-        flat, m, g, u, m_down, z, *given = ctx.saved_tensors
-        outer, down = parts_of(ctx.branches[:2], given[:6]), parts_of(ctx.branches[2:], given[6:])
+        flat, m, g, u, m_down, z, *kept = ctx.saved_tensors
+        outer, rest = Group.again(ctx.branches[:2], kept)
+        down, _ = Group.again(ctx.branches[2:], rest)
         of_down = gradients(down, (grad.reshape(-1, grad.shape[-1]),), m_down, (z,), of_x=True)
         assert of_down.x is not None
         of_x = ctx.needs_input_grad[0]
-        if any(part.gain is not None for part in outer) and not any(part.branch.bias is not None for part in outer):
+        if any(part.gain is not None for part in outer.parts) and not any(
+            part.branch.bias is not None for part in outer.parts
+        ):
             *grads, h, sums = swiglu_backward_summed_(of_down.x, g, u)
             of_outer = replace(gradients(outer, grads, m, (None, None), of_x=of_x), of_gains=sums)
         else:

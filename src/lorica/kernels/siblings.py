@@ -5,9 +5,11 @@
 x is read once by all A and its gradient is added up in one buffer; kept are x and m (T, sum of r), and of a branch with
 a gain also its product before the gain, whose sum with the gradient is that of c.  Of siblings in C without biases that
 product is y over c, so that y is kept, as the attention behind them does with values.
+
+A and B are cast inside: of casts beside, which are two nodes of the graph a factor, a step of thirty layers has 420.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,8 +19,9 @@ from lorica.kernels.frozen_weight import FrozenWeight
 from lorica.kernels.gain import gain_gradient, gained, gained_backward
 from lorica.kernels.low_rank import LowRank
 from lorica.kernels.native import linears as native
+from lorica.kernels.native.thin import Thin
 from lorica.kernels.noise import Noise
-from lorica.kernels.thin import thin_product
+from lorica.kernels.thin import thin_products
 from lorica.kernels.tiled import FEW_ROWS, fits
 
 
@@ -49,23 +52,22 @@ class Branch:
 
 def fused(x: Tensor, branches: Sequence[Branch]) -> tuple[Tensor, ...]:
     """x (..., d_in) -> (..., d_out) of each branch; one has a product at least, and all of them fuse."""
-    return _Siblings.apply(x, tuple(branches), *factors(branches, x.dtype))  # type: ignore[return-value]
+    return _Siblings.apply(x, tuple(branches), *factors(branches))  # type: ignore[return-value]
 
 
-def factors(branches: Sequence[Branch], dtype: torch.dtype) -> list[Tensor | None]:
-    """A, B and gain of each branch, None where it has none; A and B are cast, since they are small."""
+def factors(branches: Sequence[Branch]) -> list[Tensor | None]:
+    """A, B and gain of each branch, None where it has none."""
     found: list[Tensor | None] = []
     for low_rank in (branch.low_rank for branch in branches):
-        found += [None] * 3 if low_rank is None else [low_rank.A.to(dtype), low_rank.B.to(dtype), low_rank.output]
+        found += [None] * 3 if low_rank is None else [low_rank.A, low_rank.B, low_rank.output]
     return found
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A branch inside an autograd function: its cast factors, and the rows of m^T (sum of r, T) that are its own."""
+    """A branch inside an autograd function: its cast B, and the rows of A and of m^T (sum of r, T) that are its own."""
 
     branch: Branch
-    A: Tensor | None
     B: Tensor | None
     gain: Tensor | None
     rows: slice
@@ -108,27 +110,51 @@ class Part:
         """The gradient of m: s (g B)^T, (r, T)."""
         return None if self.B is None else (self.B.T @ grad.T).mul_(self.scale)
 
-    def grad_B(self, grad: Tensor, m: Tensor) -> Tensor | None:
-        # (m g)^T takes half the time of g^T m^T
-        return None if self.B is None else thin_product(m[self.rows], grad, self.scale).T
+    def thin(self, m: Tensor, grad: Tensor) -> Thin:
+        """The gradient of B turned; (m g)^T takes half the time of g^T m^T."""
+        return Thin(m[self.rows], grad, self.scale, by_columns=True)
 
 
-def parts_of(branches: Sequence[Branch], given: Sequence[Tensor | None]) -> tuple[Part, ...]:
-    """`given` as `factors` gives it."""
-    return tuple(_parts(branches, given))
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Branches inside an autograd function, and all their A, cast, one above the other (sum of r, d_in)."""
 
+    A: Tensor
+    parts: tuple[Part, ...]
 
-def _parts(branches: Sequence[Branch], given: Sequence[Tensor | None]) -> Iterator[Part]:
-    row = 0
-    for branch, A, B, gain in zip(branches, given[::3], given[1::3], given[2::3], strict=True):
-        rank = 0 if A is None else len(A)
-        yield Part(branch, A, B, gain, slice(row, row + rank))
-        row += rank
+    @staticmethod
+    def of(branches: Sequence[Branch], given: Sequence[Tensor | None], dtype: torch.dtype) -> "Group":
+        """`given` as `factors` gives it; one at least has an A."""
+        every_A = [A for A in given[::3] if A is not None]
+        A = (every_A[0] if len(every_A) == 1 else torch.cat(every_A)).to(dtype)
+        return Group._of_parts(branches, A, [B if B is None else B.to(dtype) for B in given[1::3]], given[2::3])
 
+    @staticmethod
+    def _of_parts(
+        branches: Sequence[Branch], A: Tensor, every_B: Sequence[Tensor | None], gains: Sequence[Tensor | None]
+    ) -> "Group":
+        parts, row = list[Part](), 0
+        for branch, B, gain in zip(branches, every_B, gains, strict=True):
+            rank = 0 if B is None else B.shape[1]
+            parts.append(Part(branch, B, gain, slice(row, row + rank)))
+            row += rank
+        return Group(A, tuple(parts))
 
-def _stacked(parts: Sequence[Part]) -> Tensor:
-    """All A, one above the other."""
-    return torch.cat([part.A for part in parts if part.A is not None])
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """What a backward pass makes it of again."""
+        return self.A, *(part.B for part in self.parts), *(part.gain for part in self.parts)
+
+    @staticmethod
+    def again(branches: Sequence[Branch], kept: Sequence[Tensor | None]) -> tuple["Group", Sequence[Tensor | None]]:
+        """Of its `tensors`, and what stands behind them."""
+        (A, *rest), count = kept, len(branches)
+        assert A is not None
+        return Group._of_parts(branches, A, rest[:count], rest[count : 2 * count]), rest[2 * count :]
+
+    @property
+    def each_A(self) -> list[Tensor | None]:
+        return [None if part.B is None else self.A[part.rows] for part in self.parts]
 
 
 def _is_tiled(parts: Sequence[Part], x: Tensor) -> bool:
@@ -142,82 +168,88 @@ def _is_tiled(parts: Sequence[Part], x: Tensor) -> bool:
     )
 
 
-def outputs(parts: Sequence[Part], x: Tensor, *, with_products: bool) -> native.Made:
+def outputs(group: Group, x: Tensor, *, with_products: bool) -> native.Made:
     """x (..., d_in); with_products: with the product before the gain of those with one."""
-    flat = x.reshape(-1, x.shape[-1])
-    if len(flat) > FEW_ROWS and _is_tiled(parts, flat):
-        return _outputs_in_c(parts, flat, with_products)
-    m = _stacked(parts) @ flat.T
+    parts, flat = group.parts, x.reshape(-1, x.shape[-1])
+    if flat.shape[0] > FEW_ROWS and _is_tiled(parts, flat):
+        return _outputs_in_c(group, flat, with_products)
+    m = group.A @ flat.T
     products = [part.product(x, m) for part in parts]
     kept = [z if with_products and part.gain is not None else None for part, z in zip(parts, products, strict=True)]
     return native.Made(m, [part.gained(z) for part, z in zip(parts, products, strict=True)], kept)
 
 
-def _outputs_in_c(parts: Sequence[Part], x: Tensor, with_products: bool) -> native.Made:
+def _outputs_in_c(group: Group, x: Tensor, with_products: bool) -> native.Made:
     """All in one call where their weights lie at hand, else one at a time, to the same bits."""
-    if _lie_at_hand(parts):
-        return native.linears(x, [part.linear for part in parts], _stacked(parts), with_products=with_products)
-    each = [native.linears(x, [part.linear], part.A, with_products=with_products) for part in parts]
+    if _lie_at_hand(group):
+        return native.linears(x, [part.linear for part in group.parts], group.A, with_products=with_products)
+    pairs = zip(group.parts, group.each_A, strict=True)
+    each = [native.linears(x, [part.linear], A, with_products=with_products) for part, A in pairs]
     middles = torch.cat([one.middles for one in each])
     return native.Made(middles, [one.outputs[0] for one in each], [one.products[0] for one in each])
 
 
-def _input_gradient_in_c(parts: Sequence[Part], grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    if _lie_at_hand(parts):
-        return native.input_gradient(grads, [part.linear for part in parts], _stacked(parts))
-    return native.input_gradient_in_turn(grads, [lambda own=part: own.linear for part in parts], [p.A for p in parts])
+def _input_gradient_in_c(group: Group, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    if _lie_at_hand(group):
+        return native.input_gradient(grads, [part.linear for part in group.parts], group.A)
+    made = [lambda own=part: own.linear for part in group.parts]
+    return native.input_gradient_in_turn(grads, made, group.each_A)
 
 
-def _lie_at_hand(parts: Sequence[Part]) -> bool:
-    return all(part.branch.weight.at_hand for part in parts)
+def _lie_at_hand(group: Group) -> bool:
+    return all(part.branch.weight.at_hand for part in group.parts)
 
 
 @dataclass(frozen=True, eq=False)
 class Gradients:
-    """Of the input, None where it wants none, of m^T, and of each B and gain."""
+    """Of the input, None where it wants none, of m^T, and of each gain; and the products that those of A and B are.
 
-    parts: Sequence[Part]
+    before_gains: those of B still lack the gain.
+    """
+
+    group: Group
     x: Tensor | None
     inner: Tensor
-    of_B: Sequence[Tensor | None]
     of_gains: Sequence[Tensor | None]
+    of_B: Sequence[Thin]
+    before_gains: bool
 
     @property
     def divided(self) -> "Gradients":
         """Where those of gains were made of products after the gain: the gain times what they should be."""
-        pairs = zip(self.of_gains, self.parts, strict=True)
+        pairs = zip(self.of_gains, self.group.parts, strict=True)
         each = [None if one is None or part.gain is None else one / part.gain for one, part in pairs]
         return replace(self, of_gains=each)
 
     def factors(self, x: Tensor) -> list[Tensor | None]:
         """Of every factor, as `factors` orders them; x (T, d_in) is the input."""
-        grad_A = thin_product(self.inner, x)
-        found: list[Tensor | None] = []
-        for part, of_B, of_gain in zip(self.parts, self.of_B, self.of_gains, strict=True):
-            found += [None if part.A is None else grad_A[part.rows], of_B, of_gain]
+        of_A, *every_B = thin_products([Thin(self.inner, x), *self.of_B])
+        found, of_B = list[Tensor | None](), iter(every_B)
+        for part, of_gain in zip(self.group.parts, self.of_gains, strict=True):
+            found += [None, None] if part.B is None else [of_A[part.rows], self._gained(next(of_B).T, part)]
+            found.append(of_gain)
         return found
+
+    def _gained(self, of_B: Tensor, part: Part) -> Tensor:
+        return of_B * part.gain.to(of_B.dtype)[:, None] if self.before_gains and part.gain is not None else of_B
 
 
 def gradients(
-    parts: Sequence[Part], grads: Sequence[Tensor], m: Tensor, products: Sequence[Tensor | None], *, of_x: bool
+    group: Group, grads: Sequence[Tensor], m: Tensor, products: Sequence[Tensor | None], *, of_x: bool
 ) -> Gradients:
     """grads: of y (T, d_out) of each; products: z of those with a gain, None where that of the gain is not
     wanted; of_x: whether the input wants one."""
-    if of_x and _is_tiled(parts, grads[0]):
-        inner, grad_x = _input_gradient_in_c(parts, grads)
-        of_B = [_times(part.grad_B(grad, m), part.gain) for part, grad in zip(parts, grads, strict=True)]
+    parts, in_c = group.parts, of_x and _is_tiled(group.parts, grads[0])
+    if in_c:
+        inner, grad_x = _input_gradient_in_c(group, grads)
         of_gains = [part.grad_gain(grad, z) for part, grad, z in zip(parts, grads, products, strict=True)]
-        return Gradients(parts, grad_x, inner, of_B, of_gains)
-    pairs = [part.before_gain(grad, z) for part, grad, z in zip(parts, grads, products, strict=True)]
-    grads, of_gains = [grad for grad, _ in pairs], [of_gain for _, of_gain in pairs]
-    inner = _inner_gradients(parts, grads)
-    of_B = [part.grad_B(grad, m) for part, grad in zip(parts, grads, strict=True)]
-    return Gradients(parts, _input_gradient(parts, grads, inner) if of_x else None, inner, of_B, of_gains)
-
-
-def _times(grad_B: Tensor | None, gain: Tensor | None) -> Tensor | None:
-    """Of B before the gain."""
-    return grad_B if grad_B is None or gain is None else grad_B * gain.to(grad_B.dtype)[:, None]
+    else:
+        pairs = [part.before_gain(grad, z) for part, grad, z in zip(parts, grads, products, strict=True)]
+        grads, of_gains = [grad for grad, _ in pairs], [of_gain for _, of_gain in pairs]
+        inner = _inner_gradients(parts, grads)
+        grad_x = _input_gradient(group, grads, inner) if of_x else None
+    of_B = [part.thin(m, grad) for part, grad in zip(parts, grads, strict=True) if part.B is not None]
+    return Gradients(group, grad_x, inner, of_gains, of_B, before_gains=in_c)
 
 
 def _inner_gradients(parts: Sequence[Part], grads: Sequence[Tensor]) -> Tensor:
@@ -225,38 +257,37 @@ def _inner_gradients(parts: Sequence[Part], grads: Sequence[Tensor]) -> Tensor:
     return torch.cat([p for part, grad in zip(parts, grads, strict=True) if (p := part.grad_inner(grad)) is not None])
 
 
-def _input_gradient(parts: Sequence[Part], grads: Sequence[Tensor], inner: Tensor) -> Tensor:
+def _input_gradient(group: Group, grads: Sequence[Tensor], inner: Tensor) -> Tensor:
     """sum of g_i W_i + inner^T A, in one buffer."""
     total = None
-    for part, grad in zip(parts, grads, strict=True):
+    for part, grad in zip(group.parts, grads, strict=True):
         total = part.branch.weight.transposed_product(grad, total)
     assert total is not None
-    return total.addmm_(inner.T, _stacked(parts))
+    return total.addmm_(inner.T, group.A)
 
 
 class _Siblings(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, branches, *given):  # type: ignore[override]
-        parts = parts_of(branches, given)
-        flat = x.reshape(-1, x.shape[-1])
+        group = Group.of(branches, given, x.dtype)
+        parts, flat = group.parts, x.reshape(-1, x.shape[-1])
         # a bias would be a part of what is rounded
         unbiased = all(branch.bias is None for branch in branches)
         divides = len(parts) > 1 and unbiased and _is_tiled(parts, flat) and all(one.divides for one in branches)
-        made = outputs(parts, x, with_products=not divides)
+        made = outputs(group, x, with_products=not divides)
         products = [
             y if part.gain is not None and divides else z
             for part, y, z in zip(parts, made.outputs, made.products, strict=True)
         ]
-        ctx.save_for_backward(flat, made.middles, *given, *products)
+        ctx.save_for_backward(flat, made.middles, *group.tensors, *products)
         ctx.branches, ctx.shape, ctx.divides = branches, x.shape, divides
         return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in made.outputs)
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[override]
         flat, m, *rest = ctx.saved_tensors
-        count = 3 * len(ctx.branches)
-        parts, products = parts_of(ctx.branches, rest[:count]), rest[count:]
+        group, products = Group.again(ctx.branches, rest)
         flat_grads = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
-        found = gradients(parts, flat_grads, m, products, of_x=ctx.needs_input_grad[0])
+        found = gradients(group, flat_grads, m, products, of_x=ctx.needs_input_grad[0])
         found = found.divided if ctx.divides else found
         return None if found.x is None else found.x.view(ctx.shape), None, *found.factors(flat)

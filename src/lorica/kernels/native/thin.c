@@ -1,6 +1,7 @@
-/* out = s L D: the product of few long rows with many, whose gradients of A and B are made; each is read once.
+/* out = s L D: products of few long rows with many, whose gradients of A and B are made; each is read once.
 
-L (R, T), D (T, N), out (R, N).  Threads share columns, so a sum is made in the order of T whatever threads there are. */
+L (R, T), D (T, N); out (R, N) float32, at `by_row` and `by_column`.  Threads share columns, so a sum is made in the order
+of T whatever threads there are. */
 
 #include <omp.h>
 #include <string.h>
@@ -13,63 +14,83 @@ enum { SIDE = 32, DEEP = 128 };
 
 typedef struct {
     const bf16 *L, *D;
-    bf16 *out;
-    ptrdiff_t R, T, N, high, deep;
-    float scale;
+    float *out;
+    int64_t R, T, N, by_row, by_column;
+    double scale;
 } task;
 
-/* L with zeros up to multiples of what a block reads: (high, deep). */
+static inline ptrdiff_t high(const task *p) { return up(p->R, ROWS); }
+
+/* Columns of a thread. */
+static inline ptrdiff_t own(const task *p, int threads) { return up((p->N + threads - 1) / threads, SIDE); }
+
+/* From one row of L to the next where it is read from: not a power of two, which would be one set of the cache. */
+static inline ptrdiff_t apart(const task *p) { return up(p->T, SIDE) + SIDE; }
+
+/* L with zeros up to what a block reads, (high, apart). */
 static void whole(bf16 *rows, const task *p) {
-    for (ptrdiff_t r = 0; r < p->high; r++, rows += p->deep) {
+    for (ptrdiff_t r = 0; r < high(p); r++, rows += apart(p)) {
         ptrdiff_t some = r < p->R ? p->T : 0;
         memcpy(rows, p->L + r * p->T, some * sizeof(bf16));
-        memset(rows + some, 0, (p->deep - some) * sizeof(bf16));
+        memset(rows + some, 0, (apart(p) - some) * sizeof(bf16));
     }
 }
 
 /* Columns from `begin` to `end`. Sums of 32 of them stand together, (high, 32), and so do strips of some rows of D. */
 static void added(float *sums, int32_t *strips, const bf16 *rows, ptrdiff_t begin, ptrdiff_t end, const task *p) {
+    const ptrdiff_t R = high(p);
+    if (!p->T) memset(sums, 0, R * up(end - begin, SIDE) * sizeof(float));
     for (ptrdiff_t t = 0, deep; t < p->T; t += deep) {
         deep = t + DEEP < p->T ? DEEP : up(p->T - t, SIDE);
         for (ptrdiff_t i = 0; i < deep; i += SIDE)
             strips_of(strips + i * 16, deep * 16, p->D + (t + i) * p->N + begin, p->N, end - begin, p->T - t - i, NULL);
         for (ptrdiff_t c = 0; c < end - begin; c += SIDE)
-            for (ptrdiff_t r = 0; r < p->high; r += SIDE)
-                met(sums + c * p->high + r * SIDE, SIDE, rows + r * p->deep + t, p->deep, strips + c / SIDE * deep * 16,
-                    p->high - r < SIDE ? p->high - r : SIDE, deep, t > 0);
+            for (ptrdiff_t r = 0; r < R; r += SIDE)
+                met(sums + c * R + r * SIDE, SIDE, rows + r * apart(p) + t, apart(p), strips + c / SIDE * deep * 16,
+                    R - r < SIDE ? R - r : SIDE, deep, t > 0);
     }
 }
 
 static void written(const float *sums, ptrdiff_t begin, ptrdiff_t end, const task *p) {
-    const __m512 times = _mm512_set1_ps(p->scale);
-    for (ptrdiff_t r = 0; r < p->R; r++)
-        for (ptrdiff_t c = begin; c < end; c += 16) {
-            const float *place = sums + (c - begin) / SIDE * SIDE * p->high + r * SIDE + (c - begin) % SIDE;
-            store_some(p->out + r * p->N + c, first(end - c), _mm512_mul_ps(times, _mm512_loadu_ps(place)));
-        }
+    const float scale = (float)p->scale;
+    for (ptrdiff_t c = begin; c < end; c++) {
+        const float *column = sums + (c - begin) / SIDE * SIDE * high(p) + (c - begin) % SIDE;
+        float *out = p->out + c * p->by_column;
+        for (ptrdiff_t r = 0; r < p->R; r++) out[r * p->by_row] = scale * column[r * SIDE];
+    }
 }
 
 /* 0, or 1 where memory is missing. */
-int lorica_thin(const bf16 *L, const bf16 *D, bf16 *out, int64_t R, int64_t T, int64_t N, double scale) {
-    const task p = {.L = L, .D = D, .out = out, .R = R, .T = T, .N = N, .high = up(R, ROWS), .deep = up(T, SIDE) + SIDE,
-                    .scale = (float)scale};
-    int threads = T * N > FEW ? omp_get_max_threads() : 1;
-    ptrdiff_t own = up((N + threads - 1) / threads, SIDE), of_rows = p.high * p.deep * 2;
-    ptrdiff_t of_sums = p.high * own * 4, of_strips = DEEP * own * 2;
-    char *at = room_of(threads * (of_sums + of_strips) + of_rows + 192);
-    if (!at) return 1;
-    char *sums = take(&at, threads * of_sums), *strips = take(&at, threads * of_strips);
-    bf16 *rows = take(&at, of_rows);
-    whole(rows, &p);
-    if (!T) memset(sums, 0, threads * of_sums);
+int lorica_thin(const task *tasks, int64_t count) {
+    int most = omp_get_max_threads(), threads = 1;
+    ptrdiff_t sums = 0, strips = 0, rows = 0;
+    for (const task *p = tasks; p < tasks + count; p++)
+        if (p->T * p->N > FEW) threads = most;
+    for (const task *p = tasks; p < tasks + count; p++) {
+        ptrdiff_t of_sums = high(p) * own(p, threads) * 4, of_strips = DEEP * own(p, threads) * 2;
+        sums = of_sums > sums ? of_sums : sums;
+        strips = of_strips > strips ? of_strips : strips;
+        rows = high(p) * apart(p) * 2 > rows ? high(p) * apart(p) * 2 : rows;
+    }
+    ptrdiff_t each = up(sums, 64) + up(strips, 64) + up(rows, 64);
+    char *room = room_of(threads * each);
+    if (!room) return 1;
 #pragma omp parallel num_threads(threads)
     {
         tiles kept;
         tiles_taken(&kept);
-        ptrdiff_t thread = omp_get_thread_num(), begin = thread * own, end = begin + own < N ? begin + own : N;
-        float *of_own = (float *)(sums + thread * of_sums);
-        added(of_own, (int32_t *)(strips + thread * of_strips), rows, begin, end, &p);
-        written(of_own, begin, end, &p);
+        char *at = room + omp_get_thread_num() * each;
+        float *of_sums = take(&at, sums);
+        int32_t *of_strips = take(&at, strips);
+        bf16 *of_rows = take(&at, rows);
+        for (const task *p = tasks; p < tasks + count; p++) {
+            ptrdiff_t columns = own(p, threads), begin = omp_get_thread_num() * columns;
+            ptrdiff_t end = begin + columns < p->N ? begin + columns : p->N;
+            if (begin >= end) continue;
+            whole(of_rows, p);
+            added(of_sums, of_strips, of_rows, begin, end, p);
+            written(of_sums, begin, end, p);
+        }
         tiles_back(&kept);
     }
     return 0;
