@@ -79,19 +79,37 @@ def test_beside_another_runtime_of_threads(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_no_wider_than_the_products_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without bfloat16 there are none of ours; without tiles the compiler is told; a word unknown to oneDNN is none."""
-    monkeypatch.setattr(build, "processor_flags", lambda: frozenset({*build.NEEDED, *build.TILES}))
-    monkeypatch.setenv(build.WIDEST, "AVX512_CORE_VNNI")
-    assert why() == f"{build.WIDEST}=AVX512_CORE_VNNI leaves out avx512_bf16"
-    for widest, without in (("avx512_core_bf16", build.TILES), ("AVX512_CORE_AMX", ()), ("AVX1024", ())):
+    """Without AVX-512 there are none of ours; what else is left out the compiler is told; a word unknown to oneDNN is
+    none."""
+    monkeypatch.setattr(build, "processor_flags", lambda: frozenset({*build.NEEDED, *build.TILES, "avx512_bf16"}))
+    monkeypatch.setenv(build.WIDEST, "AVX2_VNNI")
+    assert why() == f"{build.WIDEST}=AVX2_VNNI leaves out avx512f"
+    tiles = {"-mno-amx-tile", "-mno-amx-bf16", "-mno-amx-int8"}
+    for widest, without in (
+        ("avx512_core_bf16", tiles),
+        ("AVX512_CORE_VNNI", {*tiles, "-mno-avx512bf16"}),
+        ("AVX512_CORE_AMX", set()),
+        ("AVX1024", set()),
+    ):
         library.cache_clear()
         monkeypatch.setenv(build.WIDEST, widest)
         compiler(tmp_path, compiled.GNU, f'echo "$@" >{tmp_path}/arguments; exit 1')
         assert why().startswith("gcc failed")
         said = (tmp_path / "arguments").read_text().split()
-        assert {word for word in said if word.startswith("-mno")} == {
-            f"-mno-{name.replace('_', '-')}" for name in without
-        }
+        assert {word for word in said if word.startswith("-mno")} == without
+
+
+def test_where_pairs_are_slow_products_without_tiles_are_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    def widened(vendor: str, *names: str) -> bool:
+        monkeypatch.setattr(build, "processor_flags", lambda: frozenset({*build.NEEDED, *names}))
+        monkeypatch.setattr(build, "_told", lambda what: [vendor])
+        return "-DWIDENED" in build.sources([]).flags
+
+    assert widened(build.SLOW_PAIRS, "avx512_bf16")
+    assert not widened(build.SLOW_PAIRS, "avx512_bf16", *build.TILES)
+    assert not widened("AuthenticAMD", "avx512_bf16")
+    monkeypatch.setenv(build.WIDEST, "AVX512_CORE_BF16")
+    assert widened(build.SLOW_PAIRS, "avx512_bf16", *build.TILES)
 
 
 def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

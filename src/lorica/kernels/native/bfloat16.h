@@ -11,13 +11,58 @@ typedef uint16_t bf16;
 
 static inline __m512 wide(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
 
+static inline __m512 first_of_pairs(__m512i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
+
+static inline __m512 second_of_pairs(__m512i x) {
+    return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(0xffff0000)));
+}
+
 static inline __m512 load(const bf16 *x) { return wide(_mm256_loadu_si256((const __m256i *)x)); }
 
 /* The first `n` of sixteen, zeros behind. */
 static inline __m512 load_some(const bf16 *x, __mmask16 some) { return wide(_mm256_maskz_loadu_epi16(some, x)); }
 
 /* Rounded to the nearest, ties to even. */
+#ifdef __AVX512BF16__
+
 static inline __m256i narrow(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+
+static inline __m512i narrow_two(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+
+#else
+
+static inline __m256i narrow(__m512 x) {
+    __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    /* what is no number stays so */
+    __mmask16 none = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    rounded = _mm512_mask_or_epi32(rounded, none, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
+static inline __m512i narrow_two(__m512 low, __m512 high) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(narrow(low)), narrow(high), 1);
+}
+
+#endif
+
+/* Sums, and the products of both numbers of each pair.  WIDENED: where the instruction for it takes four times as long as
+a product of numbers. */
+#if defined(__AVX512BF16__) && !defined(WIDENED)
+#define PAIRED
+
+static inline __m512 with_pairs(__m512 sums, __m512i a, __m512i b) {
+    return _mm512_dpbf16_ps(sums, (__m512bh)a, (__m512bh)b);
+}
+
+#else
+
+static inline __m512 with_pairs(__m512 sums, __m512i a, __m512i b) {
+    sums = _mm512_fmadd_ps(first_of_pairs(a), first_of_pairs(b), sums);
+    return _mm512_fmadd_ps(second_of_pairs(a), second_of_pairs(b), sums);
+}
+
+#endif
 
 static inline void store(bf16 *y, __m512 x) { _mm256_storeu_si256((__m256i *)y, narrow(x)); }
 

@@ -34,8 +34,6 @@ typedef struct {
     double scale;
 } branch;
 
-static inline __m512i line_of(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
-
 /* 32 numbers of a row, from the flat place `at`, a multiple of 32, on. */
 static inline void decoded(bf16 *out, const branch *b, ptrdiff_t row, ptrdiff_t at) {
     __m512 low, high, scale;
@@ -52,7 +50,7 @@ static inline void decoded(bf16 *out, const branch *b, ptrdiff_t row, ptrdiff_t 
         high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes + 1)));
         scale = _mm512_set1_ps(b->scales[row]);
     }
-    _mm512_storeu_si512(out, line_of(_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale)));
+    _mm512_storeu_si512(out, narrow_two(_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale)));
 }
 
 /* Rows one `stride` after another. */
@@ -135,7 +133,7 @@ static inline void rounded(bf16 *out, ptrdiff_t stride, const float *C, float sc
     for (ptrdiff_t i = 0; i < SIDE; i++) {
         const float *c = C + i * SIDE;
         __m512 low = _mm512_mul_ps(times, _mm512_loadu_ps(c)), high = _mm512_mul_ps(times, _mm512_loadu_ps(c + 16));
-        _mm512_storeu_si512(out + i * stride, line_of(low, high));
+        _mm512_storeu_si512(out + i * stride, narrow_two(low, high));
     }
 }
 
@@ -340,10 +338,10 @@ static void finish_outputs(const void *of, const workbench *own, const float *C,
         }
         ptrdiff_t place = i * width + column;
         if (b->z)
-            _mm512_storeu_si512(own->more + place, line_of(_mm512_add_ps(z[0], bias[0]), _mm512_add_ps(z[1], bias[1])));
+            _mm512_storeu_si512(own->more + place, narrow_two(_mm512_add_ps(z[0], bias[0]), _mm512_add_ps(z[1], bias[1])));
         for (int h = 0; h < 2; h++)
             z[h] = _mm512_add_ps(b->gain ? _mm512_fmadd_ps(z[h], more[h], z[h]) : z[h], bias[h]);
-        _mm512_storeu_si512(own->rows + place, line_of(z[0], z[1]));
+        _mm512_storeu_si512(own->rows + place, narrow_two(z[0], z[1]));
     }
 }
 

@@ -1,7 +1,8 @@
 /* C (R, S) = A (R, D) B (D, S), or that added to C: bfloat16 in, float32 out.
 
-A lies by rows. B lies by pairs of rows, B[D / 2][S][2], as both instructions read it. R, D and S are multiples of 32.
-With AMX a product of tiles is 16 x 16 x 32; else a row of A is met by 32 columns at a time. */
+A lies by rows. B lies by pairs of rows, B[D / 2][S][2], as instructions read it. R, D and S are multiples of 32.
+With AMX a product of tiles is 16 x 16 x 32; else a row of A is met by 32 columns at a time, by pairs of numbers or, where
+there is no instruction for pairs that is quicker, in float32. */
 
 #ifndef LORICA_PRODUCTS_H
 #define LORICA_PRODUCTS_H
@@ -83,6 +84,48 @@ static inline void tiles_back(tiles *kept) { (void)kept; }
 
 enum { ROWS = 8 };
 
+#ifdef PAIRED
+
+/* 32 rows of the depth: `a` their pairs, `l` and `h` pairs of both halves of the columns. */
+static inline void deeper(__m512 sum[ROWS][2], const bf16 *A, ptrdiff_t lda, const int32_t *low, const int32_t *high,
+                          ptrdiff_t ldb) {
+    for (ptrdiff_t p = 0; p < 16; p++) {
+        __m512i l = _mm512_loadu_si512(low + p * ldb), h = _mm512_loadu_si512(high + p * ldb);
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; i++) {
+            int32_t pair;
+            __builtin_memcpy(&pair, A + i * lda + 2 * p, 4);
+            sum[i][0] = with_pairs(sum[i][0], _mm512_set1_epi32(pair), l);
+            sum[i][1] = with_pairs(sum[i][1], _mm512_set1_epi32(pair), h);
+        }
+    }
+}
+
+#else
+
+/* The same numbers in float32, those of A once for all columns. */
+static inline void deeper(__m512 sum[ROWS][2], const bf16 *A, ptrdiff_t lda, const int32_t *low, const int32_t *high,
+                          ptrdiff_t ldb) {
+    float a[ROWS][32] __attribute__((aligned(64)));
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; i++) {
+        _mm512_store_ps(a[i], load(A + i * lda));
+        _mm512_store_ps(a[i] + 16, load(A + i * lda + 16));
+    }
+    for (ptrdiff_t p = 0; p < 16; p++) {
+        __m512i l = _mm512_loadu_si512(low + p * ldb), h = _mm512_loadu_si512(high + p * ldb);
+        __m512 l0 = first_of_pairs(l), l1 = second_of_pairs(l), h0 = first_of_pairs(h), h1 = second_of_pairs(h);
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; i++) {
+            __m512 x = _mm512_set1_ps(a[i][2 * p]), y = _mm512_set1_ps(a[i][2 * p + 1]);
+            sum[i][0] = _mm512_fmadd_ps(y, l1, _mm512_fmadd_ps(x, l0, sum[i][0]));
+            sum[i][1] = _mm512_fmadd_ps(y, h1, _mm512_fmadd_ps(x, h0, sum[i][1]));
+        }
+    }
+}
+
+#endif
+
 static inline void block(float *C, ptrdiff_t ldc, const bf16 *A, ptrdiff_t lda, const int32_t *low, const int32_t *high,
                          ptrdiff_t ldb, ptrdiff_t step, ptrdiff_t R, ptrdiff_t D, int add) {
     for (ptrdiff_t r = 0; r < R; r += ROWS, A += ROWS * lda, C += ROWS * ldc) {
@@ -92,19 +135,7 @@ static inline void block(float *C, ptrdiff_t ldc, const bf16 *A, ptrdiff_t lda, 
             sum[i][0] = add ? _mm512_loadu_ps(C + i * ldc) : _mm512_setzero_ps();
             sum[i][1] = add ? _mm512_loadu_ps(C + i * ldc + 16) : _mm512_setzero_ps();
         }
-        for (ptrdiff_t d = 0; d < D; d += 32)
-            for (ptrdiff_t p = 0; p < 16; p++) {
-                ptrdiff_t place = d / 32 * step + p * ldb;
-                __m512bh l = (__m512bh)_mm512_loadu_si512(low + place), h = (__m512bh)_mm512_loadu_si512(high + place);
-#pragma GCC unroll 8
-                for (int i = 0; i < ROWS; i++) {
-                    int32_t pair;
-                    __builtin_memcpy(&pair, A + i * lda + d + 2 * p, 4);
-                    __m512bh a = (__m512bh)_mm512_set1_epi32(pair);
-                    sum[i][0] = _mm512_dpbf16_ps(sum[i][0], a, l);
-                    sum[i][1] = _mm512_dpbf16_ps(sum[i][1], a, h);
-                }
-            }
+        for (ptrdiff_t d = 0; d < D; d += 32) deeper(sum, A + d, lda, low + d / 32 * step, high + d / 32 * step, ldb);
 #pragma GCC unroll 8
         for (int i = 0; i < ROWS; i++) {
             _mm512_storeu_ps(C + i * ldc, sum[i][0]);

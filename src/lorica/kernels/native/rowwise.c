@@ -35,12 +35,12 @@ static inline void narrow_product(float *C, const bf16 *A, ptrdiff_t lda, const 
 #pragma GCC unroll 16
         for (int i = 0; i < 16; i++) sum[i] = _mm512_setzero_ps();
         for (ptrdiff_t d = 0; d < D; d += 2) {
-            __m512bh b = (__m512bh)_mm512_loadu_si512(B + d * ldb);
+            __m512i b = _mm512_loadu_si512(B + d * ldb);
 #pragma GCC unroll 16
             for (int i = 0; i < 16; i++) {
                 int32_t pair;
                 __builtin_memcpy(&pair, A + (r + i) * lda + d, 4);
-                sum[i] = _mm512_dpbf16_ps(sum[i], (__m512bh)_mm512_set1_epi32(pair), b);
+                sum[i] = with_pairs(sum[i], _mm512_set1_epi32(pair), b);
             }
         }
 #pragma GCC unroll 16
@@ -66,8 +66,7 @@ static float dot(const bf16 *a, const bf16 *x, ptrdiff_t d) {
     __m512 sum = _mm512_setzero_ps();
     for (ptrdiff_t k = 0; k < d; k += 32) {
         __mmask16 some = first((d - k) / 2);
-        sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_maskz_loadu_epi32(some, a + k),
-                               (__m512bh)_mm512_maskz_loadu_epi32(some, x + k));
+        sum = with_pairs(sum, _mm512_maskz_loadu_epi32(some, a + k), _mm512_maskz_loadu_epi32(some, x + k));
     }
     return _mm512_reduce_add_ps(sum);
 }
