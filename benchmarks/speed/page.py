@@ -88,11 +88,13 @@ def floor(found: Mapping[str, Any]) -> list[str]:
     """What the operations alone would take at the measured peak."""
     if not found.get("peak_gflops"):
         return []
+    best = found["sides"]["products"]
+    by = dict(zip(best["gflops"], best.get("by", []), strict=False)).get(found["peak_gflops"], "the library")
     at = {kind: operations / found["peak_gflops"] / 1e9 for kind, operations in found["operations"].items()}
     return [
-        f"The best of a sweep of bfloat16 products in the same run: {found['peak_gflops']:,.0f} GFLOP/s. At that rate "
-        f"the operations take {at['adapter']:.2f} s with adapters ({at['adapter, without its own']:.2f} s without the "
-        f"adapter's own), {at['full']:.2f} s in full.",
+        f"The best of a sweep of bfloat16 products in the same run, by {by}: {found['peak_gflops']:,.0f} GFLOP/s. At "
+        f"that rate the operations take {at['adapter']:.2f} s with adapters ({at['adapter, without its own']:.2f} s "
+        f"without the adapter's own), {at['full']:.2f} s in full.",
         "",
     ]
 

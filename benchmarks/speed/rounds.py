@@ -44,7 +44,9 @@ class Side:
         seconds = [step["seconds"] for step in steps]
         rates = [sum(s["tokens"] for s in turn) / sum(s["seconds"] for s in turn) for turn in self.turns]
         whole = sum(s["tokens"] for s in steps) / sum(seconds)
-        extra = {name: [s[name] for s in steps] for name in ("rows", "cells", "gflops", "shape") if name in steps[0]}
+        extra = {
+            name: [s[name] for s in steps] for name in ("rows", "cells", "gflops", "shape", "by") if name in steps[0]
+        }
         return {
             "step_seconds": spread(seconds),
             "processor_seconds": spread([step["processor"] for step in steps]),

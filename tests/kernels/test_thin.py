@@ -49,7 +49,8 @@ def worst(found: Tensor, left: Tensor, right: Tensor, scale: float) -> float:
 def test_it_is_summed_in_float32(shape: tuple[int, int, int]) -> None:
     left, right = drawn(*shape)
     found = made(left, right, 2.5)
-    assert found.dtype == torch.float32 and worst(found, left, right, 2.5) <= 1
+    assert found.dtype == torch.float32
+    assert worst(found, left, right, 2.5) <= 1
     spread = torch.stack([right, right], 2)[..., 0], left.T.contiguous().T
     assert torch.equal(made(spread[1], spread[0], 2.5), found)
 
@@ -64,8 +65,10 @@ def test_several_are_each_as_it_is_alone_row_by_row_or_column_by_column() -> Non
     together = native.thin_products([Thin(*pair, 2.0) for pair in pairs])
     by_columns = native.thin_products([Thin(*pair, 2.0, by_columns=True) for pair in reversed(pairs)])[::-1]
     for pair, one, other in zip(pairs, together, by_columns, strict=True):
-        assert torch.equal(one, made(*pair, 2.0)) and torch.equal(other, one)
-        assert one.is_contiguous() and other.T.is_contiguous()
+        assert torch.equal(one, made(*pair, 2.0))
+        assert torch.equal(other, one)
+        assert one.is_contiguous()
+        assert other.T.is_contiguous()
 
 
 def test_threads_and_columns_beside_it_change_no_bit() -> None:

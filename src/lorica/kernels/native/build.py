@@ -23,8 +23,8 @@ LEFT_OUT = {
     **dict.fromkeys(("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512"), TILES),
 }
 SLOW_PAIRS = "GenuineIntel"
-"""Who makes processors on which a product of pairs of bfloat16 takes four times as long as one of float32: without tiles
-these products are in float32, 1.4 times as quick."""
+"""Who makes processors on which a product of pairs of bfloat16 takes four times as long as one of float32: products
+without tiles are in float32 there, 1.4 times as quick."""
 OPENMP = "libgomp.so.1"
 """That of torch, which the loader finds by this name once torch is loaded."""
 
@@ -82,7 +82,7 @@ def _without(names: frozenset[str]) -> list[str]:
 
 
 def _widened() -> tuple[str, ...]:
-    tiles = TILES <= processor_flags() - left_out()
+    tiles = (processor_flags() - left_out()).issuperset(TILES)
     return ("-DWIDENED",) if not tiles and _told("vendor_id") == [SLOW_PAIRS] else ()
 
 
