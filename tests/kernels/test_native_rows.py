@@ -83,7 +83,7 @@ def rotary_error(shape: tuple[int, ...], made: Callable[[Tensor], Tensor] = torc
     cos, sin = angles(shape[0], shape[-1])
     assert is_native("rotary", x, cos, sin)
     definition: Callable[..., Tensor] = lambda x: rotary_reference(x, cos.double(), sin.double())  # noqa: E731
-    return error_of(lambda x: rotary(x, cos, sin), definition, [x], towards)
+    return error_of(lambda x: rotary(cos, sin, x)[0], definition, [x], towards)
 
 
 def swiglu_reference(gate: Tensor, up: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def everything(rows: slice) -> list[Tensor]:
     losses = native_cross_entropy.to_gradient_(logits, torch.arange(48)[rows])
     return [
         *with_gradients(lambda x: rms_norm(x, weight, 1e-5), [flat], towards.flatten(1)),
-        *with_gradients(lambda x: rotary(x, cos, sin), [x], towards),
+        *with_gradients(lambda x: rotary(cos, sin, x)[0], [x], towards),
         *with_gradients(swiglu, [flat, 2 * flat], towards.flatten(1)),
         losses,
         logits,
@@ -170,7 +170,7 @@ def test_a_row_has_the_same_bits_alone_and_in_company() -> None:
 def test_gradients_wanted_or_not_the_output_has_the_same_bits() -> None:
     x, weight, (cos, sin) = drawn(5, 2, 66, seed=0), drawn(66, seed=1), angles(5, 66)
     leaf = x.clone().requires_grad_(True)
-    ops = (lambda x: rms_norm(x, weight, 1e-5), lambda x: rotary(x, cos, sin), lambda x: swiglu(x, x))
+    ops = (lambda x: rms_norm(x, weight, 1e-5), lambda x: rotary(cos, sin, x)[0], lambda x: swiglu(x, x))
     recorded = [op(leaf).detach() for op in ops]
     with torch.no_grad():
         assert all(torch.equal(op(x), wanted) for op, wanted in zip(ops, recorded, strict=True))

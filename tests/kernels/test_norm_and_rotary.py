@@ -49,7 +49,7 @@ def test_rotation_and_its_gradient_are_the_definitions(shape: tuple[int, ...], d
     angles = noise(shape[0], 1, shape[-1] // 2, seed=3).repeat(1, 1, 2)
     x, towards = noise(*shape, seed=4).to(dtype), noise(*shape, seed=5).to(dtype)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    found = with_gradients(lambda x: rotary(x, cos, sin), [x], towards)
+    found = with_gradients(lambda x: rotary(cos, sin, x)[0], [x], towards)
     wanted = with_gradients(lambda x: rotary_reference(x, cos.double(), sin.double()), [x.double()], towards)
     assert largest_error(found, wanted) < ROUNDINGS * torch.finfo(dtype).eps
 
@@ -57,8 +57,8 @@ def test_rotation_and_its_gradient_are_the_definitions(shape: tuple[int, ...], d
 def test_a_rotation_by_the_wrong_sign_or_a_norm_without_its_projection_would_be_seen() -> None:
     x, towards = noise(5, 3, 64, seed=0), noise(5, 3, 64, seed=1)
     angles = noise(5, 1, 32, seed=2).repeat(1, 1, 2)
-    turned = with_gradients(lambda x: rotary(x, angles.cos(), angles.sin()), [x], towards)
-    back = with_gradients(lambda x: rotary(x, angles.cos(), -angles.sin()), [x], towards)
+    turned = with_gradients(lambda x: rotary(angles.cos(), angles.sin(), x)[0], [x], towards)
+    back = with_gradients(lambda x: rotary(angles.cos(), -angles.sin(), x)[0], [x], towards)
     assert largest_error(turned, back) > 0.1
     weight = torch.ones(64, dtype=torch.float64)
     normed = with_gradients(lambda x: rms_norm(x, weight, 1e-5), [x], towards)

@@ -128,7 +128,9 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
     width = shapes.width
     first = _first_block(plan, shapes.layers)
     block = _fused_block(shapes) if decoder else _plain_block(plan.base, shapes)
-    of_edits = _more(plan) + (_inputs(plan) - _made_again(plan) if decoder else 0)
+    of_edits = _more(plan)
+    if decoder:
+        of_edits += _inputs(plan) - _made_again(plan) - (_values(plan, work) if kind == "cpu" else 0)
     block += width * of_edits // max(shapes.layers - first, 1)
     prefixed = any(planned.edit.place == "keys_values_before" for planned in plan.edits)
     if decoder and prefixed and kind == "cpu" and width == BYTES["bfloat16"]:
@@ -222,15 +224,15 @@ def _dense_again(plan: Plan, work: Workload, kind: str) -> int:
     made = {weight: count for weight, count in keeps if count is not None}
 
     def at_once(site: Site) -> int:
-        in_codes = site.name not in made and _read_in_codes(site, work)
+        in_codes = site.name not in made and _is_in_c(site, work)
         return made.get(site.name, 0) + (bool(site.stored) and not (kind == "cpu" and in_codes))
 
     weights = (site for site in plan.base if site.kind == "parameter" and (site.stored or site.name in made))
     return max((at_once(site) * prod(site.shape) * BYTES[site.dtype] for site in weights), default=0)
 
 
-def _read_in_codes(site: Site, work: Workload) -> bool:
-    """Whether products on a CPU read a quantised weight as it is stored."""
+def _is_in_c(site: Site, work: Workload) -> bool:
+    """Whether products on a CPU are those in C, which read a quantised weight as it is stored."""
     return reads_codes(site.shape, work.tokens, getattr(torch, site.dtype))
 
 
@@ -293,6 +295,17 @@ def _more(plan: Plan) -> int:
     """Elements a token of outputs in blocks that are needed, and of numbers beside them."""
     inside = ((p.site, p.method.keeps(p.edit)) for p in plan.edits if p.site.layer is not None)
     return sum(site.d_out * keeps.outputs + keeps.numbers for site, keeps in inside)
+
+
+def _values(plan: Plan, work: Workload) -> int:
+    """Elements a token of outputs of v that are kept as attention's values in any case: of products in C without a
+    bias, those before a gain are made of them again."""
+    found = ((p.site, p.method.keeps(p.edit)) for p in plan.edits if p.site.layer is not None)
+    return sum(
+        site.d_out
+        for site, keeps in found
+        if "v" in site.roles and keeps.fuses and keeps.outputs and not site.bias and _is_in_c(site, work)
+    )
 
 
 def _shown(plan: Plan) -> int:
@@ -386,7 +399,7 @@ def _beside_tensors(plan: Plan, s: Shapes, work: Workload, worst: Moment, recomp
     if pool().lacking is None:
         products = "bfloat16" if s.width < TRAINED else "float32"
         weights = (site for site in plan.base if site.kind == "parameter" and site.stored)
-        made = any(each.like_weight for each in keeps) or not all(_read_in_codes(site, work) for site in weights)
+        made = any(each.like_weight for each in keeps) or not all(_is_in_c(site, work) for site in weights)
         return beside_pool(worst.held, len(plan.learned), products, length=work.length, made=made)
     return kept_back(
         activations=worst.activations,

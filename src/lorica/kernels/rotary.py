@@ -18,9 +18,11 @@ def reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`reference`."""
-    return _Rotary.apply(x, cos, sin) if torch.is_grad_enabled() else _turned(x, cos, sin, 1)  # type: ignore
+def rotary(cos: Tensor, sin: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+    """`reference` of each."""
+    if torch.is_grad_enabled():
+        return _Rotary.apply(cos, sin, *given)  # type: ignore[return-value]
+    return tuple(_turned(x, cos, sin, 1) for x in given)
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
@@ -36,11 +38,11 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 
 class _Rotary(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, cos, sin):  # type: ignore[override]
+    def forward(ctx, cos, sin, *given):  # type: ignore[override]
         ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin, 1)
+        return tuple(_turned(x, cos, sin, 1) for x in given)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[override]
+    def backward(ctx, *grads):  # type: ignore[override]
         cos, sin = ctx.saved_tensors
-        return _turned(grad, cos, sin, -1), None, None
+        return None, None, *(_turned(grad, cos, sin, -1) for grad in grads)

@@ -59,7 +59,7 @@ class SelfAttention(nn.Module):
         q_THE, k_TKE, v_TKE = (part.unflatten(-1, (-1, self.config.d_head)) for part in (q, k, v))
         if self.config.qk_norm:
             q_THE, k_TKE = self.q_norm(q_THE), self.k_norm(k_TKE)
-        q_THE, k_TKE = rotate(q_THE, rotation), rotate(k_TKE, rotation)
+        q_THE, k_TKE = rotate(rotation, q_THE, k_TKE)
         prefix = None if self.prefix is None else self.prefix(layout)
         out_THE = attend(self.layer, q_THE, k_TKE, v_TKE, self.window, prefix)
         if places is not None:

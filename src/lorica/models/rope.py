@@ -55,8 +55,8 @@ class Rotations:
         return table
 
 
-def rotate(x_THE: Tensor, rotation: Rotation) -> Tensor:
-    return rotary(x_THE, rotation.cos, rotation.sin)
+def rotate(rotation: Rotation, *each_THE: Tensor) -> tuple[Tensor, ...]:
+    return rotary(rotation.cos, rotation.sin, *each_THE)
 
 
 def frequencies(config: DecoderConfig) -> tuple[Tensor, float]:

@@ -129,8 +129,7 @@ def _clip(made: Sequence[Tensor], norm: Tensor, clip: float | None) -> None:
 
 
 def _scale(made: Sequence[Tensor], factor: float) -> None:
-    for gradient in made:
-        gradient.mul_(factor)
+    torch._foreach_mul_(list(made), factor)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _tokens(micro_batches: Sequence[Sequence[Example]]) -> int:

@@ -35,8 +35,7 @@ class AdamW(ByName[AdamWConfig]):
 
     def update(self, names: list[str], learning_rate: float, decays: bool) -> None:
         steps = self.part(names, "step")
-        for count in steps:
-            count.add_(1)
+        torch._foreach_add_(steps, 1)  # pyright: ignore[reportPrivateImportUsage]
         torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
             self.tensors(names),
             self.gradients(names),
