@@ -71,6 +71,13 @@ def test_several_are_each_as_it_is_alone_row_by_row_or_column_by_column() -> Non
         assert other.T.is_contiguous()
 
 
+def test_a_gain_is_each_columns_own() -> None:
+    left, right = drawn(5, 40, 70)
+    gain = torch.linspace(-2, 3, 70)
+    (found,) = native.thin_products([Thin(left, right, 2.0, gain)])
+    assert torch.equal(found, made(left, right) * (2.0 * gain))
+
+
 def test_threads_and_columns_beside_it_change_no_bit() -> None:
     left, right = drawn(8, 700, 515)
     whole, before = made(left, right), torch.get_num_threads()

@@ -31,7 +31,7 @@ def row_norms(weight: FrozenWeight, squares: Tensor, A: Tensor, B: Tensor, scale
         return torch.empty_like(squares)
     A, B, W = A.to(squares.dtype), B.to(squares.dtype), weight.as_read(weight.dtype)
     if squares.dtype == torch.float32 and is_native("row_norms", W):
-        return native.squared_norms(W, squares, A, B, scale).clamp_(min=0).sqrt_()
+        return native.norms(W, squares, A, B, scale)
     crossed = (_wide_product(W, A) * B).sum(1)
     update = ((B @ (A @ A.T)) * B).sum(1)
     # where the update cancels a row, rounding can leave less than nothing of it

@@ -110,9 +110,9 @@ class Part:
         """The gradient of m: s (g B)^T, (r, T)."""
         return None if self.B is None else (self.B.T @ grad.T).mul_(self.scale)
 
-    def thin(self, m: Tensor, grad: Tensor) -> Thin:
-        """The gradient of B turned; (m g)^T takes half the time of g^T m^T."""
-        return Thin(m[self.rows], grad, self.scale, by_columns=True)
+    def thin(self, m: Tensor, grad: Tensor, gain: Tensor | None) -> Thin:
+        """The gradient of B turned; (m g)^T takes half the time of g^T m^T.  gain: of a gradient that lacks it."""
+        return Thin(m[self.rows], grad, self.scale, gain, by_columns=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,17 +202,13 @@ def _lie_at_hand(group: Group) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Gradients:
-    """Of the input, None where it wants none, of m^T, and of each gain; and the products that those of A and B are.
-
-    before_gains: those of B still lack the gain.
-    """
+    """Of the input, None where it wants none, of m^T, and of each gain; and the products that those of B are."""
 
     group: Group
     x: Tensor | None
     inner: Tensor
     of_gains: Sequence[Tensor | None]
     of_B: Sequence[Thin]
-    before_gains: bool
 
     @property
     def divided(self) -> "Gradients":
@@ -226,12 +222,9 @@ class Gradients:
         of_A, *every_B = thin_products([Thin(self.inner, x), *self.of_B])
         found, of_B = list[Tensor | None](), iter(every_B)
         for part, of_gain in zip(self.group.parts, self.of_gains, strict=True):
-            found += [None, None] if part.B is None else [of_A[part.rows], self._gained(next(of_B).T, part)]
+            found += [None, None] if part.B is None else [of_A[part.rows], next(of_B).T]
             found.append(of_gain)
         return found
-
-    def _gained(self, of_B: Tensor, part: Part) -> Tensor:
-        return of_B * part.gain.to(of_B.dtype)[:, None] if self.before_gains and part.gain is not None else of_B
 
 
 def gradients(
@@ -248,8 +241,9 @@ def gradients(
         grads, of_gains = [grad for grad, _ in pairs], [of_gain for _, of_gain in pairs]
         inner = _inner_gradients(parts, grads)
         grad_x = _input_gradient(group, grads, inner) if of_x else None
-    of_B = [part.thin(m, grad) for part, grad in zip(parts, grads, strict=True) if part.B is not None]
-    return Gradients(group, grad_x, inner, of_gains, of_B, before_gains=in_c)
+    with_B = ((part, grad) for part, grad in zip(parts, grads, strict=True) if part.B is not None)
+    of_B = [part.thin(m, grad, part.gain if in_c else None) for part, grad in with_B]
+    return Gradients(group, grad_x, inner, of_gains, of_B)
 
 
 def _inner_gradients(parts: Sequence[Part], grads: Sequence[Tensor]) -> Tensor:

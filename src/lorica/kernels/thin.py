@@ -22,4 +22,5 @@ def thin_product(left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
 
 def _product(each: Thin) -> Tensor:
     made = each.left @ each.right
-    return made if each.scale == 1 else made.mul_(each.scale)
+    made = made if each.scale == 1 else made.mul_(each.scale)
+    return made if each.gain is None else made * each.gain.to(made.dtype)

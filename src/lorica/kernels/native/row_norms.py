@@ -1,4 +1,4 @@
-"""Squared lengths of the rows of W + s B A, in C: W is read once and never widened."""
+"""Lengths of the rows of W + s B A, in C: W is read once and never widened."""
 
 import ctypes
 from functools import cache
@@ -9,12 +9,13 @@ from torch import Tensor
 from lorica.kernels.native.build import Function, library
 
 
-def squared_norms(W: Tensor, squares: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-    """n^2 (d_out,), of W (d_out, d_in) bfloat16; A (r, d_in), B (d_out, r) and squares (d_out,), all float32."""
+def norms(W: Tensor, squares: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    """n (d_out,), of W (d_out, d_in) bfloat16; A (r, d_in), B (d_out, r) and squares (d_out,), all float32."""
     W, squares, A, B = (part.contiguous() for part in (W, squares, A, B))
-    H, found = B @ (A @ A.T), torch.empty_like(squares)
-    _function()(*(part.data_ptr() for part in (W, A, B, H, squares, found)), len(W), *A.shape, scale)
-    return found
+    gram, found = A.new_empty(A.shape[0], A.shape[0]), torch.empty_like(squares)
+    _function()(*(part.data_ptr() for part in (W, A, B, gram, squares, found)), W.shape[0], *A.shape, scale)
+    # torch's root, as of the squares alone: it is not that of C to the bit
+    return found.sqrt_()
 
 
 @cache

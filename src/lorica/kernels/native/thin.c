@@ -1,7 +1,7 @@
 /* out = s L D: products of few long rows with many, whose gradients of A and B are made; each is read once.
 
-L (R, T), D (T, N); out (R, N) float32, at `by_row` and `by_column`.  Threads share columns, so a sum is made in the order
-of T whatever threads there are. */
+L (R, T), D (T, N); out (R, N) float32, at `by_row` and `by_column`, its columns times `gain` (N,), which may be NULL.
+Threads share columns, so a sum is made in the order of T whatever threads there are. */
 
 #include <omp.h>
 #include <string.h>
@@ -15,6 +15,7 @@ enum { SIDE = 32, DEEP = 128 };
 typedef struct {
     const bf16 *L, *D;
     float *out;
+    const float *gain;
     int64_t R, T, N, by_row, by_column;
     double scale;
 } task;
@@ -52,10 +53,9 @@ static void added(float *sums, int32_t *strips, const bf16 *rows, ptrdiff_t begi
 }
 
 static void written(const float *sums, ptrdiff_t begin, ptrdiff_t end, const task *p) {
-    const float scale = (float)p->scale;
     for (ptrdiff_t c = begin; c < end; c++) {
         const float *column = sums + (c - begin) / SIDE * SIDE * high(p) + (c - begin) % SIDE;
-        float *out = p->out + c * p->by_column;
+        float *out = p->out + c * p->by_column, scale = (float)p->scale * (p->gain ? p->gain[c] : 1.0f);
         for (ptrdiff_t r = 0; r < p->R; r++) out[r * p->by_row] = scale * column[r * SIDE];
     }
 }

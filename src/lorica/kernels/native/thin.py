@@ -14,17 +14,20 @@ from lorica.kernels.native.build import Function, library
 
 @dataclass(frozen=True, eq=False)
 class Thin:
-    """scale times left (R, T) right (T, N).  by_columns: (R, N) lies in memory column after column."""
+    """scale times left (R, T) right (T, N), each column times its gain (N,) float32, where there is one.  by_columns:
+    (R, N) lies in memory column after column."""
 
     left: Tensor
     right: Tensor
     scale: float = 1.0
+    gain: Tensor | None = None
     by_columns: bool = False
 
     @property
     def whole(self) -> "Thin":
         """With tensors that C can read; it holds them."""
-        return replace(self, left=self.left.contiguous(), right=self.right.contiguous())
+        gain = None if self.gain is None else self.gain.contiguous()
+        return replace(self, left=self.left.contiguous(), right=self.right.contiguous(), gain=gain)
 
     def room(self) -> Tensor:
         R, N = self.left.shape[0], self.right.shape[1]
@@ -35,7 +38,7 @@ class Thin:
 
 class _Task(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("L", "D", "out")),
+        *((name, ctypes.c_void_p) for name in ("L", "D", "out", "gain")),
         *((name, ctypes.c_int64) for name in ("R", "T", "N", "by_row", "by_column")),
         ("scale", ctypes.c_double),
     )
@@ -54,7 +57,8 @@ def thin_products(given: Sequence[Thin]) -> list[Tensor]:
 def _task(each: Thin, out: Tensor) -> _Task:
     left, right = each.left, each.right
     sizes = (*left.shape, right.shape[1], *out.stride())
-    return _Task(left.data_ptr(), right.data_ptr(), out.data_ptr(), *sizes, each.scale)
+    gain = 0 if each.gain is None else each.gain.data_ptr()
+    return _Task(left.data_ptr(), right.data_ptr(), out.data_ptr(), gain, *sizes, each.scale)
 
 
 @cache
