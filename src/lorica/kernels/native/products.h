@@ -86,7 +86,7 @@ enum { ROWS = 8 };
 
 #ifdef PAIRED
 
-/* 32 rows of the depth: `a` their pairs, `l` and `h` pairs of both halves of the columns. */
+/* Sums, and the products of 32 numbers of each row of A with 32 rows of B. */
 static inline void deeper(__m512 sum[ROWS][2], const bf16 *A, ptrdiff_t lda, const int32_t *low, const int32_t *high,
                           ptrdiff_t ldb) {
     for (ptrdiff_t p = 0; p < 16; p++) {
