@@ -293,17 +293,19 @@ def _read_of(site: Site, shape: tuple[int, ...]) -> int:
 
 def _more(plan: Plan) -> int:
     """Elements a token of outputs in blocks that are needed, and of numbers beside them."""
-    inside = ((p.site, p.method.keeps(p.edit)) for p in plan.edits if p.site.layer is not None)
-    return sum(site.d_out * keeps.outputs + keeps.numbers for site, keeps in inside)
+    return sum(site.d_out * keeps.outputs + keeps.numbers for site, keeps in _in_blocks(plan))
+
+
+def _in_blocks(plan: Plan) -> Iterator[tuple[Site, Keeps]]:
+    return ((p.site, p.method.keeps(p.edit)) for p in plan.edits if p.site.layer is not None)
 
 
 def _values(plan: Plan, work: Workload) -> int:
     """Elements a token of outputs of v that are kept as attention's values in any case: of products in C without a
     bias, those before a gain are made of them again."""
-    found = ((p.site, p.method.keeps(p.edit)) for p in plan.edits if p.site.layer is not None)
     return sum(
         site.d_out
-        for site, keeps in found
+        for site, keeps in _in_blocks(plan)
         if "v" in site.roles and keeps.fuses and keeps.outputs and not site.bias and _is_in_c(site, work)
     )
 

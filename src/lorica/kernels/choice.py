@@ -122,11 +122,17 @@ def _decided(op: str, device: str, dtype: torch.dtype, width: int, triton: bool,
 
 def is_native(op: str, *tensors: Tensor) -> bool:
     """Whether the kernel in C serves these tensors, all of them on a CPU and in one type that it reads."""
-    rule, dtype = OPS[op], tensors[0].dtype
+    dtype = tensors[0].dtype
     for tensor in tensors:
         if not tensor.is_cpu or tensor.dtype != dtype:
             return False
-    return rule.native is not None and dtype in rule.types and library().lacking is None
+    return _runs_in_c(op, dtype, library().lacking)
+
+
+@cache
+def _runs_in_c(op: str, dtype: torch.dtype, lacking: str | None) -> bool:
+    """Kept, for the same reason."""
+    return _on_cpu(OPS[op], dtype, lacking).path == "native"
 
 
 def decided(op: str, device: str, dtype: torch.dtype, width: int, triton: bool, lacking: str | None) -> Choice:

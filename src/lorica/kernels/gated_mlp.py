@@ -54,9 +54,9 @@ class _GatedMLP(torch.autograd.Function):
         of_down = gradients(down, (grad.reshape(-1, grad.shape[-1]),), m_down, (z,), of_x=True)
         assert of_down.x is not None
         of_x = ctx.needs_input_grad[0]
-        if any(part.gain is not None for part in outer.parts) and not any(
-            part.branch.bias is not None for part in outer.parts
-        ):
+        gained = any(part.gain is not None for part in outer.parts)
+        biased = any(part.branch.bias is not None for part in outer.parts)
+        if gained and not biased:
             *grads, h, sums = swiglu_backward_summed_(of_down.x, g, u)
             of_outer = replace(gradients(outer, grads, m, (None, None), of_x=of_x), of_gains=sums)
         else:

@@ -91,9 +91,9 @@ static void scaled(float *z, ptrdiff_t query, ptrdiff_t key, ptrdiff_t n, float 
 static void pairs_of(int32_t *out, const float *z) {
     for (ptrdiff_t j = 0; j < BLOCK; j += 2)
         for (int w = 0; w < LANES; w++) {
-            __m512i low = _mm512_cvtepu16_epi32(narrow(_mm512_load_ps(z + j * BLOCK + 16 * w)));
-            __m512i high = _mm512_cvtepu16_epi32(narrow(_mm512_load_ps(z + (j + 1) * BLOCK + 16 * w)));
-            _mm512_store_si512(out + j / 2 * BLOCK + 16 * w, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+            __m256i low = narrow(_mm512_load_ps(z + j * BLOCK + 16 * w));
+            __m256i high = narrow(_mm512_load_ps(z + (j + 1) * BLOCK + 16 * w));
+            _mm512_store_si512(out + j / 2 * BLOCK + 16 * w, pairs(low, high));
         }
 }
 

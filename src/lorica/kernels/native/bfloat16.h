@@ -9,13 +9,17 @@
 
 typedef uint16_t bf16;
 
-static inline __m512 wide(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
-
 static inline __m512 first_of_pairs(__m512i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
 
 static inline __m512 second_of_pairs(__m512i x) {
     return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(0xffff0000)));
 }
+
+static inline __m512i pairs(__m256i first, __m256i second) {
+    return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
+}
+
+static inline __m512 wide(__m256i x) { return first_of_pairs(_mm512_cvtepu16_epi32(x)); }
 
 static inline __m512 load(const bf16 *x) { return wide(_mm256_loadu_si256((const __m256i *)x)); }
 

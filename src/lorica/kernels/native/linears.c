@@ -338,7 +338,8 @@ static void finish_outputs(const void *of, const workbench *own, const float *C,
         }
         ptrdiff_t place = i * width + column;
         if (b->z)
-            _mm512_storeu_si512(own->more + place, narrow_two(_mm512_add_ps(z[0], bias[0]), _mm512_add_ps(z[1], bias[1])));
+            _mm512_storeu_si512(own->more + place,
+                                narrow_two(_mm512_add_ps(z[0], bias[0]), _mm512_add_ps(z[1], bias[1])));
         for (int h = 0; h < 2; h++)
             z[h] = _mm512_add_ps(b->gain ? _mm512_fmadd_ps(z[h], more[h], z[h]) : z[h], bias[h]);
         _mm512_storeu_si512(own->rows + place, narrow_two(z[0], z[1]));

@@ -148,10 +148,10 @@ static inline void block(float *C, ptrdiff_t ldc, const bf16 *A, ptrdiff_t lda, 
 
 static inline void product(float *C, ptrdiff_t ldc, const bf16 *A, ptrdiff_t lda, const bf16 *B, ptrdiff_t ldb,
                            ptrdiff_t R, ptrdiff_t S, ptrdiff_t D, int add) {
-    const int32_t *pairs = (const int32_t *)B;
+    const int32_t *words = (const int32_t *)B;
     for (ptrdiff_t r = 0; r < R; r += 32)
         for (ptrdiff_t s = 0; s < S; s += 32)
-            block(C + r * ldc + s, ldc, A + r * lda, lda, pairs + s, pairs + s + 16, ldb, 16 * ldb, 32, D, add);
+            block(C + r * ldc + s, ldc, A + r * lda, lda, words + s, words + s + 16, ldb, 16 * ldb, 32, D, add);
 }
 
 /* Sixteen rows of sixteen 32-bit words, turned. */
@@ -201,9 +201,9 @@ static inline void strips_of(int32_t *out, ptrdiff_t apart, const bf16 *in, ptrd
     for (ptrdiff_t n = 0; n < 32; n += 2, in += 2 * stride, out += 16)
         for (ptrdiff_t c = 0; c < up(columns, 32); c += 16) {
             __mmask16 some = first(columns - c);
-            __m512i low = _mm512_cvtepu16_epi32(row_of_strip(in + c, n, rows, some, gain));
-            __m512i high = _mm512_cvtepu16_epi32(row_of_strip(in + stride + c, n + 1, rows, some, gain));
-            _mm512_storeu_si512(out + c / 32 * apart + c % 32 * 16, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+            __m256i low = row_of_strip(in + c, n, rows, some, gain);
+            __m256i high = row_of_strip(in + stride + c, n + 1, rows, some, gain);
+            _mm512_storeu_si512(out + c / 32 * apart + c % 32 * 16, pairs(low, high));
         }
 }
 
@@ -231,9 +231,8 @@ static inline void paired(int32_t *out, const bf16 *in, ptrdiff_t R, ptrdiff_t S
     for (ptrdiff_t r = 0; r < R; r += 2)
         for (ptrdiff_t s = 0; s < S; s += 16) {
             const bf16 *x = in + r * S + s;
-            __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x));
-            __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(x + S)));
-            _mm512_storeu_si512(out + r / 2 * S + s, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+            __m256i low = _mm256_loadu_si256((const __m256i *)x), high = _mm256_loadu_si256((const __m256i *)(x + S));
+            _mm512_storeu_si512(out + r / 2 * S + s, pairs(low, high));
         }
 }
 

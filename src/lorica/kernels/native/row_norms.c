@@ -34,8 +34,8 @@ static float crossed_of(const bf16 *W, const float *A, const float *B, ptrdiff_t
     return total;
 }
 
-/* found (d_out,): the squared lengths of the rows of W + scale B A: W (d_out, d_in), read once; A (r, d_in), B (d_out, r) and
-squares (d_out,), the row sums of W's squares, in float32; gram (r, r) is room for A A^T. */
+/* found (d_out,): the squared lengths of the rows of W + scale B A: W (d_out, d_in), read once; A (r, d_in),
+B (d_out, r) and squares (d_out,), the row sums of W's squares, in float32; gram (r, r) is room for A A^T. */
 void lorica_row_norms(const bf16 *W, const float *A, const float *B, float *gram, const float *squares, float *found,
                       int64_t d_out, int64_t r, int64_t d_in, float scale) {
     for (ptrdiff_t i = 0; i < r; i++)
