@@ -7,7 +7,9 @@ q, y, dy, dq (T, H, E); k, v, dk, dv (T, K, E), H / K heads of queries for each 
 two. `starts` (D + 1) says where documents begin. Token i of a document sees j where j <= i if causal, and i - j < window.
 
 Scores stand by keys and queries, (BLOCK keys, BLOCK queries): maxima and sums over keys then go down the rows, sixteen
-queries side by side, and P and dZ come out as products read them. Dao 2023, arXiv:2307.08691, algorithms 1 and 2. */
+queries side by side, and P and dZ come out as products read them. What lies turned does so block by block: in rows as
+long as a document its lines would meet in a few places of the first cache. Dao 2023, arXiv:2307.08691, algorithms 1
+and 2. */
 
 #include <math.h>
 #include <stdlib.h>
@@ -30,12 +32,24 @@ typedef struct {
     float scale;
 } task;
 
+/* One head stands in pieces that nobody foresees: that of the sixteenth token from here on. */
+static inline void foreseen(const bf16 *row, ptrdiff_t heads, const task *t) {
+    for (ptrdiff_t e = 0; e < t->E; e += 32) _mm_prefetch((const char *)(row + 16 * heads * t->E + e), _MM_HINT_T0);
+}
+
 /* Head `head` of the documents' tokens as (rows, wide), zeros where there is no token and past E. */
 static void gathered(bf16 *out, const bf16 *x, ptrdiff_t heads, ptrdiff_t head, ptrdiff_t begin, ptrdiff_t n,
                      ptrdiff_t rows, const task *t) {
     if (t->wide != t->E) memset(out, 0, rows * t->wide * sizeof(bf16));
     else memset(out + n * t->wide, 0, (rows - n) * t->wide * sizeof(bf16));
-    for (ptrdiff_t i = 0; i < n; i++) memcpy(out + i * t->wide, x + ((begin + i) * heads + head) * t->E, t->E * 2);
+    const bf16 *row = x + (begin * heads + head) * t->E;
+    for (ptrdiff_t i = 0; i < n; i++, row += heads * t->E) {
+        foreseen(row, heads, t);
+        for (ptrdiff_t e = 0; e < t->E; e += 32) {
+            __mmask32 some = t->E - e < 32 ? (1u << (t->E - e)) - 1 : 0xffffffff;
+            _mm512_storeu_si512(out + i * t->wide + e, _mm512_maskz_loadu_epi16(some, row + e));
+        }
+    }
 }
 
 /* (wide, columns) float32 turned and written as bfloat16 to the first `n` tokens of a head, times `scale` of each. */
@@ -75,81 +89,81 @@ static void keys_of(ptrdiff_t query, ptrdiff_t n, const task *t, ptrdiff_t *from
     *to = up(end, BLOCK);
 }
 
-/* Scores of a block in powers of two; -inf where a query does not see a key. */
-static void scaled(float *z, ptrdiff_t query, ptrdiff_t key, ptrdiff_t n, float scale, const task *t) {
-    __m512 by = _mm512_set1_ps(scale * LOG2_E), none = _mm512_set1_ps(-INFINITY);
-    int some = hides(query, key, n, t);
+/* -inf where a query does not see a key. */
+static void hidden(float *z, ptrdiff_t query, ptrdiff_t key, ptrdiff_t n, const task *t) {
+    const __m512 none = _mm512_set1_ps(-INFINITY);
     for (ptrdiff_t j = 0; j < BLOCK; j++)
-        for (int w = 0; w < LANES; w++) {
-            __m512 x = _mm512_mul_ps(_mm512_load_ps(z + j * BLOCK + 16 * w), by);
-            if (some) x = _mm512_mask_mov_ps(none, sees(query + 16 * w, key + j, n, t), x);
-            _mm512_store_ps(z + j * BLOCK + 16 * w, x);
-        }
+        for (int w = 0; w < LANES; w++)
+            _mm512_mask_store_ps(z + j * BLOCK + 16 * w, (__mmask16)~sees(query + 16 * w, key + j, n, t), none);
 }
 
-/* A block (BLOCK, BLOCK) float32 as pairs of rows of bfloat16. */
-static void pairs_of(int32_t *out, const float *z) {
-    for (ptrdiff_t j = 0; j < BLOCK; j += 2)
-        for (int w = 0; w < LANES; w++) {
-            __m256i low = narrow(_mm512_load_ps(z + j * BLOCK + 16 * w));
-            __m256i high = narrow(_mm512_load_ps(z + (j + 1) * BLOCK + 16 * w));
-            _mm512_store_si512(out + j / 2 * BLOCK + 16 * w, pairs(low, high));
+/* Of the queries of a block, sixteen in each: the largest score, in powers of two, and the sum of P. */
+typedef struct {
+    __m512 most[LANES], sum[LANES];
+} tops;
+
+/* P of one block of scores, before it is divided by its sums, in pairs of keys.  What stood before shrinks by `shrink`;
+0 where that is 1 for all. */
+static int exponentials(int32_t *p, float *shrink, tops *of, const float *z, __m512 by) {
+    __m512 most[LANES];
+    int grown = 0;
+    for (int w = 0; w < LANES; w++) most[w] = of->most[w];
+    for (ptrdiff_t j = 0; j < BLOCK; j++)
+        for (int w = 0; w < LANES; w++)
+            most[w] = _mm512_max_ps(_mm512_mul_ps(_mm512_load_ps(z + j * BLOCK + 16 * w), by), most[w]);
+    for (int w = 0; w < LANES; w++) {
+        /* A query that sees nothing yet has -inf, and -inf - -inf is no number. */
+        __m512 safe = _mm512_max_ps(most[w], _mm512_set1_ps(-1e30f)), total = _mm512_setzero_ps();
+        for (ptrdiff_t j = 0; j < BLOCK; j += 2) {
+            const float *at = z + j * BLOCK + 16 * w;
+            __m512 a = exp2_of(_mm512_fmsub_ps(_mm512_load_ps(at), by, safe));
+            __m512 b = exp2_of(_mm512_fmsub_ps(_mm512_load_ps(at + BLOCK), by, safe));
+            total = _mm512_add_ps(total, _mm512_add_ps(a, b));
+            _mm512_store_si512(p + j / 2 * BLOCK + 16 * w, pairs(narrow(a), narrow(b)));
         }
+        __m512 less = exp2_of(_mm512_sub_ps(of->most[w], safe));
+        grown |= _mm512_cmp_ps_mask(most[w], of->most[w], _CMP_NEQ_UQ);
+        of->sum[w] = _mm512_fmadd_ps(of->sum[w], less, total);
+        of->most[w] = most[w];
+        _mm512_store_ps(shrink + 16 * w, less);
+    }
+    return grown;
 }
 
-/* One block of queries of one head: y and l. keys (rows, wide), values turned (wide, rows). */
-static void attend(const bf16 *keys, const bf16 *values, ptrdiff_t rows, ptrdiff_t begin, ptrdiff_t n, ptrdiff_t head,
-                   ptrdiff_t query, char *at, const task *t) {
+/* One block of queries of one head: y and l. keys (rows, wide), values turned. */
+static void attend(const bf16 *keys, const bf16 *values, ptrdiff_t begin, ptrdiff_t n, ptrdiff_t head, ptrdiff_t query,
+                   char *at, const task *t) {
     ptrdiff_t E = t->wide, many = n - query < BLOCK ? n - query : BLOCK, from, to;
     bf16 *q = take(&at, BLOCK * E * 2), *across = take(&at, BLOCK * E * 2);
     float *z = take(&at, BLOCK * BLOCK * 4), *y = take(&at, E * BLOCK * 4);
     int32_t *p = take(&at, BLOCK * BLOCK * 2);
     float shrink[BLOCK] __attribute__((aligned(64)));
-    __m512 most[LANES], sum[LANES];
+    const __m512 by = _mm512_set1_ps(t->scale * LOG2_E);
+    tops of;
 
     gathered(q, t->q, t->H, head, begin + query, many, BLOCK, t);
     turn((int32_t *)across, BLOCK, (const int32_t *)q, E / 2, BLOCK, E / 2);
-    for (int w = 0; w < LANES; w++) {
-        most[w] = _mm512_set1_ps(-INFINITY);
-        sum[w] = _mm512_setzero_ps();
-    }
+    for (int w = 0; w < LANES; w++) of.most[w] = _mm512_set1_ps(-INFINITY), of.sum[w] = _mm512_setzero_ps();
 
     keys_of(query, n, t, &from, &to);
     for (ptrdiff_t key = from; key < to; key += BLOCK) {
         product(z, BLOCK, keys + key * E, E, across, BLOCK, BLOCK, BLOCK, E, 0);
-        scaled(z, query, key, n, t->scale, t);
-        for (int w = 0; w < LANES; w++) {
-            __m512 before = most[w], now = before;
-            for (ptrdiff_t j = 0; j < BLOCK; j++) now = _mm512_max_ps(_mm512_load_ps(z + j * BLOCK + 16 * w), now);
-            /* A query that sees nothing yet has -inf, and -inf - -inf is no number. */
-            __m512 safe = _mm512_max_ps(now, _mm512_set1_ps(-1e30f));
-            __m512 total = _mm512_setzero_ps();
-            for (ptrdiff_t j = 0; j < BLOCK; j++) {
-                __m512 x = exp2_of(_mm512_sub_ps(_mm512_load_ps(z + j * BLOCK + 16 * w), safe));
-                _mm512_store_ps(z + j * BLOCK + 16 * w, x);
-                total = _mm512_add_ps(total, x);
-            }
-            __m512 less = exp2_of(_mm512_sub_ps(before, safe));
-            sum[w] = _mm512_fmadd_ps(sum[w], less, total);
-            most[w] = now;
-            _mm512_store_ps(shrink + 16 * w, less);
-        }
-        if (key > from)
+        if (hides(query, key, n, t)) hidden(z, query, key, n, t);
+        if (exponentials(p, shrink, &of, z, by) && key > from)
             for (ptrdiff_t e = 0; e < E; e++)
                 for (int w = 0; w < LANES; w++) {
                     float *place = y + e * BLOCK + 16 * w;
                     _mm512_store_ps(place, _mm512_mul_ps(_mm512_load_ps(place), _mm512_load_ps(shrink + 16 * w)));
                 }
-        pairs_of(p, z);
-        product(y, BLOCK, values + key, rows, (const bf16 *)p, BLOCK, E, BLOCK, BLOCK, key > from);
+        product(y, BLOCK, values + key * E, BLOCK, (const bf16 *)p, BLOCK, E, BLOCK, BLOCK, key > from);
     }
     float l[BLOCK] __attribute__((aligned(64)));
     for (int w = 0; w < LANES; w++) {
-        float totals[16], tops[16];
-        _mm512_storeu_ps(totals, sum[w]);
-        _mm512_storeu_ps(tops, most[w]);
-        for (int i = 0; i < 16; i++) l[16 * w + i] = tops[i] + __builtin_log2f(totals[i]);
-        _mm512_store_ps(shrink + 16 * w, _mm512_div_ps(_mm512_set1_ps(1.0f), sum[w]));
+        float totals[16], most[16];
+        _mm512_storeu_ps(totals, of.sum[w]);
+        _mm512_storeu_ps(most, of.most[w]);
+        for (int i = 0; i < 16; i++) l[16 * w + i] = most[i] + __builtin_log2f(totals[i]);
+        _mm512_store_ps(shrink + 16 * w, _mm512_div_ps(_mm512_set1_ps(1.0f), of.sum[w]));
     }
     memcpy(t->l + head * t->tokens + begin + query, l, many * sizeof(float));
     scattered(t->out, t->H, head, begin + query, many, y, BLOCK, shrink, 1.0f, t);
@@ -166,7 +180,8 @@ static char *laid_out(bf16 **keys, bf16 **values, char *at, ptrdiff_t rows, ptrd
     gathered(*keys, t->k, t->K, head, begin, n, rows, t);
     gathered(v, t->v, t->K, head, begin, n, rows, t);
     paired(pairs, v, rows, E);
-    turn((int32_t *)*values, rows / 2, pairs, E, rows / 2, E);
+    for (ptrdiff_t i = 0; i < rows; i += BLOCK)
+        turn((int32_t *)(*values + i * E), BLOCK / 2, pairs + i / 2 * E, E, BLOCK / 2, E);
     return at;
 }
 
@@ -221,7 +236,7 @@ int lorica_attention(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, flo
             char *at = laid_out(&keys, &values, held, rows, begin, n, items[i].head, &t);
             for (ptrdiff_t g = 0; g < H / K; g++)
                 for (ptrdiff_t query = items[i].query; query < end; query += BLOCK)
-                    attend(keys, values, rows, begin, n, items[i].head * (H / K) + g, query, at, &t);
+                    attend(keys, values, begin, n, items[i].head * (H / K) + g, query, at, &t);
         }
         tiles_back(&kept);
     }
@@ -248,7 +263,7 @@ static size_t staged(stage *s, char *at, ptrdiff_t rows, ptrdiff_t E) {
     s->rows_of = take(&at, one);
     s->dk = take(&at, 2 * one), s->dv = take(&at, 2 * one), s->dq = take(&at, E * BLOCK * 4);
     s->delta = take(&at, rows * 4), s->l = take(&at, rows * 4);
-    s->z = take(&at, BLOCK * BLOCK * 4), s->dz = take(&at, BLOCK * BLOCK * 4);
+    s->z = take(&at, 32 * 32 * 4), s->dz = take(&at, 32 * 32 * 4);
     s->p = take(&at, BLOCK * BLOCK * 2), s->dz_rows = take(&at, BLOCK * BLOCK * 2);
     s->dz_pairs = take(&at, BLOCK * BLOCK * 2);
     return at - begin;
@@ -259,6 +274,7 @@ static void deltas(float *delta, ptrdiff_t head, ptrdiff_t begin, ptrdiff_t n, p
     for (ptrdiff_t i = 0; i < n; i++) {
         const bf16 *y = t->y + ((begin + i) * t->H + head) * t->E, *dy = t->dy + ((begin + i) * t->H + head) * t->E;
         __m512 sum = _mm512_setzero_ps();
+        foreseen(y, t->H, t);
         for (ptrdiff_t e = 0; e < t->E; e += 16) {
             __mmask16 some = first(t->E - e);
             sum = _mm512_fmadd_ps(load_some(y + e, some), load_some(dy + e, some), sum);
@@ -277,22 +293,44 @@ static void across_and_pairs(bf16 *across, bf16 *pairs, bf16 *by_rows, const bf1
              t->wide / 2);
 }
 
-/* P and dZ of one block, as products read them. */
-static void probabilities(stage *s, ptrdiff_t query, ptrdiff_t key, ptrdiff_t n, const task *t) {
-    __m512 by = _mm512_set1_ps(t->scale * LOG2_E);
-    int some = hides(query, key, n, t);
-    for (int w = 0; w < LANES; w++) {
+/* z or dz of 32 keys and 32 queries. */
+static inline void quarter(float *z, const bf16 *rows, const bf16 *across, ptrdiff_t E) {
+    const int32_t *words = (const int32_t *)across;
+    block(z, 32, rows, E, words, words + 16, BLOCK, 16 * BLOCK, 32, E, 0);
+}
+
+/* P and dZ of 32 keys from `key` on and 32 queries, at `place` of their block, as products read them. */
+static inline void probabilities(stage *s, ptrdiff_t place, ptrdiff_t query, ptrdiff_t key, ptrdiff_t n, int some,
+                                 const task *t) {
+    const __m512 by = _mm512_set1_ps(t->scale * LOG2_E);
+    int32_t *pairs_at = s->dz_pairs + place / (2 * BLOCK) * BLOCK + place % BLOCK;
+    for (int w = 0; w < 2; w++) {
         __m512 l = _mm512_loadu_ps(s->l + query + 16 * w), delta = _mm512_loadu_ps(s->delta + query + 16 * w);
-        for (ptrdiff_t j = 0; j < BLOCK; j++) {
-            float *z = s->z + j * BLOCK + 16 * w, *dz = s->dz + j * BLOCK + 16 * w;
-            __m512 p = exp2_of(_mm512_fmsub_ps(_mm512_load_ps(z), by, l));
-            if (some) p = _mm512_maskz_mov_ps(sees(query + 16 * w, key + j, n, t), p);
-            _mm512_store_ps(dz, _mm512_mul_ps(p, _mm512_sub_ps(_mm512_load_ps(dz), delta)));
-            store(s->p + j * BLOCK + 16 * w, p);
+        for (ptrdiff_t j = 0; j < 32; j += 2) {
+            __m256i dz[2];
+#pragma GCC unroll 2
+            for (int i = 0; i < 2; i++) {
+                ptrdiff_t from = (j + i) * 32 + 16 * w, to = place + (j + i) * BLOCK + 16 * w;
+                __m512 p = exp2_of(_mm512_fmsub_ps(_mm512_load_ps(s->z + from), by, l));
+                if (some) p = _mm512_maskz_mov_ps(sees(query + 16 * w, key + j + i, n, t), p);
+                store(s->p + to, p);
+                dz[i] = narrow(_mm512_mul_ps(p, _mm512_sub_ps(_mm512_load_ps(s->dz + from), delta)));
+                _mm256_storeu_si256((__m256i *)(s->dz_rows + to), dz[i]);
+            }
+            _mm512_storeu_si512(pairs_at + j / 2 * BLOCK + 16 * w, pairs(dz[0], dz[1]));
         }
     }
-    pairs_of(s->dz_pairs, s->dz);
-    for (ptrdiff_t i = 0; i < BLOCK * BLOCK; i += 16) store(s->dz_rows + i, _mm512_load_ps(s->dz + i));
+}
+
+/* P and dZ of a block.  A quarter of it at a time, so that z and dz stay in the first cache. */
+static void block_of_gradients(stage *s, ptrdiff_t query, ptrdiff_t key, ptrdiff_t n, const task *t) {
+    int some = hides(query, key, n, t);
+    for (ptrdiff_t i = 0; i < BLOCK; i += 32)
+        for (ptrdiff_t j = 0; j < BLOCK; j += 32) {
+            quarter(s->z, s->keys + (key + i) * t->wide, s->q_across + query * t->wide + 2 * j, t->wide);
+            quarter(s->dz, s->values + (key + i) * t->wide, s->dy_across + query * t->wide + 2 * j, t->wide);
+            probabilities(s, i * BLOCK + j, query + j, key + i, n, some, t);
+        }
 }
 
 /* One head of queries: its dq, and what it adds to dk and dv. */
@@ -307,12 +345,10 @@ static void head_gradients(stage *s, ptrdiff_t head, ptrdiff_t begin, ptrdiff_t 
         ptrdiff_t from, to;
         keys_of(query, n, t, &from, &to);
         for (ptrdiff_t key = from; key < to; key += BLOCK) {
-            product(s->z, BLOCK, s->keys + key * E, E, s->q_across + query * E, BLOCK, BLOCK, BLOCK, E, 0);
-            product(s->dz, BLOCK, s->values + key * E, E, s->dy_across + query * E, BLOCK, BLOCK, BLOCK, E, 0);
-            probabilities(s, query, key, n, t);
+            block_of_gradients(s, query, key, n, t);
             product(s->dv + key * E, E, s->p, BLOCK, s->dy_pairs + query * E, E, BLOCK, E, BLOCK, 1);
             product(s->dk + key * E, E, s->dz_rows, BLOCK, s->q_pairs + query * E, E, BLOCK, E, BLOCK, 1);
-            product(s->dq, BLOCK, s->keys_turned + key, rows, (const bf16 *)s->dz_pairs, BLOCK, E, BLOCK, BLOCK, key > from);
+            product(s->dq, BLOCK, s->keys_turned + key * E, BLOCK, (const bf16 *)s->dz_pairs, BLOCK, E, BLOCK, BLOCK, key > from);
         }
         ptrdiff_t many = n - query < BLOCK ? n - query : BLOCK;
         if (many > 0) scattered(t->dq, t->H, head, begin + query, many, s->dq, BLOCK, NULL, t->scale, t);
@@ -356,7 +392,9 @@ int lorica_attention_backward(const bf16 *q, const bf16 *k, const bf16 *v, const
             gathered(s.keys, k, K, head, begin, n, rows, &t);
             gathered(s.values, v, K, head, begin, n, rows, &t);
             paired((int32_t *)s.rows_of, s.keys, rows, t.wide);
-            turn((int32_t *)s.keys_turned, rows / 2, (const int32_t *)s.rows_of, t.wide, rows / 2, t.wide);
+            for (ptrdiff_t j = 0; j < rows; j += BLOCK)
+                turn((int32_t *)(s.keys_turned + j * t.wide), BLOCK / 2, (const int32_t *)s.rows_of + j / 2 * t.wide, t.wide,
+                     BLOCK / 2, t.wide);
             memset(s.dk, 0, rows * t.wide * 4);
             memset(s.dv, 0, rows * t.wide * 4);
             for (ptrdiff_t g = 0; g < H / K; g++) head_gradients(&s, head * (H / K) + g, begin, n, rows, &t);
