@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorica.kernels import rms_norm, rotary
+from lorica.kernels import residual_norm, rms_norm, rotary
 from lorica.kernels.rms_norm import reference as rms_norm_reference
 from lorica.kernels.rotary import reference as rotary_reference
 
@@ -41,6 +41,44 @@ def test_rms_norm_and_its_gradients_are_the_definitions(shape: tuple[int, ...], 
     found = with_gradients(lambda x, w: rms_norm(x, w, 1e-5), [x, weight], towards)
     wanted = with_gradients(lambda x, w: rms_norm_reference(x, w, 1e-5), [x.double(), weight.double()], towards)
     assert largest_error(found, wanted) < ROUNDINGS * torch.finfo(dtype).eps
+
+
+def stepped(x: Tensor, added: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """h = x + added and its norm, by the definitions."""
+    return x + added, rms_norm_reference(x + added, weight, 1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("read", [(0, 1), (0,), (1,)], ids=["both", "sum", "norm"])
+def test_a_step_of_the_residual_stream_gives_both_and_the_gradients_of_what_is_read_of_it(
+    shape: tuple[int, ...], dtype: torch.dtype, read: tuple[int, ...]
+) -> None:
+    """With something added and without: the gradient of x is that of both ways."""
+    x, added, weight = (noise(*size, seed=seed).to(dtype) for seed, size in enumerate((shape, shape, shape[-1:])))
+    towards = noise(len(read), *shape, seed=3).to(dtype)
+    bound = ROUNDINGS * torch.finfo(dtype).eps
+
+    def chosen(both: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.stack([both[i] for i in read])
+
+    wide = [part.double() for part in (x, added, weight)]
+    found = with_gradients(lambda x, a, w: chosen(residual_norm(x, a, w, 1e-5)), [x, added, weight], towards)
+    wanted = with_gradients(lambda x, a, w: chosen(stepped(x, a, w)), wide, towards)
+    assert len(found) == (4 if 1 in read else 3)
+    assert largest_error(found, wanted) < bound
+    found = with_gradients(lambda x, w: chosen(residual_norm(x, None, w, 1e-5)), [x, weight], towards)
+    wanted = with_gradients(lambda x, w: chosen(stepped(x, torch.zeros_like(x), w)), [wide[0], wide[2]], towards)
+    assert largest_error(found, wanted) < bound
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_step_of_the_residual_stream_is_sum_and_norm_to_the_bit(dtype: torch.dtype) -> None:
+    x, added, weight = noise(70, 126, seed=0).to(dtype), noise(70, 126, seed=1).to(dtype), noise(126, seed=2).to(dtype)
+    wanted = x + added, rms_norm(x + added, weight, 1e-5)
+    with torch.no_grad():
+        assert all(map(torch.equal, residual_norm(x, added, weight, 1e-5), wanted))
+    assert all(map(torch.equal, residual_norm(x, added.requires_grad_(), weight, 1e-5), wanted))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -14,7 +14,7 @@ from lorica.kernels.native.pool import pool, pooled
 from lorica.kernels.noise import Noise, site_id
 from lorica.kernels.paged_attention import BLOCK, paged_attention
 from lorica.kernels.preconditioned import preconditioned
-from lorica.kernels.rms_norm import rms_norm
+from lorica.kernels.rms_norm import residual_norm, rms_norm
 from lorica.kernels.rotary import rotary
 from lorica.kernels.row_norms import row_norms, row_squares
 from lorica.kernels.rowwise import Factors, RowBranch, Terms, in_slabs, rowwise, rowwise_swiglu
@@ -50,6 +50,7 @@ __all__ = [
     "preconditioned",
     "reads_codes",
     "reference",
+    "residual_norm",
     "rms_norm",
     "rotary",
     "rounded",

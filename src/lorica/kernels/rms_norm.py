@@ -27,6 +27,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _RMSNorm.apply(x, weight, eps)  # type: ignore[return-value]
 
 
+def residual_norm(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """h = x + added, x itself where nothing is added, and `rms_norm` of it: a step of a residual stream, of whose two
+    ways the gradients are added up where they are made."""
+    if weight.shape == x.shape[-1:] and is_native("rms_norm", x, weight, *(() if added is None else (added,))):
+        return native.residual_norm(x, added, weight, eps)
+    h = x if added is None else x + added
+    return h, rms_norm(h, weight, eps)
+
+
 def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lorica.kernels import rms_norm
+from lorica.kernels import residual_norm, rms_norm
 from lorica.models import attention
 from lorica.models.block_rows import BlockRows
-from lorica.models.branches import gated, linear, project
+from lorica.models.branches import gated, is_watched, linear, project
 from lorica.models.config import DecoderConfig
 from lorica.models.edited import apply
 from lorica.models.layout import Layout
@@ -32,6 +32,14 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+
+def joined(norm: nn.Module, x: Tensor, added: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x + added, x where nothing is added, and its norm: as one where nobody stands around the norm or watches it."""
+    if type(norm) is RMSNorm and not is_watched(norm):
+        return residual_norm(x, added, norm.weight, norm.eps)
+    x = x if added is None else x + added
+    return x, norm(x)
 
 
 class SelfAttention(nn.Module):
@@ -95,11 +103,12 @@ class Block(nn.Module):
         places: Tensor | None = None,
     ) -> Tensor:
         """places (N,): the tokens whose output is read; the others serve as keys and values alone."""
-        attended = self.self_attn(self.input_layernorm(x_TD), layout, rotation, attend, places)
+        x_TD, normed = joined(self.input_layernorm, x_TD)
+        attended = self.self_attn(normed, layout, rotation, attend, places)
         if places is not None:
             x_TD, layout = x_TD[places], layout.at(places)
-        x_TD = x_TD + attended
-        return x_TD + self.mlp(self.post_attention_layernorm(x_TD), layout)
+        x_TD, normed = joined(self.post_attention_layernorm, x_TD, attended)
+        return x_TD + self.mlp(normed, layout)
 
 
 class Decoder(nn.Module):

@@ -14,7 +14,8 @@ typedef struct {
     linear q, k, v, o, gate, up, down;
 } block;
 
-void lorica_rms_norm(const bf16 *x, const bf16 *weight, bf16 *y, float *inverse, int64_t rows, int64_t d, float eps);
+void lorica_rms_norm(const bf16 *x, const bf16 *added, const bf16 *weight, bf16 *h, bf16 *y, float *inverse,
+                     int64_t rows, int64_t d, float eps);
 void lorica_rotary(const bf16 *x, const bf16 *cos, const bf16 *sin, bf16 *y, int64_t tokens, int64_t heads, int64_t half,
                    int64_t token, int64_t head, int64_t cos_token, int64_t sin_token, float sign);
 void lorica_swiglu(const bf16 *gate, const bf16 *up, bf16 *h, int64_t count);
@@ -46,12 +47,12 @@ int lorica_block(bf16 *x, const block *b, bf16 *keys, bf16 *values, const int32_
     bf16 *gate = take(&at, n * F * 2), *up = take(&at, n * F * 2), *h = take(&at, n * F * 2);
     float *inverse = take(&at, n * H * 4 + 4);
 
-    lorica_rms_norm(x, b->before_attention, normed, inverse, n, d, eps);
+    lorica_rms_norm(x, NULL, b->before_attention, x, normed, inverse, n, d, eps);
     linear outer[] = {into(b->q, q), into(b->k, k), into(b->v, v)};
     if (lorica_rowwise(normed, outer, 3, n, d, 0)) return 1;
     if (b->q_norm) {
-        lorica_rms_norm(q, b->q_norm, q, inverse, n * H, E, eps);
-        lorica_rms_norm(k, b->k_norm, k, inverse, n * K, E, eps);
+        lorica_rms_norm(q, NULL, b->q_norm, q, q, inverse, n * H, E, eps);
+        lorica_rms_norm(k, NULL, b->k_norm, k, k, inverse, n * K, E, eps);
     }
     lorica_rotary(q, cos, sin, q, n, H, E / 2, H * E, E, E, E, 1.0f);
     lorica_rotary(k, cos, sin, k, n, K, E / 2, K * E, E, E, E, 1.0f);
@@ -59,9 +60,7 @@ int lorica_block(bf16 *x, const block *b, bf16 *keys, bf16 *values, const int32_
         return 1;
     linear inner = into(b->o, out);
     if (lorica_rowwise(attended, &inner, 1, n, H * E, 0)) return 1;
-    joined(x, out, n * d);
-
-    lorica_rms_norm(x, b->before_mlp, normed, inverse, n, d, eps);
+    lorica_rms_norm(x, out, b->before_mlp, x, normed, inverse, n, d, eps);
     linear gated[] = {into(b->gate, gate), into(b->up, up)};
     if (lorica_rowwise(normed, gated, 2, n, d, 0)) return 1;
     lorica_swiglu(gate, up, h, n * F);

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lorica.errors import NoRoomError
-from lorica.kernels.native.build import Function, library
+from lorica.kernels.native.build import Function, address, library
 
 if TYPE_CHECKING:
     from lorica.kernels.rowwise import RowBranch
@@ -47,11 +47,11 @@ def block_(
     branches   q, k, v, o, gate, up, down
     heads      of queries, of keys, and the width of one
     """
-    given = [0 if norm is None else norm.data_ptr() for norm in norms]
+    given = [address(norm) for norm in norms]
     for branch in branches:
         W, bias = branch.weight.as_read(torch.bfloat16), branch.bias
         terms, count = branch.terms.native if branch.terms else (0, 0)
-        given += (W.data_ptr(), 0 if bias is None else bias.data_ptr(), 0, terms, W.shape[0], count)
+        given += (address(W), address(bias), 0, terms, W.shape[0], count)
     told = (ctypes.c_int64 * len(given))(*given)
     pointers = (x.data_ptr(), ctypes.addressof(told), blocks[0].data_ptr(), blocks[1].data_ptr(), *reading.pointers)
     sizes = (*x.shape, *heads, branches[4].weight.shape[0], reading.tables.shape[1], window)

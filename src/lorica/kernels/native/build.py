@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from torch import Tensor
+
 from lorica.kernels.native.compiled import FOLDER, OFF, Sources, Uncompiled, loaded
 
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11", "-fno-math-errno", "-Wall", "-Werror")
@@ -29,6 +31,11 @@ OPENMP = "libgomp.so.1"
 """That of torch, which the loader finds by this name once torch is loaded."""
 
 Function = Callable[..., int]
+
+
+def address(tensor: Tensor | None) -> int:
+    """Of its first element; the caller holds the tensor until the function has returned."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 @dataclass(frozen=True)

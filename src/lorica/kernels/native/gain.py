@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from lorica.kernels.native.build import Function, library
+from lorica.kernels.native.build import Function, address, library
 
 TOGETHER = 128
 """Rows whose sums for the gradient of the gain are made together."""
@@ -14,8 +14,9 @@ TOGETHER = 128
 
 def gained(z: Tensor, bias: Tensor | None, gain: Tensor) -> Tensor:
     """z + (z - bias) (gain - 1).  z (T, d) bfloat16, bias (d,) of its type or None, gain (d,) float32 -> (T, d)."""
-    z, y = z.contiguous(), torch.empty(z.shape, dtype=z.dtype)
-    _functions()[0](z.data_ptr(), _place(bias), gain.contiguous().data_ptr(), y.data_ptr(), *z.shape)
+    y = torch.empty(z.shape, dtype=z.dtype)
+    given = (*map(_whole, (z, bias, gain)), y)
+    _functions()[0](*map(address, given), *z.shape)
     return y
 
 
@@ -31,21 +32,14 @@ def gain_gradient(grad: Tensor, z: Tensor, bias: Tensor | None, gain: Tensor) ->
 
 
 def _sums(grad: Tensor, z: Tensor, bias: Tensor | None, gain: Tensor, grad_z: Tensor | None) -> Tensor:
-    grad, z, gain = grad.contiguous(), z.contiguous(), gain.contiguous()
     sums = grad.new_empty(-(-len(grad) // TOGETHER), grad.shape[1], dtype=torch.float32)
-    pointers = (
-        grad.data_ptr(),
-        z.data_ptr(),
-        _place(bias),
-        gain.data_ptr(),
-        0 if grad_z is None else grad_z.data_ptr(),
-    )
-    _functions()[1](*pointers, sums.data_ptr(), *grad.shape, TOGETHER)
+    given = (*map(_whole, (grad, z, bias, gain)), grad_z, sums)
+    _functions()[1](*map(address, given), *grad.shape, TOGETHER)
     return sums.sum(0)
 
 
-def _place(bias: Tensor | None) -> int | None:
-    return None if bias is None else bias.contiguous().data_ptr()
+def _whole(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 @cache

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lorica.errors import NoRoomError
-from lorica.kernels.native.build import Function, library
+from lorica.kernels.native.build import Function, address, library
 
 SIDE = 32
 """K and every N are multiples of it."""
@@ -137,7 +137,7 @@ def _call(
     held, tensors = [each.whole for each in given], [one if one is None else one.contiguous() for one in tensors]
     rows = (_row(*three) for three in zip(held, ys, zs, strict=True))
     table = (_Branch * len(held))(*rows)
-    if _functions()[which](*map(_address, tensors), ctypes.addressof(table), len(table), *sizes):
+    if _functions()[which](*map(address, tensors), ctypes.addressof(table), len(table), *sizes):
         raise NoRoomError("linears: out of memory")
 
 
@@ -146,11 +146,7 @@ def _row(linear: Linear, y: Tensor, z: Tensor | None) -> _Branch:
     stored = (W, None, None, None) if isinstance(W, Tensor) else (None, W.codes, W.scales, W.levels)
     tensors = (stored[0], linear.bias, B, linear.gain, y, z, *stored[1:])
     block = 0 if isinstance(W, Tensor) else W.block.bit_length() - 1
-    return _Branch(*map(_address, tensors), W.shape[0], 0 if B is None else B.shape[1], block, linear.scale)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+    return _Branch(*map(address, tensors), W.shape[0], 0 if B is None else B.shape[1], block, linear.scale)
 
 
 @cache

@@ -1,4 +1,5 @@
-/* y = weight * n, n = x / sqrt(mean(x^2) + eps): a row stays in cache from its sum of squares to its product.
+/* y = weight * n, n = h / sqrt(mean(h^2) + eps), h = x or x + added: a row stays in cache from its sum of squares to its
+product.
 
 n is rounded before it is weighted, as the definition has it. */
 
@@ -16,11 +17,20 @@ static float sum_of_squares(const bf16 *x, ptrdiff_t d) {
     return _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
 }
 
-/* x, y (rows, d); weight (d,); inverse (rows,): 1 / sqrt(mean(x^2) + eps). */
-void lorica_rms_norm(const bf16 *x, const bf16 *weight, bf16 *y, float *inverse, int64_t rows, int64_t d, float eps) {
+static void sum(bf16 *h, const bf16 *x, const bf16 *added, ptrdiff_t d) {
+    for (ptrdiff_t c = 0; c < d; c += 16) {
+        __mmask16 some = first(d - c);
+        store_some(h + c, some, _mm512_add_ps(load_some(x + c, some), load_some(added + c, some)));
+    }
+}
+
+/* x, added, h, y (rows, d); weight (d,); inverse (rows,): 1 / sqrt(mean(h^2) + eps).  Without `added`, h is x. */
+void lorica_rms_norm(const bf16 *x, const bf16 *added, const bf16 *weight, bf16 *h, bf16 *y, float *inverse,
+                     int64_t rows, int64_t d, float eps) {
 #pragma omp parallel for if (rows * d > FEW)
     for (ptrdiff_t t = 0; t < rows; t++) {
-        const bf16 *from = x + t * d;
+        if (added) sum(h + t * d, x + t * d, added + t * d, d);
+        const bf16 *from = (added ? h : x) + t * d;
         float scale = inverse[t] = 1.0f / sqrtf(sum_of_squares(from, d) / d + eps);
         for (ptrdiff_t c = 0; c < d; c += 16) {
             __mmask16 some = first(d - c);
@@ -30,12 +40,12 @@ void lorica_rms_norm(const bf16 *x, const bf16 *weight, bf16 *y, float *inverse,
     }
 }
 
-/* dx = (dn - n mean(dn n)) inverse, dn = weight * dy; n in float32. */
-void lorica_rms_norm_backward(const bf16 *dy, const bf16 *x, const bf16 *weight, const float *inverse, bf16 *dx,
-                              int64_t rows, int64_t d) {
+/* dx = (dn - n mean(dn n)) inverse + dh, dn = weight * dy; n in float32.  dh, the gradient of h beside, may be NULL. */
+void lorica_rms_norm_backward(const bf16 *dy, const bf16 *dh, const bf16 *h, const bf16 *weight, const float *inverse,
+                              bf16 *dx, int64_t rows, int64_t d) {
 #pragma omp parallel for if (rows * d > FEW)
     for (ptrdiff_t t = 0; t < rows; t++) {
-        const bf16 *g = dy + t * d, *from = x + t * d;
+        const bf16 *g = dy + t * d, *from = h + t * d, *beside = dh ? dh + t * d : NULL;
         __m512 along = _mm512_setzero_ps(), scale = _mm512_set1_ps(inverse[t]);
         for (ptrdiff_t c = 0; c < d; c += 16) {
             __mmask16 some = first(d - c);
@@ -47,7 +57,8 @@ void lorica_rms_norm_backward(const bf16 *dy, const bf16 *x, const bf16 *weight,
             __mmask16 some = first(d - c);
             __m512 dn = _mm512_mul_ps(load_some(g + c, some), load_some(weight + c, some));
             __m512 n = _mm512_mul_ps(load_some(from + c, some), scale);
-            store_some(dx + t * d + c, some, _mm512_mul_ps(_mm512_fnmadd_ps(n, mean, dn), scale));
+            __m512 over = beside ? load_some(beside + c, some) : _mm512_setzero_ps();
+            store_some(dx + t * d + c, some, _mm512_fmadd_ps(_mm512_fnmadd_ps(n, mean, dn), scale, over));
         }
     }
 }

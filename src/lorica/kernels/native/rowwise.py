@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lorica.errors import NoRoomError
-from lorica.kernels.native.build import Function, library
+from lorica.kernels.native.build import Function, address, library
 
 if TYPE_CHECKING:
     from lorica.kernels.rowwise import Factors, RowBranch, Terms
@@ -28,7 +28,7 @@ def rowwise(x: Tensor, branches: Sequence["RowBranch"], widely: bool) -> list[Te
         y = x.new_empty(x.shape[0], W.shape[0], dtype=torch.float32 if widely else torch.bfloat16)
         terms, count = branch.terms.native if branch.terms else NONE
         bias = None if branch.bias is None else branch.bias.contiguous()
-        given += (W.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr(), terms, W.shape[0], count)
+        given += (address(W), address(bias), address(y), terms, W.shape[0], count)
         made.append(y)
         held += [W, bias]
     linears = (ctypes.c_int64 * len(given))(*given)

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from lorica.kernels.native.build import Function, library
+from lorica.kernels.native.build import Function, address, library
 
 TOGETHER = 32
 """Rows whose sums are made together."""
@@ -38,10 +38,10 @@ def swiglu_backward_summed_(
 def _backward(grad: Tensor, gate: Tensor, up: Tensor, sums: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     gate, up = gate.contiguous(), up.contiguous()
     grad_gate, h = torch.empty_like(gate), torch.empty_like(gate)
-    tensors = (part.data_ptr() for part in (grad, gate, up, grad_gate, h))
+    tensors = map(address, (grad, gate, up, grad_gate, h, sums))
     width = gate.shape[-1]
     rows = gate.numel() // max(width, 1)
-    _functions()[1](*tensors, 0 if sums is None else sums.data_ptr(), rows, width, TOGETHER)
+    _functions()[1](*tensors, rows, width, TOGETHER)
     return grad_gate, grad, h
 
 
