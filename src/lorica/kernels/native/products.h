@@ -195,12 +195,16 @@ static inline __m256i row_of_strip(const bf16 *in, ptrdiff_t n, ptrdiff_t rows, 
 }
 
 /* 32 rows of (rows, stride), each times its gain, as 32 rows of strips `apart` words from each other; zeros past `rows`
-and past `columns`. Two rows at a time are read as they lie. */
+and past `columns`. Two rows at a time are read as they lie, and those after the next two are asked for. */
 static inline void strips_of(int32_t *out, ptrdiff_t apart, const bf16 *in, ptrdiff_t stride, ptrdiff_t columns,
                              ptrdiff_t rows, const float *gain) {
     for (ptrdiff_t n = 0; n < 32; n += 2, in += 2 * stride, out += 16)
         for (ptrdiff_t c = 0; c < up(columns, 32); c += 16) {
             __mmask16 some = first(columns - c);
+            if (c % 32 == 0) {
+                _mm_prefetch((const char *)(in + 4 * stride + c), _MM_HINT_T0);
+                _mm_prefetch((const char *)(in + 5 * stride + c), _MM_HINT_T0);
+            }
             __m256i low = row_of_strip(in + c, n, rows, some, gain);
             __m256i high = row_of_strip(in + stride + c, n + 1, rows, some, gain);
             _mm512_storeu_si512(out + c / 32 * apart + c % 32 * 16, pairs(low, high));
