@@ -5,21 +5,15 @@
 
 x (T, K), W_i (N_i, K) as it is or in codes, A (R, K) of all branches, B_i (N_i, r_i), c_i (N_i,); K and every N are multiples of 32.
 
-Weights are laid out as the instruction reads them, in strips of 32 outputs, as many at a time as stay in a processor's
-own cache, and all rows meet them there. What 32 rows make of them is gathered and leaves in lines of the cache at once:
-a step of 64 bytes in each of 32 rows took longer than the product. Sums of a row are made in the order of K, whatever
-rows stand beside it and whatever threads there are; y is rounded once. */
+Weights are laid out in strips that all rows meet: `tiling.h`. Sums of a row are made in the order of K, whatever rows
+stand beside it and whatever threads there are; y is rounded once. */
 
-#include <omp.h>
 #include <string.h>
 
-#include "products.h"
-#include "room.h"
+#include "tiling.h"
 
-enum { SIDE = 32, LAID = 800 << 10, FEWEST = 6, LAYING = 8, DECODED = 256 };
-/* LAID: bytes of strips that a thread lays out at a time, beside the rows that meet them in 2 MB; FEWEST: strips among
-these, or they are laid out in parts; LAYING: 32 rows meet so many strips while one is laid out; DECODED: columns of 32
-rows that are read from codes before they are laid out, in the first cache. */
+/* Columns of 32 rows that are read from codes before they are laid out, in the first cache. */
+enum { DECODED = 256 };
 
 /* y: what the branch gives, or its gradient. bias, B, gain and z may be NULL. W is NULL where it lies in codes: of four
 bits, two a byte, the first in the high half, each a level times the scale of its block of 2^block; or, without levels,
@@ -100,166 +94,6 @@ static void strip_of_short_rows(int32_t *out, const bf16 *in, ptrdiff_t r) {
     for (ptrdiff_t i = 0; i < SIDE; i++)
         for (ptrdiff_t k = 0; k < r; k++)
             pairs[(k / 32 * 512 + i / 16 * 256 + k % 32 / 2 * 16 + i % 16) * 2 + k % 2] = in[i * r + k];
-}
-
-/* The rows of this thread, from a multiple of 32 on. */
-static void share_of(ptrdiff_t T, ptrdiff_t *begin, ptrdiff_t *end) {
-    ptrdiff_t pieces = up(T, SIDE) / SIDE, threads = omp_get_num_threads(), own = omp_get_thread_num();
-    *begin = own * pieces / threads * SIDE;
-    *end = (own + 1) * pieces / threads * SIDE;
-    if (*end > T) *end = T;
-}
-
-static void tail_of(bf16 *tail, const bf16 *x, ptrdiff_t T, ptrdiff_t width) {
-    ptrdiff_t whole = T / SIDE * SIDE;
-    if (whole == T) return;
-    memcpy(tail, x + whole * width, (T - whole) * width * sizeof(bf16));
-    memset(tail + (T - whole) * width, 0, (SIDE - T + whole) * width * sizeof(bf16));
-}
-
-/* (T, width), of whose columns the first `depth` are met; the rows past the last multiple of 32 lie in `tail`, with
-zeros behind. */
-typedef struct {
-    const bf16 *rows, *tail;
-    ptrdiff_t width, depth;
-} left;
-
-static inline const bf16 *rows_at(const left *l, ptrdiff_t t, ptrdiff_t T) {
-    return t + SIDE > T ? l->tail : l->rows + t * l->width;
-}
-
-static inline void rounded(bf16 *out, ptrdiff_t stride, const float *C, float scale) {
-    const __m512 times = _mm512_set1_ps(scale);
-    for (ptrdiff_t i = 0; i < SIDE; i++) {
-        const float *c = C + i * SIDE;
-        __m512 low = _mm512_mul_ps(times, _mm512_loadu_ps(c)), high = _mm512_mul_ps(times, _mm512_loadu_ps(c + 16));
-        _mm512_storeu_si512(out + i * stride, narrow_two(low, high));
-    }
-}
-
-/* `lines` of 32 columns of each row, past the caches: what is larger than they are would not be found there. */
-static void leave(bf16 *to, ptrdiff_t stride, const bf16 *in, ptrdiff_t width, ptrdiff_t lines, ptrdiff_t rows) {
-    int aligned = (uintptr_t)to % 64 == 0 && stride % SIDE == 0;
-    for (ptrdiff_t i = 0; i < rows; i++)
-        for (ptrdiff_t c = 0; c < lines * SIDE; c += SIDE) {
-            __m512i line = _mm512_loadu_si512(in + i * width + c);
-            if (aligned) _mm512_stream_si512((__m512i *)(to + i * stride + c), line);
-            else _mm512_storeu_si512(to + i * stride + c, line);
-        }
-}
-
-/* `columns` of (rows, stride) as rows of (., T). */
-static inline void across(bf16 *out, ptrdiff_t T, const bf16 *in, ptrdiff_t stride, ptrdiff_t columns, ptrdiff_t rows) {
-    for (ptrdiff_t c = 0; c < columns; c++)
-        for (ptrdiff_t i = 0; i < rows; i++) out[c * T + i] = in[i * stride + c];
-}
-
-/* Strips of right operands that all rows of some left ones meet, one beside the other: `depth` of all.  A thread lays
-out `some` strips at a time, `span` of their depth; `sums` (strips, T / 32) blocks of float32 wait where that is not the
-whole, or where more is to come. */
-typedef struct {
-    const left *lefts;
-    ptrdiff_t depth, T, strips, some, span;
-    float *sums;
-    int add;
-} tiling;
-
-/* Of a thread. */
-typedef struct {
-    int32_t *strips;
-    bf16 *rows, *more;
-    float *sums;
-} workbench;
-
-static void measured(tiling *p, int threads) {
-    ptrdiff_t strip = p->depth * SIDE * 2, each = (p->strips + threads - 1) / threads;
-    ptrdiff_t at_once = LAID / strip, fewest = each < FEWEST ? each : FEWEST;
-    if (at_once < fewest) at_once = fewest;
-    ptrdiff_t groups = (each + at_once - 1) / at_once;
-    p->some = (each + groups - 1) / groups;
-    ptrdiff_t parts = (p->some * strip + LAID - 1) / LAID;
-    p->span = up((p->depth + parts - 1) / parts, SIDE);
-}
-
-static ptrdiff_t blocks_of(const tiling *p) { return up(p->T, SIDE) / SIDE; }
-
-/* Bytes of a workbench. */
-static size_t bench_bytes(const tiling *p, int more) {
-    size_t rows = (1 + more) * SIDE * p->some * SIDE * 2, strips = p->some * p->span * SIDE * 2;
-    return strips + rows + (p->span < p->depth && !p->sums ? p->some * blocks_of(p) * SIDE * SIDE * 4 : 0) + 256;
-}
-
-static workbench bench_at(char *at, const tiling *p, int more) {
-    workbench own = {.strips = take(&at, p->some * p->span * SIDE * 2)};
-    own.rows = take(&at, SIDE * p->some * SIDE * 2);
-    own.more = more ? take(&at, SIDE * p->some * SIDE * 2) : NULL;
-    own.sums = p->span < p->depth && !p->sums ? (float *)at : NULL;
-    return own;
-}
-
-/* What of strips and of blocks of 32 rows is this thread's: it lays out what it meets. */
-typedef struct {
-    ptrdiff_t first, last, begin, end;
-} part;
-
-static part part_of(const tiling *p) {
-    ptrdiff_t threads = omp_get_num_threads(), own = omp_get_thread_num(), blocks = blocks_of(p), by = 1, least = 0;
-    for (ptrdiff_t rows = 1; rows <= threads; rows++) {
-        if (threads % rows) continue;
-        ptrdiff_t beside = threads / rows;
-        ptrdiff_t takes = (p->strips + beside - 1) / beside * (LAYING + (blocks + rows - 1) / rows);
-        if (rows == 1 || takes < least) least = takes, by = rows;
-    }
-    ptrdiff_t beside = threads / by, column = own % beside, row = own / beside;
-    return (part){column * p->strips / beside, (column + 1) * p->strips / beside, row * blocks / by * SIDE,
-                  (row + 1) * blocks / by * SIDE};
-}
-
-/* The depth from `from` to `until` of a strip, met by 32 rows. */
-static inline void met_from(const tiling *p, float *C, const int32_t *right, ptrdiff_t t, ptrdiff_t from,
-                            ptrdiff_t until, int add) {
-    for (const left *l = p->lefts; until > 0; from -= l->depth, until -= l->depth, l++) {
-        ptrdiff_t begin = from > 0 ? from : 0, end = until < l->depth ? until : l->depth;
-        if (begin >= end) continue;
-        met(C, SIDE, rows_at(l, t, p->T) + begin, l->width, right, SIDE, end - begin, add);
-        right += (end - begin) * 16;
-        add = 1;
-    }
-}
-
-/* lay: the depth from `from` to `until` of strips, one behind the other.  finish: 32 rows of a strip, its sums C, into
-a workbench at `column`.  leave_rows: these rows of strips from `first` on. */
-typedef void laying(const void *of, int32_t *out, ptrdiff_t first, ptrdiff_t last, ptrdiff_t from, ptrdiff_t until);
-typedef void finishing(const void *of, const workbench *own, const float *C, ptrdiff_t t, ptrdiff_t s, ptrdiff_t column,
-                       ptrdiff_t width);
-typedef void leaving(const void *of, const workbench *own, ptrdiff_t t, ptrdiff_t rows, ptrdiff_t first, ptrdiff_t last,
-                     ptrdiff_t width);
-
-static inline __attribute__((always_inline)) void tiled(const tiling *p, const workbench *own, const void *of,
-                                                        laying *lay, finishing *finish, leaving *leave_rows) {
-    float kept[SIDE * SIDE] __attribute__((aligned(64)));
-    const part mine = part_of(p);
-    const ptrdiff_t width = p->some * SIDE, blocks = blocks_of(p);
-    for (ptrdiff_t first = mine.first; first < mine.last; first += p->some) {
-        ptrdiff_t last = first + p->some < mine.last ? first + p->some : mine.last;
-        for (ptrdiff_t from = 0; from < p->depth; from += p->span) {
-            ptrdiff_t until = from + p->span < p->depth ? from + p->span : p->depth;
-            lay(of, own->strips, first, last, from, until);
-            for (ptrdiff_t t = mine.begin; t < mine.end; t += SIDE) {
-                for (ptrdiff_t s = first; s < last; s++) {
-                    ptrdiff_t place = t / SIDE * SIDE * SIDE;
-                    float *C = p->sums      ? p->sums + s * blocks * SIDE * SIDE + place
-                               : own->sums ? own->sums + (s - first) * blocks * SIDE * SIDE + place
-                                           : kept;
-                    const int32_t *strip = own->strips + (s - first) * (until - from) * 16;
-                    met_from(p, C, strip, t, from, until, from > 0 || p->add);
-                    if (until == p->depth) finish(of, own, C, t, s, (s - first) * SIDE, width);
-                }
-                if (until == p->depth) leave_rows(of, own, t, p->T - t < SIDE ? p->T - t : SIDE, first, last, width);
-            }
-        }
-    }
-    _mm_sfence();
 }
 
 typedef struct {

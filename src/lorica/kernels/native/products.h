@@ -10,6 +10,9 @@ there is no instruction for pairs that is quicker, in float32. */
 #include "bfloat16.h"
 #include "room.h"
 
+/* Columns of a strip, and rows that meet them at a time. */
+enum { SIDE = 32 };
+
 #ifdef __AMX_BF16__
 
 typedef struct {

@@ -10,7 +10,7 @@ Threads share columns, so a sum is made in the order of T whatever threads there
 #include "room.h"
 
 /* DEEP: rows of D that are laid out at a time, so that sums come from memory a quarter as often. */
-enum { SIDE = 32, DEEP = 128 };
+enum { DEEP = 128 };
 
 typedef struct {
     const bf16 *L, *D;
