@@ -70,11 +70,11 @@ static inline void across(bf16 *out, ptrdiff_t T, const bf16 *in, ptrdiff_t stri
 }
 
 /* Strips of right operands that all rows of some left ones meet, one beside the other: `depth` of all.  A thread lays
-out `some` strips at a time, `span` of their depth; `sums` (strips, T / 32) blocks of float32 wait where that is not the
-whole, or where more is to come. */
+out `some` strips at a time, `span` of their depth, of which rows meet a `piece` at a time; `sums` (strips, T / 32) blocks
+of float32 wait where the span is not the whole depth, or where more is to come. */
 typedef struct {
     const left *lefts;
-    ptrdiff_t depth, T, strips, some, span;
+    ptrdiff_t depth, T, strips, some, span, piece;
     float *sums;
     int add;
 } tiling;
@@ -83,7 +83,7 @@ typedef struct {
 typedef struct {
     int32_t *strips;
     bf16 *rows, *more;
-    float *sums;
+    float *sums, *kept;
 } workbench;
 
 static void measured(tiling *p, int threads) {
@@ -94,6 +94,8 @@ static void measured(tiling *p, int threads) {
     p->some = (each + groups - 1) / groups;
     ptrdiff_t parts = (p->some * strip + LAID - 1) / LAID;
     p->span = up((p->depth + parts - 1) / parts, SIDE);
+    ptrdiff_t pieces = p->span > DEEPEST ? (p->span + PIECE - 1) / PIECE : 1;
+    p->piece = up((p->span + pieces - 1) / pieces, SIDE);
 }
 
 static ptrdiff_t blocks_of(const tiling *p) { return up(p->T, SIDE) / SIDE; }
@@ -101,13 +103,14 @@ static ptrdiff_t blocks_of(const tiling *p) { return up(p->T, SIDE) / SIDE; }
 /* Bytes of a workbench. */
 static size_t bench_bytes(const tiling *p, int more) {
     size_t rows = (1 + more) * SIDE * p->some * SIDE * 2, strips = p->some * p->span * SIDE * 2;
-    return strips + rows + (p->span < p->depth && !p->sums ? p->some * blocks_of(p) * SIDE * SIDE * 4 : 0) + 256;
+    return strips + rows + p->some * SIDE * SIDE * 4 + (p->span < p->depth && !p->sums ? p->some * blocks_of(p) * SIDE * SIDE * 4 : 0) + 256;
 }
 
 static workbench bench_at(char *at, const tiling *p, int more) {
     workbench own = {.strips = take(&at, p->some * p->span * SIDE * 2)};
     own.rows = take(&at, SIDE * p->some * SIDE * 2);
     own.more = more ? take(&at, SIDE * p->some * SIDE * 2) : NULL;
+    own.kept = take(&at, p->some * SIDE * SIDE * 4);
     own.sums = p->span < p->depth && !p->sums ? (float *)at : NULL;
     return own;
 }
@@ -128,6 +131,14 @@ static part part_of(const tiling *p) {
     ptrdiff_t beside = threads / by, column = own % beside, row = own / beside;
     return (part){column * p->strips / beside, (column + 1) * p->strips / beside, row * blocks / by * SIDE,
                   (row + 1) * blocks / by * SIDE};
+}
+
+/* Where sums of 32 rows and a strip stand; that of one that is met at once is the next one's too. */
+static inline float *sums_of(const tiling *p, const workbench *own, ptrdiff_t t, ptrdiff_t s, ptrdiff_t first) {
+    ptrdiff_t blocks = blocks_of(p), block = t / SIDE;
+    if (p->sums) return p->sums + (s * blocks + block) * SIDE * SIDE;
+    if (own->sums) return own->sums + ((s - first) * blocks + block) * SIDE * SIDE;
+    return own->kept + (p->piece < p->span ? (s - first) * SIDE * SIDE : 0);
 }
 
 /* The depth from `from` to `until` of a strip, met by 32 rows. */
@@ -152,23 +163,22 @@ typedef void leaving(const void *of, const workbench *own, ptrdiff_t t, ptrdiff_
 
 static inline __attribute__((always_inline)) void tiled(const tiling *p, const workbench *own, const void *of,
                                                         laying *lay, finishing *finish, leaving *leave_rows) {
-    float kept[SIDE * SIDE] __attribute__((aligned(64)));
     const part mine = part_of(p);
-    const ptrdiff_t width = p->some * SIDE, blocks = blocks_of(p);
+    const ptrdiff_t width = p->some * SIDE;
     for (ptrdiff_t first = mine.first; first < mine.last; first += p->some) {
         ptrdiff_t last = first + p->some < mine.last ? first + p->some : mine.last;
         for (ptrdiff_t from = 0; from < p->depth; from += p->span) {
             ptrdiff_t until = from + p->span < p->depth ? from + p->span : p->depth;
             lay(of, own->strips, first, last, from, until);
             for (ptrdiff_t t = mine.begin; t < mine.end; t += SIDE) {
-                for (ptrdiff_t s = first; s < last; s++) {
-                    ptrdiff_t place = t / SIDE * SIDE * SIDE;
-                    float *C = p->sums      ? p->sums + s * blocks * SIDE * SIDE + place
-                               : own->sums ? own->sums + (s - first) * blocks * SIDE * SIDE + place
-                                           : kept;
-                    const int32_t *strip = own->strips + (s - first) * (until - from) * 16;
-                    met_from(p, C, strip, t, from, until, from > 0 || p->add);
-                    if (until == p->depth) finish(of, own, C, t, s, (s - first) * SIDE, width);
+                for (ptrdiff_t d = from; d < until; d += p->piece) {
+                    ptrdiff_t end = d + p->piece < until ? d + p->piece : until;
+                    for (ptrdiff_t s = first; s < last; s++) {
+                        float *C = sums_of(p, own, t, s, first);
+                        const int32_t *strip = own->strips + ((s - first) * (until - from) + d - from) * 16;
+                        met_from(p, C, strip, t, d, end, d > 0 || p->add);
+                        if (end == p->depth) finish(of, own, C, t, s, (s - first) * SIDE, width);
+                    }
                 }
                 if (until == p->depth) leave_rows(of, own, t, p->T - t < SIDE ? p->T - t : SIDE, first, last, width);
             }
