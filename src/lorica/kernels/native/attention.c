@@ -296,7 +296,8 @@ static void across_and_pairs(bf16 *across, bf16 *pairs, bf16 *by_rows, const bf1
 /* z or dz of 32 keys and 32 queries. */
 static inline void quarter(float *z, const bf16 *rows, const bf16 *across, ptrdiff_t E) {
     const int32_t *words = (const int32_t *)across;
-    block(z, 32, rows, E, words, words + 16, BLOCK, 16 * BLOCK, 32, E, 0, 0);
+    const run of = {rows, E, E};
+    block(z, 32, &of, 1, words, words + 16, BLOCK, 16 * BLOCK, 32, 0, 0);
 }
 
 /* P and dZ of 32 keys from `key` on and 32 queries, at `place` of their block, as products read them. */

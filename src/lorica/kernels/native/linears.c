@@ -110,9 +110,10 @@ static void middles(const forward *f, ptrdiff_t begin, ptrdiff_t end) {
     float C[SIDE * SIDE] __attribute__((aligned(64)));
     for (ptrdiff_t t = begin; t < end; t += SIDE) {
         ptrdiff_t rows = end - t < SIDE ? end - t : SIDE;
+        const run x = run_at(&f->x, t, f->T, 0, f->K);
         memset(f->M + t * f->wide, 0, SIDE * f->wide * sizeof(bf16));
         for (ptrdiff_t c = 0; c < f->R; c += SIDE) {
-            met(C, SIDE, rows_at(&f->x, t, f->T), f->K, f->of_A + c / SIDE * f->K * 16, SIDE, f->K, 0);
+            met(C, SIDE, &x, 1, f->of_A + c / SIDE * f->K * 16, SIDE, 0);
             rounded(f->M + t * f->wide + c, f->wide, C, 1.0f);
         }
         across(f->m + t, f->T, f->M + t * f->wide, f->wide, f->R, rows);
@@ -164,7 +165,8 @@ static void finish_outputs(const void *of, const workbench *own, const float *C,
         bias[h] = b->bias ? load(b->bias + one.o + 16 * h) : _mm512_setzero_ps();
         more[h] = b->gain ? _mm512_sub_ps(_mm512_loadu_ps(b->gain + one.o + 16 * h), unit) : unit;
     }
-    if (b->B) met(D, SIDE, f->M + one.row + t * f->wide, f->wide, f->of_B + one.before, SIDE, up(b->r, SIDE), 0);
+    const run m = {f->M + one.row + t * f->wide, f->wide, up(b->r, SIDE)};
+    if (b->B) met(D, SIDE, &m, 1, f->of_B + one.before, SIDE, 0);
     for (ptrdiff_t i = 0; i < SIDE; i++) {
         for (int h = 0; h < 2; h++) {
             z[h] = _mm512_loadu_ps(C + i * SIDE + 16 * h);
@@ -199,7 +201,7 @@ int lorica_linears(const bf16 *x, const bf16 *A, bf16 *m, const branch *branches
     forward f = {.branches = branches, .x = {x, NULL, K, K}, .m = m, .T = T, .K = K, .R = R};
     ptrdiff_t low = 0, in_A = up(R, SIDE) / SIDE;
     int threads = T * K > FEW ? omp_get_max_threads() : 1, more = 0;
-    f.tiles = (tiling){.lefts = &f.x, .depth = K, .T = T};
+    f.tiles = (tiling){.lefts = &f.x, .many = 1, .depth = K, .T = T};
     for (ptrdiff_t b = 0; b < count; b++) {
         f.tiles.strips += branches[b].N / SIDE;
         low += branches[b].N * up(branches[b].r, SIDE) * 2;
@@ -260,8 +262,9 @@ static void inner_gradients(const backward *f, ptrdiff_t begin, ptrdiff_t end) {
         bf16 *I = f->I + t * f->wide;
         for (ptrdiff_t i = 0; i < f->count; i++) {
             const branch *b = f->branches + i;
+            const run dy = run_at(f->lefts + 2 * i + 1, t, f->T, 0, b->N);
             for (ptrdiff_t c = 0; c < b->r; c += SIDE, of_B += b->N * 16) {
-                met(C, SIDE, rows_at(f->lefts + 2 * i + 1, t, f->T), b->N, of_B, SIDE, b->N, 0);
+                met(C, SIDE, &dy, 1, of_B, SIDE, 0);
                 rounded(I + c, f->wide, C, (float)b->scale);
             }
             across(f->inner + row * f->T + t, f->T, I, f->wide, b->r, rows);
@@ -331,7 +334,7 @@ int lorica_linears_backward(const bf16 *A, bf16 *inner, bf16 *dx, float *sum, co
     backward f = {.branches = branches, .A = A, .count = count, .inner = inner, .dx = dx, .T = T, .K = K};
     ptrdiff_t low = 0, tails = 0;
     int threads = T * K > FEW ? omp_get_max_threads() : 1;
-    f.tiles = (tiling){.T = T, .strips = K / SIDE, .sums = sum, .add = add};
+    f.tiles = (tiling){.many = 2 * count, .T = T, .strips = K / SIDE, .sums = sum, .add = add};
     for (ptrdiff_t b = 0; b < count; b++) {
         f.wide += up(branches[b].r, SIDE);
         low += branches[b].N * up(branches[b].r, SIDE) * 2;

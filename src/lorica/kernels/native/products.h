@@ -13,6 +13,13 @@ there is no instruction for pairs that is quicker, in float32. */
 /* Columns of a strip, and rows that meet them at a time. */
 enum { SIDE = 32 };
 
+/* Rows of A, `stride` after one another, as far as one memory holds their depth; what runs on in another is summed
+without a stop. */
+typedef struct {
+    const bf16 *at;
+    ptrdiff_t stride, depth;
+} run;
+
 #ifdef __AMX_BF16__
 
 typedef struct {
@@ -48,8 +55,8 @@ enum { ROWS = 16, DEEPEST = 640, PIECE = 288 };
 /* R (a multiple of ROWS, at most 32) rows and 32 columns of C.  `low` and `high` are the halves of B's columns, `ldb`
 words from a pair of rows to the next, `step` words from 32 rows to the next.  passing: B goes by the first cache, so
 that rows of A are found there by the columns that come next: a sixth to a quarter quicker. */
-static inline void block(float *C, ptrdiff_t ldc, const bf16 *A, ptrdiff_t lda, const int32_t *low, const int32_t *high,
-                         ptrdiff_t ldb, ptrdiff_t step, ptrdiff_t R, ptrdiff_t D, int add, int passing) {
+static inline void block(float *C, ptrdiff_t ldc, const run *A, ptrdiff_t runs, const int32_t *low,
+                         const int32_t *high, ptrdiff_t ldb, ptrdiff_t step, ptrdiff_t R, int add, int passing) {
     memory_is_read();
     if (add) {
         _tile_loadd(0, C, ldc * 4);
@@ -62,18 +69,21 @@ static inline void block(float *C, ptrdiff_t ldc, const bf16 *A, ptrdiff_t lda, 
         _tile_zero(2);
         _tile_zero(3);
     }
-    for (ptrdiff_t d = 0; d < D; d += 32, A += 32, low += step, high += step) {
-        _tile_loadd(4, A, lda * 2);
-        if (passing) _tile_stream_loadd(6, low, ldb * 4);
-        else _tile_loadd(6, low, ldb * 4);
-        _tile_dpbf16ps(0, 4, 6);
-        if (passing) _tile_stream_loadd(7, high, ldb * 4);
-        else _tile_loadd(7, high, ldb * 4);
-        _tile_dpbf16ps(1, 4, 7);
-        if (R > 16) {
-            _tile_loadd(5, A + 16 * lda, lda * 2);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
+    for (const run *part = A; part < A + runs; part++) {
+        const bf16 *rows = part->at;
+        for (ptrdiff_t d = 0; d < part->depth; d += 32, rows += 32, low += step, high += step) {
+            _tile_loadd(4, rows, part->stride * 2);
+            if (passing) _tile_stream_loadd(6, low, ldb * 4);
+            else _tile_loadd(6, low, ldb * 4);
+            _tile_dpbf16ps(0, 4, 6);
+            if (passing) _tile_stream_loadd(7, high, ldb * 4);
+            else _tile_loadd(7, high, ldb * 4);
+            _tile_dpbf16ps(1, 4, 7);
+            if (R > 16) {
+                _tile_loadd(5, rows + 16 * part->stride, part->stride * 2);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            }
         }
     }
     _tile_stored(0, C, ldc * 4);
@@ -133,17 +143,20 @@ static inline void deeper(__m512 sum[ROWS][2], const bf16 *A, ptrdiff_t lda, con
 
 #endif
 
-static inline void block(float *C, ptrdiff_t ldc, const bf16 *A, ptrdiff_t lda, const int32_t *low, const int32_t *high,
-                         ptrdiff_t ldb, ptrdiff_t step, ptrdiff_t R, ptrdiff_t D, int add, int passing) {
+static inline void block(float *C, ptrdiff_t ldc, const run *A, ptrdiff_t runs, const int32_t *low,
+                         const int32_t *high, ptrdiff_t ldb, ptrdiff_t step, ptrdiff_t R, int add, int passing) {
     (void)passing;
-    for (ptrdiff_t r = 0; r < R; r += ROWS, A += ROWS * lda, C += ROWS * ldc) {
+    for (ptrdiff_t r = 0; r < R; r += ROWS, C += ROWS * ldc) {
+        ptrdiff_t before = 0;
         __m512 sum[ROWS][2];
 #pragma GCC unroll 8
         for (int i = 0; i < ROWS; i++) {
             sum[i][0] = add ? _mm512_loadu_ps(C + i * ldc) : _mm512_setzero_ps();
             sum[i][1] = add ? _mm512_loadu_ps(C + i * ldc + 16) : _mm512_setzero_ps();
         }
-        for (ptrdiff_t d = 0; d < D; d += 32) deeper(sum, A + d, lda, low + d / 32 * step, high + d / 32 * step, ldb);
+        for (const run *part = A; part < A + runs; part++)
+            for (ptrdiff_t d = 0; d < part->depth; d += 32, before += step)
+                deeper(sum, part->at + r * part->stride + d, part->stride, low + before, high + before, ldb);
 #pragma GCC unroll 8
         for (int i = 0; i < ROWS; i++) {
             _mm512_storeu_ps(C + i * ldc, sum[i][0]);
@@ -157,9 +170,11 @@ static inline void block(float *C, ptrdiff_t ldc, const bf16 *A, ptrdiff_t lda, 
 static inline void product(float *C, ptrdiff_t ldc, const bf16 *A, ptrdiff_t lda, const bf16 *B, ptrdiff_t ldb,
                            ptrdiff_t R, ptrdiff_t S, ptrdiff_t D, int add) {
     const int32_t *words = (const int32_t *)B;
-    for (ptrdiff_t r = 0; r < R; r += 32)
+    for (ptrdiff_t r = 0; r < R; r += 32) {
+        const run rows = {A + r * lda, lda, D};
         for (ptrdiff_t s = 0; s < S; s += 32)
-            block(C + r * ldc + s, ldc, A + r * lda, lda, words + s, words + s + 16, ldb, 16 * ldb, 32, D, add, 0);
+            block(C + r * ldc + s, ldc, &rows, 1, words + s, words + s + 16, ldb, 16 * ldb, 32, add, 0);
+    }
 }
 
 /* Sixteen rows of sixteen 32-bit words, turned. */
@@ -220,9 +235,9 @@ static inline void strips_of(int32_t *out, ptrdiff_t apart, const bf16 *in, ptrd
 }
 
 /* R (at most 32, a multiple of ROWS) rows and 32 columns of C, of a strip. */
-static inline void met(float *C, ptrdiff_t ldc, const bf16 *A, ptrdiff_t lda, const int32_t *strip, ptrdiff_t R,
-                       ptrdiff_t D, int add) {
-    block(C, ldc, A, lda, strip, strip + 256, 16, 512, R, D, add, 1);
+static inline void met(float *C, ptrdiff_t ldc, const run *A, ptrdiff_t runs, const int32_t *strip, ptrdiff_t R,
+                       int add) {
+    block(C, ldc, A, runs, strip, strip + 256, 16, 512, R, add, 1);
 }
 
 /* (R, S) words -> (S, R), both multiples of 16; strides in words. */

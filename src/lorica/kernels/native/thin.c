@@ -46,9 +46,11 @@ static void added(float *sums, int32_t *strips, const bf16 *rows, ptrdiff_t begi
         for (ptrdiff_t i = 0; i < deep; i += SIDE)
             strips_of(strips + i * 16, deep * 16, p->D + (t + i) * p->N + begin, p->N, end - begin, p->T - t - i, NULL);
         for (ptrdiff_t c = 0; c < end - begin; c += SIDE)
-            for (ptrdiff_t r = 0; r < R; r += SIDE)
-                met(sums + c * R + r * SIDE, SIDE, rows + r * apart(p) + t, apart(p), strips + c / SIDE * deep * 16,
-                    R - r < SIDE ? R - r : SIDE, deep, t > 0);
+            for (ptrdiff_t r = 0; r < R; r += SIDE) {
+                const run of = {rows + r * apart(p) + t, apart(p), deep};
+                met(sums + c * R + r * SIDE, SIDE, &of, 1, strips + c / SIDE * deep * 16, R - r < SIDE ? R - r : SIDE,
+                    t > 0);
+            }
     }
 }
 

@@ -13,7 +13,7 @@ cache at once: a step of 64 bytes in each of 32 rows took longer than the produc
 #include "products.h"
 #include "room.h"
 
-enum { LAID = 800 << 10, FEWEST = 6, LAYING = 8 };
+enum { LAID = 800 << 10, FEWEST = 12, LAYING = 8 };
 /* LAID: bytes of strips that a thread lays out at a time, beside the rows that meet them in 2 MB; FEWEST: strips among
 these, or they are laid out in parts; LAYING: 32 rows meet so many strips while one is laid out. */
 
@@ -39,8 +39,9 @@ typedef struct {
     ptrdiff_t width, depth;
 } left;
 
-static inline const bf16 *rows_at(const left *l, ptrdiff_t t, ptrdiff_t T) {
-    return t + SIDE > T ? l->tail : l->rows + t * l->width;
+/* 32 rows from `t` on, of which the depth from `begin` to `end`. */
+static inline run run_at(const left *l, ptrdiff_t t, ptrdiff_t T, ptrdiff_t begin, ptrdiff_t end) {
+    return (run){(t + SIDE > T ? l->tail : l->rows + t * l->width) + begin, l->width, end - begin};
 }
 
 static inline void rounded(bf16 *out, ptrdiff_t stride, const float *C, float scale) {
@@ -74,7 +75,7 @@ out `some` strips at a time, `span` of their depth, of which rows meet a `piece`
 of float32 wait where the span is not the whole depth, or where more is to come. */
 typedef struct {
     const left *lefts;
-    ptrdiff_t depth, T, strips, some, span, piece;
+    ptrdiff_t many, depth, T, strips, some, span, piece;
     float *sums;
     int add;
 } tiling;
@@ -84,6 +85,7 @@ typedef struct {
     int32_t *strips;
     bf16 *rows, *more;
     float *sums, *kept;
+    run *runs;
 } workbench;
 
 static void measured(tiling *p, int threads) {
@@ -103,7 +105,7 @@ static ptrdiff_t blocks_of(const tiling *p) { return up(p->T, SIDE) / SIDE; }
 /* Bytes of a workbench. */
 static size_t bench_bytes(const tiling *p, int more) {
     size_t rows = (1 + more) * SIDE * p->some * SIDE * 2, strips = p->some * p->span * SIDE * 2;
-    return strips + rows + p->some * SIDE * SIDE * 4 + (p->span < p->depth && !p->sums ? p->some * blocks_of(p) * SIDE * SIDE * 4 : 0) + 256;
+    return strips + rows + p->some * SIDE * SIDE * 4 + up(p->many * sizeof(run), 64) + (p->span < p->depth && !p->sums ? p->some * blocks_of(p) * SIDE * SIDE * 4 : 0) + 256;
 }
 
 static workbench bench_at(char *at, const tiling *p, int more) {
@@ -111,6 +113,7 @@ static workbench bench_at(char *at, const tiling *p, int more) {
     own.rows = take(&at, SIDE * p->some * SIDE * 2);
     own.more = more ? take(&at, SIDE * p->some * SIDE * 2) : NULL;
     own.kept = take(&at, p->some * SIDE * SIDE * 4);
+    own.runs = take(&at, p->many * sizeof(run));
     own.sums = p->span < p->depth && !p->sums ? (float *)at : NULL;
     return own;
 }
@@ -141,16 +144,14 @@ static inline float *sums_of(const tiling *p, const workbench *own, ptrdiff_t t,
     return own->kept + (p->piece < p->span ? (s - first) * SIDE * SIDE : 0);
 }
 
-/* The depth from `from` to `until` of a strip, met by 32 rows. */
-static inline void met_from(const tiling *p, float *C, const int32_t *right, ptrdiff_t t, ptrdiff_t from,
-                            ptrdiff_t until, int add) {
+/* The depth from `from` to `until` of 32 rows; how many runs it is. */
+static inline ptrdiff_t runs_of(const tiling *p, run *runs, ptrdiff_t t, ptrdiff_t from, ptrdiff_t until) {
+    ptrdiff_t count = 0;
     for (const left *l = p->lefts; until > 0; from -= l->depth, until -= l->depth, l++) {
         ptrdiff_t begin = from > 0 ? from : 0, end = until < l->depth ? until : l->depth;
-        if (begin >= end) continue;
-        met(C, SIDE, rows_at(l, t, p->T) + begin, l->width, right, SIDE, end - begin, add);
-        right += (end - begin) * 16;
-        add = 1;
+        if (begin < end) runs[count++] = run_at(l, t, p->T, begin, end);
     }
+    return count;
 }
 
 /* lay: the depth from `from` to `until` of strips, one behind the other.  finish: 32 rows of a strip, its sums C, into
@@ -173,10 +174,11 @@ static inline __attribute__((always_inline)) void tiled(const tiling *p, const w
             for (ptrdiff_t t = mine.begin; t < mine.end; t += SIDE) {
                 for (ptrdiff_t d = from; d < until; d += p->piece) {
                     ptrdiff_t end = d + p->piece < until ? d + p->piece : until;
+                    ptrdiff_t runs = runs_of(p, own->runs, t, d, end);
                     for (ptrdiff_t s = first; s < last; s++) {
                         float *C = sums_of(p, own, t, s, first);
                         const int32_t *strip = own->strips + ((s - first) * (until - from) + d - from) * 16;
-                        met_from(p, C, strip, t, d, end, d > 0 || p->add);
+                        met(C, SIDE, own->runs, runs, strip, SIDE, d > 0 || p->add);
                         if (end == p->depth) finish(of, own, C, t, s, (s - first) * SIDE, width);
                     }
                 }
