@@ -56,6 +56,18 @@ def test_rows_padded_on_either_side_equal_transformers_at_real_tokens(kind: str)
         assert found[~real].abs().max() == 0
 
 
+def test_norms_that_somebody_watches_are_called_and_give_the_same_bits() -> None:
+    model, seen = copy.deepcopy(ours("llama", torch.bfloat16)), []
+    ids = tokens(2, 9)
+    wanted = model(ids).logits
+    norms = ("input_layernorm", "post_attention_layernorm")
+    hooked = [getattr(block, name) for block in model.model.layers for name in norms]
+    for norm in hooked:
+        norm.register_forward_hook(lambda *given: seen.append(given[0]))
+    assert torch.equal(model(ids).logits, wanted)
+    assert seen == hooked
+
+
 @EVERY
 def test_packed_documents_equal_each_document_alone(kind: str) -> None:
     model = ours(kind, torch.float64)

@@ -28,9 +28,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def residual_norm(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """h = x + added, x itself where nothing is added, and `rms_norm` of it: a step of a residual stream, of whose two
-    ways the gradients are added up where they are made."""
-    if weight.shape == x.shape[-1:] and is_native("rms_norm", x, weight, *(() if added is None else (added,))):
+    """h = x + added, x itself where nothing is added, and `rms_norm` of it: a step of a residual stream.  In C the
+    gradients of its two ways are added up where one of them is made."""
+    alike = weight.shape == x.shape[-1:] and (added is None or added.shape == x.shape)
+    if alike and is_native("rms_norm", x, weight, *(() if added is None else (added,))):
         return native.residual_norm(x, added, weight, eps)
     h = x if added is None else x + added
     return h, rms_norm(h, weight, eps)

@@ -1,10 +1,12 @@
 /* Attention over packed documents, causal or not, with nothing of size L x L kept.
 
     y_i = sum_j p_ij v_j        p_ij = exp(s q_i k_j - l_i)        l_i = log sum_j exp(s q_i k_j)
-    dv_j = sum_i p_ij dy_i      dz_ij = p_ij (dy_i v_j - dy_i y_i)      dq_i = s sum_j dz_ij k_j      dk_j = s sum_i dz_ij q_i
+    dv_j = sum_i p_ij dy_i      dz_ij = p_ij (dy_i v_j - dy_i y_i)
+    dq_i = s sum_j dz_ij k_j    dk_j = s sum_i dz_ij q_i
 
 q, y, dy, dq (T, H, E); k, v, dk, dv (T, K, E), H / K heads of queries for each of keys. l (H, T) float32, in powers of
-two. `starts` (D + 1) says where documents begin. Token i of a document sees j where j <= i if causal, and i - j < window.
+two. `starts` (D + 1) says where documents begin. Token i of a document sees j where j <= i if causal, and
+i - j < window. s > 0.
 
 Scores stand by keys and queries, (BLOCK keys, BLOCK queries): maxima and sums over keys then go down the rows, sixteen
 queries side by side, and P and dZ come out as products read them. What lies turned does so block by block: in rows as
@@ -40,8 +42,7 @@ static inline void foreseen(const bf16 *row, ptrdiff_t heads, const task *t) {
 /* Head `head` of the documents' tokens as (rows, wide), zeros where there is no token and past E. */
 static void gathered(bf16 *out, const bf16 *x, ptrdiff_t heads, ptrdiff_t head, ptrdiff_t begin, ptrdiff_t n,
                      ptrdiff_t rows, const task *t) {
-    if (t->wide != t->E) memset(out, 0, rows * t->wide * sizeof(bf16));
-    else memset(out + n * t->wide, 0, (rows - n) * t->wide * sizeof(bf16));
+    memset(out + n * t->wide, 0, (rows - n) * t->wide * sizeof(bf16));
     const bf16 *row = x + (begin * heads + head) * t->E;
     for (ptrdiff_t i = 0; i < n; i++, row += heads * t->E) {
         foreseen(row, heads, t);
@@ -103,7 +104,7 @@ typedef struct {
 } tops;
 
 /* P of one block of scores, before it is divided by its sums, in pairs of keys.  What stood before shrinks by `shrink`;
-0 where that is 1 for all. */
+0 where nothing stood or none of it would change. */
 static int exponentials(int32_t *p, float *shrink, tops *of, const float *z, __m512 by) {
     __m512 most[LANES];
     int grown = 0;
@@ -169,7 +170,7 @@ static void attend(const bf16 *keys, const bf16 *values, ptrdiff_t begin, ptrdif
     scattered(t->out, t->H, head, begin + query, many, y, BLOCK, shrink, 1.0f, t);
 }
 
-/* Keys (rows, wide) and values turned (wide, rows) of one head of keys; what is left of the room. */
+/* Keys (rows, wide), and values turned in blocks (wide, BLOCK), of one head of keys; what is left of the room. */
 static char *laid_out(bf16 **keys, bf16 **values, char *at, ptrdiff_t rows, ptrdiff_t begin, ptrdiff_t n,
                       ptrdiff_t head, const task *t) {
     ptrdiff_t E = t->wide;
@@ -216,7 +217,8 @@ int lorica_attention(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, flo
               .scale = scale};
     ptrdiff_t count, stride = 1024, rows_most = up(longest(&t), BLOCK);
     item *items = items_of(&t, K, stride, &count);
-    size_t bytes = (4 * rows_most * t.wide * 2) + 2 * BLOCK * t.wide * 2 + BLOCK * (BLOCK + t.wide) * 4 + BLOCK * BLOCK * 2 + 1024;
+    size_t laid = 4 * rows_most * t.wide * 2, own = 2 * BLOCK * t.wide * 2 + BLOCK * (BLOCK + t.wide) * 4;
+    size_t bytes = laid + own + BLOCK * BLOCK * 2 + 1024;
     int failed = items == NULL;
 #pragma omp parallel if (count > 1)
     {
@@ -349,7 +351,8 @@ static void head_gradients(stage *s, ptrdiff_t head, ptrdiff_t begin, ptrdiff_t 
             block_of_gradients(s, query, key, n, t);
             product(s->dv + key * E, E, s->p, BLOCK, s->dy_pairs + query * E, E, BLOCK, E, BLOCK, 1);
             product(s->dk + key * E, E, s->dz_rows, BLOCK, s->q_pairs + query * E, E, BLOCK, E, BLOCK, 1);
-            product(s->dq, BLOCK, s->keys_turned + key * E, BLOCK, (const bf16 *)s->dz_pairs, BLOCK, E, BLOCK, BLOCK, key > from);
+            product(s->dq, BLOCK, s->keys_turned + key * E, BLOCK, (const bf16 *)s->dz_pairs, BLOCK, E, BLOCK, BLOCK,
+                    key > from);
         }
         ptrdiff_t many = n - query < BLOCK ? n - query : BLOCK;
         if (many > 0) scattered(t->dq, t->H, head, begin + query, many, s->dq, BLOCK, NULL, t->scale, t);
@@ -394,8 +397,8 @@ int lorica_attention_backward(const bf16 *q, const bf16 *k, const bf16 *v, const
             gathered(s.values, v, K, head, begin, n, rows, &t);
             paired((int32_t *)s.rows_of, s.keys, rows, t.wide);
             for (ptrdiff_t j = 0; j < rows; j += BLOCK)
-                turn((int32_t *)(s.keys_turned + j * t.wide), BLOCK / 2, (const int32_t *)s.rows_of + j / 2 * t.wide, t.wide,
-                     BLOCK / 2, t.wide);
+                turn((int32_t *)(s.keys_turned + j * t.wide), BLOCK / 2, (const int32_t *)s.rows_of + j / 2 * t.wide,
+                     t.wide, BLOCK / 2, t.wide);
             memset(s.dk, 0, rows * t.wide * 4);
             memset(s.dv, 0, rows * t.wide * 4);
             for (ptrdiff_t g = 0; g < H / K; g++) head_gradients(&s, head * (H / K) + g, begin, n, rows, &t);

@@ -28,6 +28,7 @@ def document_attention(
     """q (T, H, E); k and v (T, K, E), bfloat16 -> (T, H, E); `documents` are their lengths, T in all.
 
     A token sees what stands in its own document, where causal not behind it, and with a window less than that far off.
+    scale is above 0.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return _Attention.apply(q, k, v, starts_of(tuple(documents)), causal, window or 0, scale)  # type: ignore

@@ -48,8 +48,8 @@ static inline void tiles_back(tiles *kept) {
     else _tile_release();
 }
 
-/* ROWS: a block has a multiple of them.  DEEPEST: so deep 32 rows of A stay in the first cache of 48 KB while all columns
-meet them; what is deeper is met in pieces of about PIECE. */
+/* ROWS: a block has a multiple of them.  DEEPEST: so deep 32 rows of A stay in the first cache of 48 KB while all
+columns meet them; what is deeper is met in pieces of about PIECE. */
 enum { ROWS = 16, DEEPEST = 640, PIECE = 288 };
 
 /* R (a multiple of ROWS, at most 32) rows and 32 columns of C.  `low` and `high` are the halves of B's columns, `ldb`

@@ -1,5 +1,5 @@
-/* y = weight * n, n = h / sqrt(mean(h^2) + eps), h = x or x + added: a row stays in cache from its sum of squares to its
-product.
+/* y = weight * n, n = h / sqrt(mean(h^2) + eps), h = x or x + added: a row stays in cache from its sum of squares to
+its product.
 
 n is rounded before it is weighted, as the definition has it. */
 
@@ -17,7 +17,7 @@ static float sum_of_squares(const bf16 *x, ptrdiff_t d) {
     return _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
 }
 
-static void sum(bf16 *h, const bf16 *x, const bf16 *added, ptrdiff_t d) {
+static void joined(bf16 *h, const bf16 *x, const bf16 *added, ptrdiff_t d) {
     for (ptrdiff_t c = 0; c < d; c += 16) {
         __mmask16 some = first(d - c);
         store_some(h + c, some, _mm512_add_ps(load_some(x + c, some), load_some(added + c, some)));
@@ -29,7 +29,7 @@ void lorica_rms_norm(const bf16 *x, const bf16 *added, const bf16 *weight, bf16 
                      int64_t rows, int64_t d, float eps) {
 #pragma omp parallel for if (rows * d > FEW)
     for (ptrdiff_t t = 0; t < rows; t++) {
-        if (added) sum(h + t * d, x + t * d, added + t * d, d);
+        if (added) joined(h + t * d, x + t * d, added + t * d, d);
         const bf16 *from = (added ? h : x) + t * d;
         float scale = inverse[t] = 1.0f / sqrtf(sum_of_squares(from, d) / d + eps);
         for (ptrdiff_t c = 0; c < d; c += 16) {

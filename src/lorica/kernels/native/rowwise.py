@@ -40,7 +40,7 @@ def rowwise(x: Tensor, branches: Sequence["RowBranch"], widely: bool) -> list[Te
 def struct_of(factors: "Factors") -> Any:
     """What C reads of one adapter at one linear."""
     parts = (factors.A, factors.B, factors.middle, factors.output, factors.base, factors.bias)
-    return (ctypes.c_int64 * 7)(*(0 if part is None else part.data_ptr() for part in parts), len(factors.A))
+    return (ctypes.c_int64 * 7)(*map(address, parts), len(factors.A))
 
 
 def table_of(terms: "Terms") -> ctypes.Array[ctypes.c_char]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lorica.errors import NoRoomError
-from lorica.kernels.native.build import Function, library
+from lorica.kernels.native.build import Function, address, library
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +57,7 @@ def thin_products(given: Sequence[Thin]) -> list[Tensor]:
 def _task(each: Thin, out: Tensor) -> _Task:
     left, right = each.left, each.right
     sizes = (*left.shape, right.shape[1], *out.stride())
-    gain = 0 if each.gain is None else each.gain.data_ptr()
-    return _Task(left.data_ptr(), right.data_ptr(), out.data_ptr(), gain, *sizes, each.scale)
+    return _Task(*map(address, (left, right, out, each.gain)), *sizes, each.scale)
 
 
 @cache

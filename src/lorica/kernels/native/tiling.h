@@ -71,8 +71,8 @@ static inline void across(bf16 *out, ptrdiff_t T, const bf16 *in, ptrdiff_t stri
 }
 
 /* Strips of right operands that all rows of some left ones meet, one beside the other: `depth` of all.  A thread lays
-out `some` strips at a time, `span` of their depth, of which rows meet a `piece` at a time; `sums` (strips, T / 32) blocks
-of float32 wait where the span is not the whole depth, or where more is to come. */
+out `some` strips at a time, `span` of their depth, of which rows meet a `piece` at a time; `sums` (strips, T / 32)
+blocks of float32 wait where the span is not the whole depth, or where more is to come. */
 typedef struct {
     const left *lefts;
     ptrdiff_t many, depth, T, strips, some, span, piece;
@@ -105,7 +105,8 @@ static ptrdiff_t blocks_of(const tiling *p) { return up(p->T, SIDE) / SIDE; }
 /* Bytes of a workbench. */
 static size_t bench_bytes(const tiling *p, int more) {
     size_t rows = (1 + more) * SIDE * p->some * SIDE * 2, strips = p->some * p->span * SIDE * 2;
-    return strips + rows + p->some * SIDE * SIDE * 4 + up(p->many * sizeof(run), 64) + (p->span < p->depth && !p->sums ? p->some * blocks_of(p) * SIDE * SIDE * 4 : 0) + 256;
+    size_t block = p->some * SIDE * SIDE * 4, sums = p->span < p->depth && !p->sums ? blocks_of(p) * block : 0;
+    return strips + rows + block + up(p->many * sizeof(run), 64) + sums + 256;
 }
 
 static workbench bench_at(char *at, const tiling *p, int more) {
