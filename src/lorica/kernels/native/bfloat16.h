@@ -74,6 +74,14 @@ static inline void store_some(bf16 *y, __mmask16 some, __m512 x) { _mm256_mask_s
 
 static inline __mmask16 first(ptrdiff_t n) { return n >= 16 ? 0xffff : (__mmask16)((1u << (n > 0 ? n : 0)) - 1); }
 
+/* h = x + y, each of `count`; h may be x. */
+static inline void joined(bf16 *h, const bf16 *x, const bf16 *y, ptrdiff_t count) {
+    for (ptrdiff_t i = 0; i < count; i += 16) {
+        __mmask16 some = first(count - i);
+        store_some(h + i, some, _mm512_add_ps(load_some(x + i, some), load_some(y + i, some)));
+    }
+}
+
 /* 2^x by the minimax polynomial of degree 6 on [-1/2, 1/2], exact at 0: within one unit in the last place of float32.
 Below 2^-126 it is 0, not a number too small for the processor's own arithmetic, which takes a hundred cycles for each;
 what is no number stays so. */

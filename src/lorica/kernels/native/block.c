@@ -28,13 +28,6 @@ static linear into(linear l, bf16 *y) {
     return l;
 }
 
-static void joined(bf16 *x, const bf16 *y, ptrdiff_t count) {
-    for (ptrdiff_t i = 0; i < count; i += 16) {
-        __mmask16 some = first(count - i);
-        store_some(x + i, some, _mm512_add_ps(load_some(x + i, some), load_some(y + i, some)));
-    }
-}
-
 /* x (n, d); H heads of queries on K of keys, each E wide; F of the MLP; cos and sin (n, E).  0; 1 where memory is missing. */
 int lorica_block(bf16 *x, const block *b, bf16 *keys, bf16 *values, const int32_t *tables, const int64_t *documents,
                  const int64_t *positions, const bf16 *cos, const bf16 *sin, int64_t n, int64_t d, int64_t H, int64_t K,
@@ -66,6 +59,6 @@ int lorica_block(bf16 *x, const block *b, bf16 *keys, bf16 *values, const int32_
     lorica_swiglu(gate, up, h, n * F);
     inner = into(b->down, out);
     if (lorica_rowwise(h, &inner, 1, n, F, 0)) return 1;
-    joined(x, out, n * d);
+    joined(x, x, out, n * d);
     return 0;
 }

@@ -38,6 +38,11 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def whole(tensor: Tensor | None) -> Tensor | None:
+    """As C reads it."""
+    return None if tensor is None else tensor.contiguous()
+
+
 @dataclass(frozen=True)
 class Library:
     """The functions, or why there are none.  `name` stands for what decides their bits."""

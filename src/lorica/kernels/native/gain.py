@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from lorica.kernels.native.build import Function, address, library
+from lorica.kernels.native.build import Function, address, library, whole
 
 TOGETHER = 128
 """Rows whose sums for the gradient of the gain are made together."""
@@ -15,7 +15,7 @@ TOGETHER = 128
 def gained(z: Tensor, bias: Tensor | None, gain: Tensor) -> Tensor:
     """z + (z - bias) (gain - 1).  z (T, d) bfloat16, bias (d,) of its type or None, gain (d,) float32 -> (T, d)."""
     y = torch.empty(z.shape, dtype=z.dtype)
-    given = (*map(_whole, (z, bias, gain)), y)
+    given = (*map(whole, (z, bias, gain)), y)
     _functions()[0](*map(address, given), *z.shape)
     return y
 
@@ -33,13 +33,9 @@ def gain_gradient(grad: Tensor, z: Tensor, bias: Tensor | None, gain: Tensor) ->
 
 def _sums(grad: Tensor, z: Tensor, bias: Tensor | None, gain: Tensor, grad_z: Tensor | None) -> Tensor:
     sums = grad.new_empty(-(-len(grad) // TOGETHER), grad.shape[1], dtype=torch.float32)
-    given = (*map(_whole, (grad, z, bias, gain)), grad_z, sums)
+    given = (*map(whole, (grad, z, bias, gain)), grad_z, sums)
     _functions()[1](*map(address, given), *grad.shape, TOGETHER)
     return sums.sum(0)
-
-
-def _whole(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
 
 
 @cache

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lorica.errors import NoRoomError
-from lorica.kernels.native.build import Function, address, library
+from lorica.kernels.native.build import Function, address, library, whole
 
 SIDE = 32
 """K and every N are multiples of it."""
@@ -34,8 +34,7 @@ class Codes:
     block: int = 1
 
     def contiguous(self) -> "Codes":
-        levels = None if self.levels is None else self.levels.contiguous()
-        return replace(self, codes=self.codes.contiguous(), scales=self.scales.contiguous(), levels=levels)
+        return replace(self, codes=self.codes.contiguous(), scales=self.scales.contiguous(), levels=whole(self.levels))
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +50,7 @@ class Linear:
     @property
     def whole(self) -> "Linear":
         """With tensors that C can read; it holds them."""
-        bias, B, gain = (None if one is None else one.contiguous() for one in (self.bias, self.B, self.gain))
+        bias, B, gain = map(whole, (self.bias, self.B, self.gain))
         return Linear(self.W.contiguous(), bias, B, gain, self.scale)
 
 
@@ -113,8 +112,7 @@ def input_gradient_in_turn(
     """The same to the bit where each linear is made for its call alone; `A` of each.  Sums wait in float32."""
     tokens, inners = len(grads[0]), []
     sums = grad_x = None
-    whole = (grad.contiguous() for grad in grads)
-    for number, (grad, made, own) in enumerate(zip(whole, given, A, strict=True)):
+    for number, (grad, made, own) in enumerate(zip(map(torch.Tensor.contiguous, grads), given, A, strict=True)):
         linear = made()
         width = linear.W.shape[1]
         if sums is None:
@@ -134,7 +132,7 @@ def _call(
     zs: Sequence[Tensor | None],
     sizes: Sequence[int],
 ) -> None:
-    held, tensors = [each.whole for each in given], [one if one is None else one.contiguous() for one in tensors]
+    held, tensors = [each.whole for each in given], [*map(whole, tensors)]
     rows = (_row(*three) for three in zip(held, ys, zs, strict=True))
     table = (_Branch * len(held))(*rows)
     if _functions()[which](*map(address, tensors), ctypes.addressof(table), len(table), *sizes):

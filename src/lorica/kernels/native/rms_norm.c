@@ -17,13 +17,6 @@ static float sum_of_squares(const bf16 *x, ptrdiff_t d) {
     return _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
 }
 
-static void joined(bf16 *h, const bf16 *x, const bf16 *added, ptrdiff_t d) {
-    for (ptrdiff_t c = 0; c < d; c += 16) {
-        __mmask16 some = first(d - c);
-        store_some(h + c, some, _mm512_add_ps(load_some(x + c, some), load_some(added + c, some)));
-    }
-}
-
 /* x, added, h, y (rows, d); weight (d,); inverse (rows,): 1 / sqrt(mean(h^2) + eps).  Without `added`, h is x. */
 void lorica_rms_norm(const bf16 *x, const bf16 *added, const bf16 *weight, bf16 *h, bf16 *y, float *inverse,
                      int64_t rows, int64_t d, float eps) {

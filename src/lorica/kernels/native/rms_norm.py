@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lorica.kernels.native.build import Function, address, library
+from lorica.kernels.native.build import Function, address, library, whole
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -16,14 +16,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     # a call of torch's that may be recorded takes as long as the kernel does of one row
     if torch.is_grad_enabled():
         return _RMSNorm.apply(x, weight, eps)  # type: ignore[return-value]
-    return _normed(x.contiguous(), None, weight.contiguous(), eps).y
+    return _normed(x, None, weight, eps).y
 
 
 def residual_norm(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x and added (..., d), weight (d,), bfloat16 -> h = x + added, and its norm; the gradient of x is made in one."""
     if torch.is_grad_enabled():
         return _ResidualNorm.apply(x, added, weight, eps)  # type: ignore[return-value]
-    made = _normed(x.contiguous(), added, weight.contiguous(), eps)
+    made = _normed(x, added, weight, eps)
     return made.h, made.y
 
 
@@ -46,12 +46,12 @@ class _Normed(NamedTuple):
 
 
 def _normed(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> _Normed:
+    x, added, weight = x.contiguous(), whole(added), weight.contiguous()
     made = _Normed(
         x if added is None else torch.empty_like(x),
         torch.empty_like(x),
         x.new_empty(x.shape[:-1], dtype=torch.float32),
     )
-    added = None if added is None else added.contiguous()
     _functions()[0](*map(address, (x, added, weight, *made)), made.inverse.numel(), x.shape[-1], eps)
     return made
 
@@ -60,10 +60,10 @@ def _gradients(
     kept: Sequence[Tensor], of_y: Tensor, of_h: Tensor | None, wanted: Sequence[bool]
 ) -> list[Tensor | None]:
     """Of h, with what it is by other ways, and of the weight; None where it is not wanted."""
-    h, weight, inverse = kept
+    (h, weight, inverse), of_y, of_h = kept, of_y.contiguous(), whole(of_h)
+    weight = weight.contiguous()
     _, of_rows, of_weight = _functions()
     sizes = inverse.numel(), h.shape[-1]
-    of_y, of_h = of_y.contiguous(), None if of_h is None else of_h.contiguous()
     grads = [torch.empty_like(one) if wants else None for one, wants in zip((h, weight), wanted, strict=True)]
     if grads[0] is not None:
         of_rows(*map(address, (of_y, of_h, h, weight, inverse, grads[0])), *sizes)
@@ -75,9 +75,8 @@ def _gradients(
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps):  # type: ignore[override]
-        x, weight = x.contiguous(), weight.contiguous()
         made = _normed(x, None, weight, eps)
-        ctx.save_for_backward(x, weight, made.inverse)
+        ctx.save_for_backward(made.h, weight, made.inverse)
         return made.y
 
     @staticmethod
@@ -88,7 +87,6 @@ class _RMSNorm(torch.autograd.Function):
 class _ResidualNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, added, weight, eps):  # type: ignore[override]
-        x, weight = x.contiguous(), weight.contiguous()
         made = _normed(x, added, weight, eps)
         ctx.save_for_backward(made.h, weight, made.inverse)
         ctx.set_materialize_grads(False)

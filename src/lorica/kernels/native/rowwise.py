@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lorica.errors import NoRoomError
-from lorica.kernels.native.build import Function, address, library
+from lorica.kernels.native.build import Function, address, library, whole
 
 if TYPE_CHECKING:
     from lorica.kernels.rowwise import Factors, RowBranch, Terms
@@ -27,7 +27,7 @@ def rowwise(x: Tensor, branches: Sequence["RowBranch"], widely: bool) -> list[Te
         W = branch.weight.as_read(torch.bfloat16).contiguous()
         y = x.new_empty(x.shape[0], W.shape[0], dtype=torch.float32 if widely else torch.bfloat16)
         terms, count = branch.terms.native if branch.terms else NONE
-        bias = None if branch.bias is None else branch.bias.contiguous()
+        bias = whole(branch.bias)
         given += (address(W), address(bias), address(y), terms, W.shape[0], count)
         made.append(y)
         held += [W, bias]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lorica.errors import NoRoomError
-from lorica.kernels.native.build import Function, address, library
+from lorica.kernels.native.build import Function, address, library, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +26,8 @@ class Thin:
     @property
     def whole(self) -> "Thin":
         """With tensors that C can read; it holds them."""
-        gain = None if self.gain is None else self.gain.contiguous()
-        return replace(self, left=self.left.contiguous(), right=self.right.contiguous(), gain=gain)
+        left, right = self.left.contiguous(), self.right.contiguous()
+        return replace(self, left=left, right=right, gain=whole(self.gain))
 
     def room(self) -> Tensor:
         R, N = self.left.shape[0], self.right.shape[1]

@@ -163,27 +163,33 @@ typedef void finishing(const void *of, const workbench *own, const float *C, ptr
 typedef void leaving(const void *of, const workbench *own, ptrdiff_t t, ptrdiff_t rows, ptrdiff_t first, ptrdiff_t last,
                      ptrdiff_t width);
 
+/* 32 rows meet the depth from `from` to `until` of all strips that are laid out; what is whole then is finished. */
+static inline __attribute__((always_inline)) void meet(const tiling *p, const workbench *own, const void *of,
+                                                       finishing *finish, ptrdiff_t t, ptrdiff_t first, ptrdiff_t last,
+                                                       ptrdiff_t from, ptrdiff_t until) {
+    for (ptrdiff_t d = from; d < until; d += p->piece) {
+        ptrdiff_t end = d + p->piece < until ? d + p->piece : until, runs = runs_of(p, own->runs, t, d, end);
+        for (ptrdiff_t s = first; s < last; s++) {
+            float *C = sums_of(p, own, t, s, first);
+            const int32_t *strip = own->strips + ((s - first) * (until - from) + d - from) * 16;
+            met(C, SIDE, own->runs, runs, strip, SIDE, d > 0 || p->add);
+            if (end == p->depth) finish(of, own, C, t, s, (s - first) * SIDE, p->some * SIDE);
+        }
+    }
+}
+
 static inline __attribute__((always_inline)) void tiled(const tiling *p, const workbench *own, const void *of,
                                                         laying *lay, finishing *finish, leaving *leave_rows) {
     const part mine = part_of(p);
-    const ptrdiff_t width = p->some * SIDE;
     for (ptrdiff_t first = mine.first; first < mine.last; first += p->some) {
         ptrdiff_t last = first + p->some < mine.last ? first + p->some : mine.last;
         for (ptrdiff_t from = 0; from < p->depth; from += p->span) {
             ptrdiff_t until = from + p->span < p->depth ? from + p->span : p->depth;
             lay(of, own->strips, first, last, from, until);
             for (ptrdiff_t t = mine.begin; t < mine.end; t += SIDE) {
-                for (ptrdiff_t d = from; d < until; d += p->piece) {
-                    ptrdiff_t end = d + p->piece < until ? d + p->piece : until;
-                    ptrdiff_t runs = runs_of(p, own->runs, t, d, end);
-                    for (ptrdiff_t s = first; s < last; s++) {
-                        float *C = sums_of(p, own, t, s, first);
-                        const int32_t *strip = own->strips + ((s - first) * (until - from) + d - from) * 16;
-                        met(C, SIDE, own->runs, runs, strip, SIDE, d > 0 || p->add);
-                        if (end == p->depth) finish(of, own, C, t, s, (s - first) * SIDE, width);
-                    }
-                }
-                if (until == p->depth) leave_rows(of, own, t, p->T - t < SIDE ? p->T - t : SIDE, first, last, width);
+                meet(p, own, of, finish, t, first, last, from, until);
+                if (until < p->depth) continue;
+                leave_rows(of, own, t, p->T - t < SIDE ? p->T - t : SIDE, first, last, p->some * SIDE);
             }
         }
     }
