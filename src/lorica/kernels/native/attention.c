@@ -15,7 +15,6 @@ and 2. */
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -35,21 +34,18 @@ typedef struct {
 } task;
 
 /* One head stands in pieces that nobody foresees: that of the sixteenth token from here on. */
-static inline void foreseen(const bf16 *row, ptrdiff_t heads, const task *t) {
-    for (ptrdiff_t e = 0; e < t->E; e += 32) _mm_prefetch((const char *)(row + 16 * heads * t->E + e), _MM_HINT_T0);
+static inline void next_of_head(const bf16 *row, ptrdiff_t heads, const task *t) {
+    foreseen(row + 16 * heads * t->E, 32, up(t->E, 32) / 32);
 }
 
 /* Head `head` of the documents' tokens as (rows, wide), zeros where there is no token and past E. */
-static void gathered(bf16 *out, const bf16 *x, ptrdiff_t heads, ptrdiff_t head, ptrdiff_t begin, ptrdiff_t n,
+static void gathered(number *out, const bf16 *x, ptrdiff_t heads, ptrdiff_t head, ptrdiff_t begin, ptrdiff_t n,
                      ptrdiff_t rows, const task *t) {
-    memset(out + n * t->wide, 0, (rows - n) * t->wide * sizeof(bf16));
+    memset(out + n * t->wide, 0, (rows - n) * t->wide * sizeof(number));
     const bf16 *row = x + (begin * heads + head) * t->E;
     for (ptrdiff_t i = 0; i < n; i++, row += heads * t->E) {
-        foreseen(row, heads, t);
-        for (ptrdiff_t e = 0; e < t->E; e += 32) {
-            __mmask32 some = t->E - e < 32 ? (1u << (t->E - e)) - 1 : 0xffffffff;
-            _mm512_storeu_si512(out + i * t->wide + e, _mm512_maskz_loadu_epi16(some, row + e));
-        }
+        next_of_head(row, heads, t);
+        for (ptrdiff_t e = 0; e < t->wide; e += 16) copied(out + i * t->wide + e, row + e, first(t->E - e));
     }
 }
 
@@ -58,21 +54,21 @@ static void scattered(bf16 *y, ptrdiff_t heads, ptrdiff_t head, ptrdiff_t begin,
                       ptrdiff_t columns, const float *scale, float all, const task *t) {
     float part[BLOCK * 32] __attribute__((aligned(64)));
     for (ptrdiff_t e = 0; e < t->wide; e += 32) {
-        turn((int32_t *)part, 32, (const int32_t *)(x + e * columns), columns, 32, BLOCK);
+        turn(part, 32, x + e * columns, columns, 32, BLOCK);
         for (ptrdiff_t i = 0; i < n; i++) {
-            __m512 by = _mm512_set1_ps(scale ? scale[i] * all : all);
+            f32x16 by = splat(scale ? scale[i] * all : all);
             bf16 *row = y + ((begin + i) * heads + head) * t->E + e;
-            store_some(row, first(t->E - e), _mm512_mul_ps(_mm512_load_ps(part + i * 32), by));
-            store_some(row + 16, first(t->E - e - 16), _mm512_mul_ps(_mm512_load_ps(part + i * 32 + 16), by));
+            store_some(row, first(t->E - e), times(load_wide(part + i * 32), by));
+            store_some(row + 16, first(t->E - e - 16), times(load_wide(part + i * 32 + 16), by));
         }
     }
 }
 
 /* Which of sixteen queries from `query` on see key `key`, of a document of `n` tokens. */
-static __mmask16 sees(ptrdiff_t query, ptrdiff_t key, ptrdiff_t n, const task *t) {
+static mask16 sees(ptrdiff_t query, ptrdiff_t key, ptrdiff_t n, const task *t) {
     if (key >= n) return 0;
-    __mmask16 seen = 0xffff;
-    if (t->causal && key > query) seen = (__mmask16)~first(key - query);
+    mask16 seen = 0xffff;
+    if (t->causal && key > query) seen = (mask16)~first(key - query);
     if (t->window && key + t->window - query < 16) seen &= first(key + t->window - query);
     return seen;
 }
@@ -92,59 +88,59 @@ static void keys_of(ptrdiff_t query, ptrdiff_t n, const task *t, ptrdiff_t *from
 
 /* -inf where a query does not see a key. */
 static void hidden(float *z, ptrdiff_t query, ptrdiff_t key, ptrdiff_t n, const task *t) {
-    const __m512 none = _mm512_set1_ps(-INFINITY);
+    const f32x16 none = splat(-INFINITY);
     for (ptrdiff_t j = 0; j < BLOCK; j++)
         for (int w = 0; w < LANES; w++)
-            _mm512_mask_store_ps(z + j * BLOCK + 16 * w, (__mmask16)~sees(query + 16 * w, key + j, n, t), none);
+            store_some_wide(z + j * BLOCK + 16 * w, (mask16)~sees(query + 16 * w, key + j, n, t), none);
 }
 
 /* Of the queries of a block, sixteen in each: the largest score, in powers of two, and the sum of P. */
 typedef struct {
-    __m512 most[LANES], sum[LANES];
+    f32x16 most[LANES], sum[LANES];
 } tops;
 
 /* P of one block of scores, before it is divided by its sums, in pairs of keys.  What stood before shrinks by `shrink`;
 0 where nothing stood or none of it would change. */
-static int exponentials(int32_t *p, float *shrink, tops *of, const float *z, __m512 by) {
-    __m512 most[LANES];
+static int exponentials(word *p, float *shrink, tops *of, const float *z, f32x16 by) {
+    f32x16 most[LANES];
     int grown = 0;
     for (int w = 0; w < LANES; w++) most[w] = of->most[w];
     for (ptrdiff_t j = 0; j < BLOCK; j++)
         for (int w = 0; w < LANES; w++)
-            most[w] = _mm512_max_ps(_mm512_mul_ps(_mm512_load_ps(z + j * BLOCK + 16 * w), by), most[w]);
+            most[w] = larger(times(load_wide(z + j * BLOCK + 16 * w), by), most[w]);
     for (int w = 0; w < LANES; w++) {
         /* A query that sees nothing yet has -inf, and -inf - -inf is no number. */
-        __m512 safe = _mm512_max_ps(most[w], _mm512_set1_ps(-1e30f)), total = _mm512_setzero_ps();
+        f32x16 safe = larger(most[w], splat(-1e30f)), total = zeros();
         for (ptrdiff_t j = 0; j < BLOCK; j += 2) {
             const float *at = z + j * BLOCK + 16 * w;
-            __m512 a = exp2_of(_mm512_fmsub_ps(_mm512_load_ps(at), by, safe));
-            __m512 b = exp2_of(_mm512_fmsub_ps(_mm512_load_ps(at + BLOCK), by, safe));
-            total = _mm512_add_ps(total, _mm512_add_ps(a, b));
-            _mm512_store_si512(p + j / 2 * BLOCK + 16 * w, pairs(narrow(a), narrow(b)));
+            f32x16 a = exp2_of(times_minus(load_wide(at), by, safe));
+            f32x16 b = exp2_of(times_minus(load_wide(at + BLOCK), by, safe));
+            total = plus(total, plus(a, b));
+            store_right(p + 16 * w, j, BLOCK, a, b);
         }
-        __m512 less = exp2_of(_mm512_sub_ps(of->most[w], safe));
-        grown |= _mm512_cmp_ps_mask(most[w], of->most[w], _CMP_NEQ_UQ);
-        of->sum[w] = _mm512_fmadd_ps(of->sum[w], less, total);
+        f32x16 less = exp2_of(minus(of->most[w], safe));
+        grown |= differs(most[w], of->most[w]);
+        of->sum[w] = times_plus(of->sum[w], less, total);
         of->most[w] = most[w];
-        _mm512_store_ps(shrink + 16 * w, less);
+        store_wide(shrink + 16 * w, less);
     }
     return grown;
 }
 
 /* One block of queries of one head: y and l. keys (rows, wide), values turned. */
-static void attend(const bf16 *keys, const bf16 *values, ptrdiff_t begin, ptrdiff_t n, ptrdiff_t head, ptrdiff_t query,
+static void attend(const number *keys, const number *values, ptrdiff_t begin, ptrdiff_t n, ptrdiff_t head, ptrdiff_t query,
                    char *at, const task *t) {
     ptrdiff_t E = t->wide, many = n - query < BLOCK ? n - query : BLOCK, from, to;
-    bf16 *q = take(&at, BLOCK * E * 2), *across = take(&at, BLOCK * E * 2);
+    number *q = take(&at, BLOCK * E * sizeof(number));
+    word *across = take(&at, BLOCK * E * sizeof(number)), *p = take(&at, BLOCK * BLOCK * sizeof(number));
     float *z = take(&at, BLOCK * BLOCK * 4), *y = take(&at, E * BLOCK * 4);
-    int32_t *p = take(&at, BLOCK * BLOCK * 2);
     float shrink[BLOCK] __attribute__((aligned(64)));
-    const __m512 by = _mm512_set1_ps(t->scale * LOG2_E);
+    const f32x16 by = splat(t->scale * LOG2_E);
     tops of;
 
     gathered(q, t->q, t->H, head, begin + query, many, BLOCK, t);
-    turn((int32_t *)across, BLOCK, (const int32_t *)q, E / 2, BLOCK, E / 2);
-    for (int w = 0; w < LANES; w++) of.most[w] = _mm512_set1_ps(-INFINITY), of.sum[w] = _mm512_setzero_ps();
+    turn(across, BLOCK, q, E / PER, BLOCK, E / PER);
+    for (int w = 0; w < LANES; w++) of.most[w] = splat(-INFINITY), of.sum[w] = zeros();
 
     keys_of(query, n, t, &from, &to);
     for (ptrdiff_t key = from; key < to; key += BLOCK) {
@@ -154,35 +150,35 @@ static void attend(const bf16 *keys, const bf16 *values, ptrdiff_t begin, ptrdif
             for (ptrdiff_t e = 0; e < E; e++)
                 for (int w = 0; w < LANES; w++) {
                     float *place = y + e * BLOCK + 16 * w;
-                    _mm512_store_ps(place, _mm512_mul_ps(_mm512_load_ps(place), _mm512_load_ps(shrink + 16 * w)));
+                    store_wide(place, times(load_wide(place), load_wide(shrink + 16 * w)));
                 }
-        product(y, BLOCK, values + key * E, BLOCK, (const bf16 *)p, BLOCK, E, BLOCK, BLOCK, key > from);
+        product(y, BLOCK, values + key * E, BLOCK, p, BLOCK, E, BLOCK, BLOCK, key > from);
     }
     float l[BLOCK] __attribute__((aligned(64)));
     for (int w = 0; w < LANES; w++) {
         float totals[16], most[16];
-        _mm512_storeu_ps(totals, of.sum[w]);
-        _mm512_storeu_ps(most, of.most[w]);
+        store_wide(totals, of.sum[w]);
+        store_wide(most, of.most[w]);
         for (int i = 0; i < 16; i++) l[16 * w + i] = most[i] + __builtin_log2f(totals[i]);
-        _mm512_store_ps(shrink + 16 * w, _mm512_div_ps(_mm512_set1_ps(1.0f), of.sum[w]));
+        store_wide(shrink + 16 * w, over(splat(1.0f), of.sum[w]));
     }
     memcpy(t->l + head * t->tokens + begin + query, l, many * sizeof(float));
     scattered(t->out, t->H, head, begin + query, many, y, BLOCK, shrink, 1.0f, t);
 }
 
 /* Keys (rows, wide), and values turned in blocks (wide, BLOCK), of one head of keys; what is left of the room. */
-static char *laid_out(bf16 **keys, bf16 **values, char *at, ptrdiff_t rows, ptrdiff_t begin, ptrdiff_t n,
+static char *laid_out(number **keys, number **values, char *at, ptrdiff_t rows, ptrdiff_t begin, ptrdiff_t n,
                       ptrdiff_t head, const task *t) {
     ptrdiff_t E = t->wide;
-    *keys = take(&at, rows * E * 2);
-    *values = take(&at, rows * E * 2);
-    bf16 *v = take(&at, rows * E * 2);
-    int32_t *pairs = take(&at, rows * E * 2);
+    size_t one = rows * E * sizeof(number);
+    *keys = take(&at, one);
+    *values = take(&at, one);
+    number *v = take(&at, one);
     gathered(*keys, t->k, t->K, head, begin, n, rows, t);
     gathered(v, t->v, t->K, head, begin, n, rows, t);
-    paired(pairs, v, rows, E);
+    const word *right = right_of((word *)at, v, rows, E);
     for (ptrdiff_t i = 0; i < rows; i += BLOCK)
-        turn((int32_t *)(*values + i * E), BLOCK / 2, pairs + i / 2 * E, E, BLOCK / 2, E);
+        turn(*values + i * E, BLOCK / PER, right + i / PER * E, E, BLOCK / PER, E);
     return at;
 }
 
@@ -217,8 +213,8 @@ int lorica_attention(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, flo
               .scale = scale};
     ptrdiff_t count, stride = 1024, rows_most = up(longest(&t), BLOCK);
     item *items = items_of(&t, K, stride, &count);
-    size_t laid = 4 * rows_most * t.wide * 2, own = 2 * BLOCK * t.wide * 2 + BLOCK * (BLOCK + t.wide) * 4;
-    size_t bytes = laid + own + BLOCK * BLOCK * 2 + 1024;
+    size_t laid = 4 * rows_most * t.wide, own = BLOCK * (2 * t.wide + BLOCK), sums = BLOCK * (BLOCK + t.wide) * 4;
+    size_t bytes = (laid + own) * sizeof(number) + sums + 1024;
     int failed = items == NULL;
 #pragma omp parallel if (count > 1)
     {
@@ -234,7 +230,7 @@ int lorica_attention(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, flo
             if (!held) continue;
             ptrdiff_t begin = starts[items[i].document], n = starts[items[i].document + 1] - begin;
             ptrdiff_t rows = up(n, BLOCK), end = items[i].query + stride < n ? items[i].query + stride : n;
-            bf16 *keys, *values;
+            number *keys, *values;
             char *at = laid_out(&keys, &values, held, rows, begin, n, items[i].head, &t);
             for (ptrdiff_t g = 0; g < H / K; g++)
                 for (ptrdiff_t query = items[i].query; query < end; query += BLOCK)
@@ -248,26 +244,25 @@ int lorica_attention(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, flo
 
 /* What the gradients of one head of a document read, each (rows, wide) in the order that a product wants. */
 typedef struct {
-    bf16 *keys, *keys_turned, *values;
-    bf16 *q_across, *q_pairs, *dy_across, *dy_pairs;
+    number *keys, *keys_turned, *values, *q_rows, *dy_rows;
+    word *q_across, *dy_across, *room;
+    const word *q_right, *dy_right;
     float *dk, *dv, *dq, *delta, *l, *z, *dz;
-    bf16 *p, *dz_rows;
-    int32_t *dz_pairs;
-    bf16 *rows_of;
+    number *p, *dz_rows;
+    word *dz_right;
 } stage;
 
 static size_t staged(stage *s, char *at, ptrdiff_t rows, ptrdiff_t E) {
     char *begin = at;
-    size_t one = rows * E * 2;
+    size_t one = rows * E * sizeof(number), sums = rows * E * 4, square = BLOCK * BLOCK * sizeof(number);
     s->keys = take(&at, one), s->keys_turned = take(&at, one), s->values = take(&at, one);
-    s->q_across = take(&at, one), s->q_pairs = take(&at, one);
-    s->dy_across = take(&at, one), s->dy_pairs = take(&at, one);
-    s->rows_of = take(&at, one);
-    s->dk = take(&at, 2 * one), s->dv = take(&at, 2 * one), s->dq = take(&at, E * BLOCK * 4);
+    s->q_rows = take(&at, one), s->dy_rows = take(&at, one);
+    s->q_across = take(&at, one), s->dy_across = take(&at, one);
+    s->room = take(&at, 2 * one);
+    s->dk = take(&at, sums), s->dv = take(&at, sums), s->dq = take(&at, E * BLOCK * 4);
     s->delta = take(&at, rows * 4), s->l = take(&at, rows * 4);
     s->z = take(&at, 32 * 32 * 4), s->dz = take(&at, 32 * 32 * 4);
-    s->p = take(&at, BLOCK * BLOCK * 2), s->dz_rows = take(&at, BLOCK * BLOCK * 2);
-    s->dz_pairs = take(&at, BLOCK * BLOCK * 2);
+    s->p = take(&at, square), s->dz_rows = take(&at, square), s->dz_right = take(&at, square);
     return at - begin;
 }
 
@@ -275,52 +270,51 @@ static size_t staged(stage *s, char *at, ptrdiff_t rows, ptrdiff_t E) {
 static void deltas(float *delta, ptrdiff_t head, ptrdiff_t begin, ptrdiff_t n, ptrdiff_t rows, const task *t) {
     for (ptrdiff_t i = 0; i < n; i++) {
         const bf16 *y = t->y + ((begin + i) * t->H + head) * t->E, *dy = t->dy + ((begin + i) * t->H + head) * t->E;
-        __m512 sum = _mm512_setzero_ps();
-        foreseen(y, t->H, t);
+        f32x16 sum = zeros();
+        next_of_head(y, t->H, t);
         for (ptrdiff_t e = 0; e < t->E; e += 16) {
-            __mmask16 some = first(t->E - e);
-            sum = _mm512_fmadd_ps(load_some(y + e, some), load_some(dy + e, some), sum);
+            mask16 some = first(t->E - e);
+            sum = times_plus(load_some(y + e, some), load_some(dy + e, some), sum);
         }
-        delta[i] = _mm512_reduce_add_ps(sum);
+        delta[i] = sum_in(sum);
     }
     memset(delta + n, 0, (rows - n) * sizeof(float));
 }
 
-static void across_and_pairs(bf16 *across, bf16 *pairs, bf16 *by_rows, const bf16 *x, ptrdiff_t head, ptrdiff_t begin,
-                             ptrdiff_t n, ptrdiff_t rows, const task *t) {
+/* A head's rows turned, and as they lie, both as right operands; `by_rows` and `room` as large. */
+static const word *across_and_right(word *across, word *room, number *by_rows, const bf16 *x, ptrdiff_t head,
+                                    ptrdiff_t begin, ptrdiff_t n, ptrdiff_t rows, const task *t) {
     gathered(by_rows, x, t->H, head, begin, n, rows, t);
-    paired((int32_t *)pairs, by_rows, rows, t->wide);
     for (ptrdiff_t i = 0; i < rows; i += BLOCK)
-        turn((int32_t *)(across + i * t->wide), BLOCK, (const int32_t *)(by_rows + i * t->wide), t->wide / 2, BLOCK,
-             t->wide / 2);
+        turn(across + i / PER * t->wide, BLOCK, by_rows + i * t->wide, t->wide / PER, BLOCK, t->wide / PER);
+    return right_of(room, by_rows, rows, t->wide);
 }
 
 /* z or dz of 32 keys and 32 queries. */
-static inline void quarter(float *z, const bf16 *rows, const bf16 *across, ptrdiff_t E) {
-    const int32_t *words = (const int32_t *)across;
+static inline void quarter(float *z, const number *rows, const word *across, ptrdiff_t E) {
     const run of = {rows, E, E};
-    block(z, 32, &of, 1, words, words + 16, BLOCK, 16 * BLOCK, 32, 0, 0);
+    block(z, 32, &of, 1, across, across + 16, BLOCK, 32 / PER * BLOCK, 32, 0, 0);
 }
 
 /* P and dZ of 32 keys from `key` on and 32 queries, at `place` of their block, as products read them. */
 static inline void probabilities(stage *s, ptrdiff_t place, ptrdiff_t query, ptrdiff_t key, ptrdiff_t n, int some,
                                  const task *t) {
-    const __m512 by = _mm512_set1_ps(t->scale * LOG2_E);
-    int32_t *pairs_at = s->dz_pairs + place / (2 * BLOCK) * BLOCK + place % BLOCK;
+    const f32x16 by = splat(t->scale * LOG2_E);
+    word *right = s->dz_right + place / (PER * BLOCK) * BLOCK + place % BLOCK;
     for (int w = 0; w < 2; w++) {
-        __m512 l = _mm512_loadu_ps(s->l + query + 16 * w), delta = _mm512_loadu_ps(s->delta + query + 16 * w);
+        f32x16 l = load_wide(s->l + query + 16 * w), delta = load_wide(s->delta + query + 16 * w);
         for (ptrdiff_t j = 0; j < 32; j += 2) {
-            __m256i dz[2];
+            f32x16 dz[2];
 #pragma GCC unroll 2
             for (int i = 0; i < 2; i++) {
                 ptrdiff_t from = (j + i) * 32 + 16 * w, to = place + (j + i) * BLOCK + 16 * w;
-                __m512 p = exp2_of(_mm512_fmsub_ps(_mm512_load_ps(s->z + from), by, l));
-                if (some) p = _mm512_maskz_mov_ps(sees(query + 16 * w, key + j + i, n, t), p);
-                store(s->p + to, p);
-                dz[i] = narrow(_mm512_mul_ps(p, _mm512_sub_ps(_mm512_load_ps(s->dz + from), delta)));
-                _mm256_storeu_si256((__m256i *)(s->dz_rows + to), dz[i]);
+                f32x16 p = exp2_of(times_minus(load_wide(s->z + from), by, l));
+                if (some) p = kept(sees(query + 16 * w, key + j + i, n, t), p);
+                store_left(s->p + to, p);
+                dz[i] = times(p, minus(load_wide(s->dz + from), delta));
+                store_left(s->dz_rows + to, dz[i]);
             }
-            _mm512_storeu_si512(pairs_at + j / 2 * BLOCK + 16 * w, pairs(dz[0], dz[1]));
+            store_right(right + 16 * w, j, BLOCK, dz[0], dz[1]);
         }
     }
 }
@@ -330,8 +324,8 @@ static void block_of_gradients(stage *s, ptrdiff_t query, ptrdiff_t key, ptrdiff
     int some = hides(query, key, n, t);
     for (ptrdiff_t i = 0; i < BLOCK; i += 32)
         for (ptrdiff_t j = 0; j < BLOCK; j += 32) {
-            quarter(s->z, s->keys + (key + i) * t->wide, s->q_across + query * t->wide + 2 * j, t->wide);
-            quarter(s->dz, s->values + (key + i) * t->wide, s->dy_across + query * t->wide + 2 * j, t->wide);
+            quarter(s->z, s->keys + (key + i) * t->wide, s->q_across + query / PER * t->wide + j, t->wide);
+            quarter(s->dz, s->values + (key + i) * t->wide, s->dy_across + query / PER * t->wide + j, t->wide);
             probabilities(s, i * BLOCK + j, query + j, key + i, n, some, t);
         }
 }
@@ -339,8 +333,9 @@ static void block_of_gradients(stage *s, ptrdiff_t query, ptrdiff_t key, ptrdiff
 /* One head of queries: its dq, and what it adds to dk and dv. */
 static void head_gradients(stage *s, ptrdiff_t head, ptrdiff_t begin, ptrdiff_t n, ptrdiff_t rows, const task *t) {
     ptrdiff_t E = t->wide;
-    across_and_pairs(s->q_across, s->q_pairs, s->rows_of, t->q, head, begin, n, rows, t);
-    across_and_pairs(s->dy_across, s->dy_pairs, s->rows_of, t->dy, head, begin, n, rows, t);
+    word *room = s->room, *more = room + rows / PER * E;
+    s->q_right = across_and_right(s->q_across, room, s->q_rows, t->q, head, begin, n, rows, t);
+    s->dy_right = across_and_right(s->dy_across, more, s->dy_rows, t->dy, head, begin, n, rows, t);
     deltas(s->delta, head, begin, n, rows, t);
     memcpy(s->l, t->l + head * t->tokens + begin, n * sizeof(float));
     memset(s->l + n, 0, (rows - n) * sizeof(float));
@@ -349,10 +344,9 @@ static void head_gradients(stage *s, ptrdiff_t head, ptrdiff_t begin, ptrdiff_t 
         keys_of(query, n, t, &from, &to);
         for (ptrdiff_t key = from; key < to; key += BLOCK) {
             block_of_gradients(s, query, key, n, t);
-            product(s->dv + key * E, E, s->p, BLOCK, s->dy_pairs + query * E, E, BLOCK, E, BLOCK, 1);
-            product(s->dk + key * E, E, s->dz_rows, BLOCK, s->q_pairs + query * E, E, BLOCK, E, BLOCK, 1);
-            product(s->dq, BLOCK, s->keys_turned + key * E, BLOCK, (const bf16 *)s->dz_pairs, BLOCK, E, BLOCK, BLOCK,
-                    key > from);
+            product(s->dv + key * E, E, s->p, BLOCK, s->dy_right + query / PER * E, E, BLOCK, E, BLOCK, 1);
+            product(s->dk + key * E, E, s->dz_rows, BLOCK, s->q_right + query / PER * E, E, BLOCK, E, BLOCK, 1);
+            product(s->dq, BLOCK, s->keys_turned + key * E, BLOCK, s->dz_right, BLOCK, E, BLOCK, BLOCK, key > from);
         }
         ptrdiff_t many = n - query < BLOCK ? n - query : BLOCK;
         if (many > 0) scattered(t->dq, t->H, head, begin + query, many, s->dq, BLOCK, NULL, t->scale, t);
@@ -361,11 +355,11 @@ static void head_gradients(stage *s, ptrdiff_t head, ptrdiff_t begin, ptrdiff_t 
 
 static void rows_written(bf16 *out, const float *x, float by, ptrdiff_t head, ptrdiff_t begin, ptrdiff_t n,
                          const task *t) {
-    __m512 all = _mm512_set1_ps(by);
+    f32x16 all = splat(by);
     for (ptrdiff_t i = 0; i < n; i++)
         for (ptrdiff_t e = 0; e < t->E; e += 16)
             store_some(out + ((begin + i) * t->K + head) * t->E + e, first(t->E - e),
-                       _mm512_mul_ps(_mm512_loadu_ps(x + i * t->wide + e), all));
+                       times(load_wide(x + i * t->wide + e), all));
 }
 
 /* 0; 1 where memory is missing. */
@@ -395,10 +389,9 @@ int lorica_attention_backward(const bf16 *q, const bf16 *k, const bf16 *v, const
             staged(&s, held, rows, t.wide);
             gathered(s.keys, k, K, head, begin, n, rows, &t);
             gathered(s.values, v, K, head, begin, n, rows, &t);
-            paired((int32_t *)s.rows_of, s.keys, rows, t.wide);
+            const word *right = right_of(s.room, s.keys, rows, t.wide);
             for (ptrdiff_t j = 0; j < rows; j += BLOCK)
-                turn((int32_t *)(s.keys_turned + j * t.wide), BLOCK / 2, (const int32_t *)s.rows_of + j / 2 * t.wide,
-                     t.wide, BLOCK / 2, t.wide);
+                turn(s.keys_turned + j * t.wide, BLOCK / PER, right + j / PER * t.wide, t.wide, BLOCK / PER, t.wide);
             memset(s.dk, 0, rows * t.wide * 4);
             memset(s.dv, 0, rows * t.wide * 4);
             for (ptrdiff_t g = 0; g < H / K; g++) head_gradients(&s, head * (H / K) + g, begin, n, rows, &t);

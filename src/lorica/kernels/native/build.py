@@ -14,13 +14,14 @@ from torch import Tensor
 from lorica.kernels.native.compiled import FOLDER, OFF, Sources, Uncompiled, loaded
 
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11", "-fno-math-errno", "-Wall", "-Werror")
-NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
-"""Instructions that the kernels are written in; products of tiles and of pairs are taken where there are any."""
+NEEDED = ("avx2", "fma")
+"""Instructions that the kernels are written in; AVX-512, products of pairs and of tiles are taken where there are any."""
 WIDEST = "ONEDNN_MAX_CPU_ISA"
 """oneDNN's own variable: torch's products take nothing wider, and ours do not either."""
 TILES = frozenset({"amx_tile", "amx_bf16", "amx_int8"})
 LEFT_OUT = {
-    **dict.fromkeys(("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"), TILES | {"avx512f", "avx512_bf16"}),
+    **dict.fromkeys(("SSE41", "AVX"), TILES | {"avx512f", "avx512_bf16", *NEEDED}),
+    **dict.fromkeys(("AVX2", "AVX2_VNNI", "AVX2_VNNI_2"), TILES | {"avx512f", "avx512_bf16"}),
     **dict.fromkeys(("AVX512_CORE", "AVX512_CORE_VNNI"), TILES | {"avx512_bf16"}),
     **dict.fromkeys(("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512"), TILES),
 }

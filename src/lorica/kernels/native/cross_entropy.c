@@ -7,39 +7,39 @@ A row with a value that is no number, or an infinite largest one, has no number 
 #include "bfloat16.h"
 
 static float largest_of(const bf16 *z, ptrdiff_t width) {
-    const __m512 least = _mm512_set1_ps(-INFINITY);
-    __m512 most = least;
+    const f32x16 least = splat(-INFINITY);
+    f32x16 most = least;
     for (ptrdiff_t c = 0; c < width; c += 16)
-        most = _mm512_max_ps(most, _mm512_mask_mov_ps(least, first(width - c), load_some(z + c, first(width - c))));
-    return _mm512_reduce_max_ps(most);
+        most = larger(most, chosen(first(width - c), load_some(z + c, first(width - c)), least));
+    return largest_in(most);
 }
 
-static inline __m512 exp_of(const bf16 *z, __mmask16 some, __m512 most) {
-    return exp2_of(_mm512_mul_ps(_mm512_sub_ps(load_some(z, some), most), _mm512_set1_ps(LOG2_E)));
+static inline f32x16 exp_of(const bf16 *z, mask16 some, f32x16 most) {
+    return exp2_of(times(minus(load_some(z, some), most), splat(LOG2_E)));
 }
 
-static float sum_of_exp(const bf16 *z, ptrdiff_t width, __m512 most) {
-    __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
+static float sum_of_exp(const bf16 *z, ptrdiff_t width, f32x16 most) {
+    f32x16 even = zeros(), odd = zeros();
     for (ptrdiff_t c = 0; c < width; c += 32) {
-        __mmask16 some = first(width - c), more = first(width - c - 16);
-        even = _mm512_mask_add_ps(even, some, even, exp_of(z + c, some, most));
-        odd = _mm512_mask_add_ps(odd, more, odd, exp_of(z + c + 16, more, most));
+        mask16 some = first(width - c), more = first(width - c - 16);
+        even = chosen(some, plus(even, exp_of(z + c, some, most)), even);
+        odd = chosen(more, plus(odd, exp_of(z + c + 16, more, most)), odd);
     }
-    return _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
+    return sum_in(plus(even, odd));
 }
 
 static float row(bf16 *z, ptrdiff_t width, ptrdiff_t label) {
     float largest = largest_of(z, width);
-    __m512 most = _mm512_set1_ps(largest);
+    f32x16 most = splat(largest);
     float sum = sum_of_exp(z, width, most);
-    __m512 share = _mm512_set1_ps(1.0f / sum);
-    float picked = _mm512_cvtss_f32(load_some(z + label, 1)) - largest;
-    float at_label = _mm512_cvtss_f32(exp_of(z + label, 1, most)) / sum - 1.0f;
+    f32x16 share = splat(1.0f / sum);
+    float picked = of_number(z[label]) - largest;
+    float at_label = first_in(exp_of(z + label, 1, most)) / sum - 1.0f;
     for (ptrdiff_t c = 0; c < width; c += 16) {
-        __mmask16 some = first(width - c);
-        store_some(z + c, some, _mm512_mul_ps(exp_of(z + c, some, most), share));
+        mask16 some = first(width - c);
+        store_some(z + c, some, times(exp_of(z + c, some, most), share));
     }
-    store_some(z + label, 1, _mm512_set1_ps(at_label));
+    store_some(z + label, 1, splat(at_label));
     return (float)(log(sum) - picked);
 }
 

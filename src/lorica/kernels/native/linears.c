@@ -30,21 +30,21 @@ typedef struct {
 
 /* 32 numbers of a row, from the flat place `at`, a multiple of 32, on. */
 static inline void decoded(bf16 *out, const branch *b, ptrdiff_t row, ptrdiff_t at) {
-    __m512 low, high, scale;
+    f32x16 low, high, scale;
     if (b->levels) {
         __m128i bytes = _mm_loadu_si128((const __m128i *)(b->codes + at / 2)), half = _mm_set1_epi8(15);
         __m128i even = _mm_and_si128(_mm_srli_epi16(bytes, 4), half), odd = _mm_and_si128(bytes, half);
-        __m512 levels = _mm512_loadu_ps(b->levels);
-        low = _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(_mm_unpacklo_epi8(even, odd)), levels);
-        high = _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(_mm_unpackhi_epi8(even, odd)), levels);
-        scale = _mm512_set1_ps(b->scales[at >> b->block]);
+        f32x16 levels = load_wide(b->levels);
+        low = looked_up(levels, _mm_unpacklo_epi8(even, odd));
+        high = looked_up(levels, _mm_unpackhi_epi8(even, odd));
+        scale = splat(b->scales[at >> b->block]);
     } else {
         const __m128i *bytes = (const __m128i *)(b->codes + at);
-        low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes)));
-        high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes + 1)));
-        scale = _mm512_set1_ps(b->scales[row]);
+        low = of_bytes(_mm_loadu_si128(bytes));
+        high = of_bytes(_mm_loadu_si128(bytes + 1));
+        scale = splat(b->scales[row]);
     }
-    _mm512_storeu_si512(out, narrow_two(_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale)));
+    store_two(out, times(low, scale), times(high, scale));
 }
 
 /* Rows one `stride` after another. */
@@ -67,56 +67,31 @@ static inline ptrdiff_t columns_at_once(const branch *b, ptrdiff_t asked) {
     return b->codes && asked > DECODED ? DECODED : asked;
 }
 
-/* Where rows are read next that nobody foresees: `rows` of 64 bytes. */
-static inline void foreseen(const bf16 *at, ptrdiff_t stride, ptrdiff_t rows) {
-    for (ptrdiff_t i = 0; i < rows; i++) _mm_prefetch((const char *)(at + i * stride), _MM_HINT_T0);
-}
-
-/* 32 rows of (., depth), turned; zeros past `rows`. */
-static void strip_of_rows(int32_t *out, const bf16 *in, ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t stride) {
-    for (ptrdiff_t half = 0; half < SIDE; half += 16)
-        for (ptrdiff_t p = 0; p < depth / 2; p += 16) {
-            __m512i turning[16];
-            foreseen(in + (half + SIDE) * stride + 2 * p, stride, 16);
-#pragma GCC unroll 16
-            for (int i = 0; i < 16; i++)
-                turning[i] = _mm512_maskz_loadu_epi32(half + i < rows ? 0xffff : 0, in + (half + i) * stride + 2 * p);
-            turned(turning);
-#pragma GCC unroll 16
-            for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + p * SIDE + (half + i) * 16, turning[i]);
-        }
-}
-
-/* 32 rows of (., r), turned; r is small and may be odd. */
-static void strip_of_short_rows(int32_t *out, const bf16 *in, ptrdiff_t r) {
-    bf16 *pairs = (bf16 *)out;
-    memset(out, 0, up(r, SIDE) * SIDE * sizeof(bf16));
-    for (ptrdiff_t i = 0; i < SIDE; i++)
-        for (ptrdiff_t k = 0; k < r; k++)
-            pairs[(k / 32 * 512 + i / 16 * 256 + k % 32 / 2 * 16 + i % 16) * 2 + k % 2] = in[i * r + k];
-}
-
 typedef struct {
     const branch *branches;
     left x;
     tiling tiles;
-    bf16 *m, *M;
-    int32_t *of_A, *of_B;
+    bf16 *m;
+    number *M;
+    word *of_A, *of_B;
     ptrdiff_t T, K, R, wide;
 } forward;
 
 /* M (T, wide) and m (R, T) of the rows from `begin` to `end`. */
-static void middles(const forward *f, ptrdiff_t begin, ptrdiff_t end) {
+static void middles(const forward *f, number *room, ptrdiff_t begin, ptrdiff_t end) {
     float C[SIDE * SIDE] __attribute__((aligned(64)));
+    bf16 made[SIDE * SIDE] __attribute__((aligned(64)));
     for (ptrdiff_t t = begin; t < end; t += SIDE) {
         ptrdiff_t rows = end - t < SIDE ? end - t : SIDE;
-        const run x = run_at(&f->x, t, f->T, 0, f->K);
-        memset(f->M + t * f->wide, 0, SIDE * f->wide * sizeof(bf16));
+        const run x = run_at(&f->x, t, f->T, 0, f->K, room);
+        memset(f->M + t * f->wide, 0, SIDE * f->wide * sizeof(number));
         for (ptrdiff_t c = 0; c < f->R; c += SIDE) {
-            met(C, SIDE, &x, 1, f->of_A + c / SIDE * f->K * 16, SIDE, 0);
-            rounded(f->M + t * f->wide + c, f->wide, C, 1.0f);
+            met(C, SIDE, &x, 1, f->of_A + c / SIDE * f->K * WORDS, SIDE, 0);
+            rounded(made, SIDE, C, 1.0f);
+            for (ptrdiff_t i = 0; i < SIDE * SIDE; i += 16)
+                copied(f->M + (t + i / SIDE) * f->wide + c + i % SIDE, made + i, 0xffff);
+            across(f->m + c * f->T + t, f->T, made, SIDE, f->R - c < SIDE ? f->R - c : SIDE, rows);
         }
-        across(f->m + t, f->T, f->M + t * f->wide, f->wide, f->R, rows);
     }
 }
 
@@ -131,20 +106,20 @@ static strip strip_at(const branch *branches, ptrdiff_t s) {
     strip found = {.of = branches};
     for (; s >= found.of->N / SIDE; found.of++) {
         s -= found.of->N / SIDE;
-        found.before += found.of->N * up(found.of->r, SIDE) / 2;
+        found.before += found.of->N / SIDE * up(found.of->r, SIDE) * WORDS;
         found.row += found.of->r;
     }
     found.o = s * SIDE;
-    found.before += s * up(found.of->r, SIDE) * 16;
+    found.before += s * up(found.of->r, SIDE) * WORDS;
     return found;
 }
 
-static void lay_outputs(const void *of, int32_t *out, ptrdiff_t first, ptrdiff_t last, ptrdiff_t from,
+static void lay_outputs(const void *of, word *out, ptrdiff_t first, ptrdiff_t last, ptrdiff_t from,
                         ptrdiff_t until) {
     bf16 room[SIDE * DECODED] __attribute__((aligned(64)));
     const forward *f = of;
     for (ptrdiff_t s = first; s < last; s++)
-        for (ptrdiff_t c = from, width; c < until; c += width, out += width * 16) {
+        for (ptrdiff_t c = from, width; c < until; c += width, out += width * WORDS) {
             strip one = strip_at(f->branches, s);
             width = columns_at_once(one.of, until - c);
             view W = rows_of(one.of, f->K, one.o, c, width, room);
@@ -159,26 +134,25 @@ static void finish_outputs(const void *of, const workbench *own, const float *C,
     const forward *f = of;
     const strip one = strip_at(f->branches, s);
     const branch *b = one.of;
-    const __m512 scale = _mm512_set1_ps((float)b->scale), unit = _mm512_set1_ps(1.0f);
-    __m512 bias[2], more[2], z[2];
+    const f32x16 scale = splat((float)b->scale), unit = splat(1.0f);
+    f32x16 bias[2], more[2], z[2];
     for (int h = 0; h < 2; h++) {
-        bias[h] = b->bias ? load(b->bias + one.o + 16 * h) : _mm512_setzero_ps();
-        more[h] = b->gain ? _mm512_sub_ps(_mm512_loadu_ps(b->gain + one.o + 16 * h), unit) : unit;
+        bias[h] = b->bias ? load(b->bias + one.o + 16 * h) : zeros();
+        more[h] = b->gain ? minus(load_wide(b->gain + one.o + 16 * h), unit) : unit;
     }
     const run m = {f->M + one.row + t * f->wide, f->wide, up(b->r, SIDE)};
     if (b->B) met(D, SIDE, &m, 1, f->of_B + one.before, SIDE, 0);
     for (ptrdiff_t i = 0; i < SIDE; i++) {
         for (int h = 0; h < 2; h++) {
-            z[h] = _mm512_loadu_ps(C + i * SIDE + 16 * h);
-            if (b->B) z[h] = _mm512_fmadd_ps(_mm512_loadu_ps(D + i * SIDE + 16 * h), scale, z[h]);
+            z[h] = load_wide(C + i * SIDE + 16 * h);
+            if (b->B) z[h] = times_plus(load_wide(D + i * SIDE + 16 * h), scale, z[h]);
         }
         ptrdiff_t place = i * width + column;
         if (b->z)
-            _mm512_storeu_si512(own->more + place,
-                                narrow_two(_mm512_add_ps(z[0], bias[0]), _mm512_add_ps(z[1], bias[1])));
+            store_two(own->more + place, plus(z[0], bias[0]), plus(z[1], bias[1]));
         for (int h = 0; h < 2; h++)
-            z[h] = _mm512_add_ps(b->gain ? _mm512_fmadd_ps(z[h], more[h], z[h]) : z[h], bias[h]);
-        _mm512_storeu_si512(own->rows + place, narrow_two(z[0], z[1]));
+            z[h] = plus(b->gain ? times_plus(z[h], more[h], z[h]) : z[h], bias[h]);
+        store_two(own->rows + place, z[0], z[1]);
     }
 }
 
@@ -201,10 +175,10 @@ int lorica_linears(const bf16 *x, const bf16 *A, bf16 *m, const branch *branches
     forward f = {.branches = branches, .x = {x, NULL, K, K}, .m = m, .T = T, .K = K, .R = R};
     ptrdiff_t low = 0, in_A = up(R, SIDE) / SIDE;
     int threads = T * K > FEW ? omp_get_max_threads() : 1, more = 0;
-    f.tiles = (tiling){.lefts = &f.x, .many = 1, .depth = K, .T = T};
+    f.tiles = (tiling){.lefts = &f.x, .many = 1, .depth = K, .T = T, .widest = R ? K : 0};
     for (ptrdiff_t b = 0; b < count; b++) {
         f.tiles.strips += branches[b].N / SIDE;
-        low += branches[b].N * up(branches[b].r, SIDE) * 2;
+        low += branches[b].N / SIDE * up(branches[b].r, SIDE) * STRIP_BYTES;
         more |= branches[b].z != NULL;
         /* what lies behind the middles of the last branch is met by zeros */
         f.wide = up(branches[b].r, SIDE) > f.wide ? up(branches[b].r, SIDE) : f.wide;
@@ -212,11 +186,12 @@ int lorica_linears(const bf16 *x, const bf16 *A, bf16 *m, const branch *branches
     f.wide += up(R, SIDE);
     measured(&f.tiles, threads);
     size_t bench = bench_bytes(&f.tiles, more);
-    char *at = room_of(threads * bench + in_A * K * 64 + low + up(T, SIDE) * f.wide * 2 + SIDE * K * 2 + 512);
+    size_t middle = up(T, SIDE) * f.wide * sizeof(number);
+    char *at = room_of(threads * bench + in_A * K * STRIP_BYTES + low + middle + SIDE * K * 2 + 512);
     if (!at) return 1;
-    f.of_A = take(&at, in_A * K * 64);
+    f.of_A = take(&at, in_A * K * STRIP_BYTES);
     f.of_B = take(&at, low);
-    f.M = take(&at, up(T, SIDE) * f.wide * 2);
+    f.M = take(&at, middle);
     bf16 *tail = take(&at, SIDE * K * 2);
     tail_of(tail, x, T, K);
     f.x.tail = tail;
@@ -229,13 +204,13 @@ int lorica_linears(const bf16 *x, const bf16 *A, bf16 *m, const branch *branches
         share_of(T, &begin, &end);
 #pragma omp for schedule(static) nowait
         for (ptrdiff_t s = 0; s < in_A; s++)
-            strip_of_rows(f.of_A + s * K * 16, A + s * SIDE * K, R - s * SIDE, K, K);
+            strip_of_rows(f.of_A + s * K * WORDS, A + s * SIDE * K, R - s * SIDE, K, K);
 #pragma omp for schedule(static)
         for (ptrdiff_t s = 0; s < f.tiles.strips; s++) {
             strip one = strip_at(branches, s);
             if (one.of->B) strip_of_short_rows(f.of_B + one.before, one.of->B + one.o * one.of->r, one.of->r);
         }
-        if (R) middles(&f, begin, end);
+        if (R) middles(&f, own.numbers, begin, end);
 #pragma omp barrier
         tiled(&f.tiles, &own, &f, lay_outputs, finish_outputs, leave_outputs);
         tiles_back(&kept);
@@ -249,21 +224,22 @@ typedef struct {
     left *lefts;
     tiling tiles;
     bf16 *inner, *dx, *I;
-    int32_t *of_B;
+    word *of_B;
     ptrdiff_t count, T, K, wide;
 } backward;
 
 /* I (T, wide) and inner (R, T) of the rows from `begin` to `end`. */
-static void inner_gradients(const backward *f, ptrdiff_t begin, ptrdiff_t end) {
+static void inner_gradients(const backward *f, number *room, ptrdiff_t begin, ptrdiff_t end) {
     float C[SIDE * SIDE] __attribute__((aligned(64)));
     for (ptrdiff_t t = begin; t < end; t += SIDE) {
         ptrdiff_t rows = end - t < SIDE ? end - t : SIDE, row = 0;
-        const int32_t *of_B = f->of_B;
+        const word *of_B = f->of_B;
         bf16 *I = f->I + t * f->wide;
         for (ptrdiff_t i = 0; i < f->count; i++) {
             const branch *b = f->branches + i;
-            const run dy = run_at(f->lefts + 2 * i + 1, t, f->T, 0, b->N);
-            for (ptrdiff_t c = 0; c < b->r; c += SIDE, of_B += b->N * 16) {
+            if (!b->r) continue;
+            const run dy = run_at(f->lefts + 2 * i + 1, t, f->T, 0, b->N, room);
+            for (ptrdiff_t c = 0; c < b->r; c += SIDE, of_B += b->N * WORDS) {
                 met(C, SIDE, &dy, 1, of_B, SIDE, 0);
                 rounded(I + c, f->wide, C, (float)b->scale);
             }
@@ -276,21 +252,21 @@ static void inner_gradients(const backward *f, ptrdiff_t begin, ptrdiff_t end) {
 
 /* Rows of W (N, K) from `begin` to `end`, zeros past N, as depth of strips from `first` to `last` that are `whole` long:
 some rows at a time, so that they are read as they lie. */
-static int32_t *lay_rows(int32_t *out, ptrdiff_t whole, const branch *b, ptrdiff_t K, ptrdiff_t first, ptrdiff_t last,
+static word *lay_rows(word *out, ptrdiff_t whole, const branch *b, ptrdiff_t K, ptrdiff_t first, ptrdiff_t last,
                          ptrdiff_t begin, ptrdiff_t end) {
     bf16 room[SIDE * DECODED] __attribute__((aligned(64)));
-    for (ptrdiff_t n = begin; n < end; n += SIDE, out += SIDE * 16)
+    for (ptrdiff_t n = begin; n < end; n += SIDE, out += SIDE * WORDS)
         for (ptrdiff_t s = first, some; s < last; s += some) {
             some = columns_at_once(b, (last - s) * SIDE) / SIDE;
             view W = rows_of(b, K, n, s * SIDE, some * SIDE, room);
-            strips_of(out + (s - first) * whole * 16, whole * 16, W.at, W.stride, some * SIDE, b->N - n,
+            strips_of(out + (s - first) * whole * WORDS, whole * WORDS, W.at, W.stride, some * SIDE, b->N - n,
                       b->gain ? b->gain + n : NULL);
         }
     return out;
 }
 
 /* Of each branch A, its rows up to a multiple of 32, and W. */
-static void lay_inputs(const void *of, int32_t *out, ptrdiff_t first, ptrdiff_t last, ptrdiff_t from,
+static void lay_inputs(const void *of, word *out, ptrdiff_t first, ptrdiff_t last, ptrdiff_t from,
                        ptrdiff_t until) {
     const backward *f = of;
     const ptrdiff_t whole = until - from;
@@ -319,10 +295,10 @@ static void leave_inputs(const void *of, const workbench *own, ptrdiff_t t, ptrd
 }
 
 static void strips_of_B(const backward *f) {
-    int32_t *out = f->of_B;
+    word *out = f->of_B;
     for (const branch *b = f->branches; b < f->branches + f->count; b++)
         for (ptrdiff_t c = 0; c < b->r; c += SIDE)
-            for (ptrdiff_t n = 0; n < b->N; n += SIDE, out += SIDE * 16)
+            for (ptrdiff_t n = 0; n < b->N; n += SIDE, out += SIDE * WORDS)
                 strips_of(out, 0, b->B + n * b->r + c, b->r, b->r - c < SIDE ? b->r - c : SIDE, SIDE,
                           b->gain ? b->gain + n : NULL);
 }
@@ -337,8 +313,9 @@ int lorica_linears_backward(const bf16 *A, bf16 *inner, bf16 *dx, float *sum, co
     f.tiles = (tiling){.many = 2 * count, .T = T, .strips = K / SIDE, .sums = sum, .add = add};
     for (ptrdiff_t b = 0; b < count; b++) {
         f.wide += up(branches[b].r, SIDE);
-        low += branches[b].N * up(branches[b].r, SIDE) * 2;
+        low += branches[b].N * up(branches[b].r, SIDE) / SIDE * STRIP_BYTES;
         tails += branches[b].N * SIDE * 2;
+        if (branches[b].r && f.tiles.widest < branches[b].N) f.tiles.widest = branches[b].N;
     }
     f.tiles.depth = tails / (SIDE * 2) + f.wide;
     measured(&f.tiles, threads);
@@ -364,7 +341,7 @@ int lorica_linears_backward(const bf16 *A, bf16 *inner, bf16 *dx, float *sum, co
         share_of(T, &begin, &end);
 #pragma omp single
         strips_of_B(&f);
-        if (f.wide) inner_gradients(&f, begin, end);
+        if (f.wide) inner_gradients(&f, own.numbers, begin, end);
 #pragma omp barrier
         tiled(&f.tiles, &own, &f, lay_inputs, finish_inputs, leave_inputs);
         tiles_back(&kept);

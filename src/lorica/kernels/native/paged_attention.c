@@ -15,9 +15,6 @@ depends on the token's own document alone, however many tokens are read together
 
 enum { BLOCK = 16 };
 
-static inline __m512 load_wide(const float *x, __mmask16 some) { return _mm512_maskz_loadu_ps(some, x); }
-static inline void store_wide(float *y, __mmask16 some, __m512 x) { _mm512_mask_storeu_ps(y, some, x); }
-
 #define NAME lorica_paged_attention
 #define ATTEND attend
 #define TYPE bf16
@@ -28,6 +25,6 @@ static inline void store_wide(float *y, __mmask16 some, __m512 x) { _mm512_mask_
 #define NAME lorica_paged_attention_wide
 #define ATTEND attend_wide
 #define TYPE float
-#define LOAD load_wide
-#define STORE store_wide
+#define LOAD load_some_wide
+#define STORE store_some_wide
 #include "paged_attention.h"

@@ -8,51 +8,54 @@ static inline __attribute__((always_inline)) void ATTEND(TYPE *y, const TYPE *q_
     ptrdiff_t parts = up(E, 16) / 16, first_block = from / BLOCK, stride = K * E, n = up(to, BLOCK) - first_block * BLOCK;
     for (ptrdiff_t g = 0; g < G; g++)
         for (ptrdiff_t e = 0; e < parts; e++)
-            _mm512_store_ps(q + (g * parts + e) * 16, _mm512_mul_ps(LOAD(q_of + g * E + e * 16, first(E - e * 16)),
-                                                                    _mm512_set1_ps(scale * LOG2_E)));
+            store_wide(q + (g * parts + e) * 16, times(LOAD(q_of + g * E + e * 16, first(E - e * 16)),
+                                                                    splat(scale * LOG2_E)));
     for (ptrdiff_t b = first_block; b * BLOCK < to; b++) {
         const TYPE *block = keys + (ptrdiff_t)table[b] * BLOCK * stride;
         ptrdiff_t live = to - b * BLOCK < BLOCK ? to - b * BLOCK : BLOCK;
-        __mmask16 seen = first(live);
+        mask16 seen = first(live);
         if (b * BLOCK < from) seen &= ~first(from - b * BLOCK);
         for (ptrdiff_t g = 0; g < G; g++) {
-            __m512 sums[16];
+            f32x16 sums[16];
+            i32x16 words[16];
 #pragma GCC unroll 16
             for (int j = 0; j < 16; j++) {
-                sums[j] = _mm512_setzero_ps();
+                sums[j] = zeros();
                 if (j < live)
                     for (ptrdiff_t e = 0; e < parts; e++)
-                        sums[j] = _mm512_fmadd_ps(_mm512_load_ps(q + (g * parts + e) * 16),
+                        sums[j] = times_plus(load_wide(q + (g * parts + e) * 16),
                                                   LOAD(block + j * stride + e * 16, first(E - e * 16)), sums[j]);
             }
-            turned((__m512i *)sums);
-            __m512 all = sums[0];
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; i++) words[i] = as_words(sums[i]);
+            turned(words);
+            f32x16 all = as_numbers(words[0]);
 #pragma GCC unroll 15
-            for (int i = 1; i < 16; i++) all = _mm512_add_ps(all, sums[i]);
-            _mm512_store_ps(z + g * n + (b - first_block) * BLOCK, _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), seen, all));
+            for (int i = 1; i < 16; i++) all = plus(all, as_numbers(words[i]));
+            store_wide(z + g * n + (b - first_block) * BLOCK, chosen(seen, all, splat(-INFINITY)));
         }
     }
     for (ptrdiff_t g = 0; g < G; g++) {
-        __m512 most = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
-        for (ptrdiff_t j = 0; j < n; j += 16) most = _mm512_max_ps(_mm512_load_ps(z + g * n + j), most);
-        __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+        f32x16 most = splat(-INFINITY), total = zeros();
+        for (ptrdiff_t j = 0; j < n; j += 16) most = larger(load_wide(z + g * n + j), most);
+        f32x16 top = splat(largest_in(most));
         for (ptrdiff_t j = 0; j < n; j += 16) {
-            __m512 p = exp2_of(_mm512_sub_ps(_mm512_load_ps(z + g * n + j), top));
-            _mm512_store_ps(z + g * n + j, p);
-            total = _mm512_add_ps(total, p);
+            f32x16 p = exp2_of(minus(load_wide(z + g * n + j), top));
+            store_wide(z + g * n + j, p);
+            total = plus(total, p);
         }
-        __m512 by = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
+        f32x16 by = splat(1.0f / sum_in(total));
         for (ptrdiff_t e = 0; e < parts; e++) {
-            __m512 sum = _mm512_setzero_ps();
-            __mmask16 some = first(E - e * 16);
+            f32x16 sum = zeros();
+            mask16 some = first(E - e * 16);
             for (ptrdiff_t b = first_block; b * BLOCK < to; b++) {
                 const TYPE *block = values + (ptrdiff_t)table[b] * BLOCK * stride + e * 16;
                 const float *p = z + g * n + (b - first_block) * BLOCK;
                 ptrdiff_t live = to - b * BLOCK < BLOCK ? to - b * BLOCK : BLOCK;
                 for (ptrdiff_t j = 0; j < live; j++)
-                    sum = _mm512_fmadd_ps(_mm512_set1_ps(p[j]), LOAD(block + j * stride, some), sum);
+                    sum = times_plus(splat(p[j]), LOAD(block + j * stride, some), sum);
             }
-            STORE(y + g * E + e * 16, some, _mm512_mul_ps(sum, by));
+            STORE(y + g * E + e * 16, some, times(sum, by));
         }
     }
 }

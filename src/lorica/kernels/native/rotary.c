@@ -12,12 +12,12 @@ void lorica_rotary(const bf16 *x, const bf16 *cos, const bf16 *sin, bf16 *y, int
             const bf16 *from = x + t * token + h * head;
             bf16 *to = y + (t * heads + h) * 2 * half;
             for (ptrdiff_t c = 0; c < half; c += 16) {
-                __mmask16 some = first(half - c);
-                __m512 a = load_some(from + c, some), b = load_some(from + half + c, some);
-                __m512 turn = load_some(cos + t * cos_token + c, some);
-                __m512 cross = _mm512_mul_ps(load_some(sin + t * sin_token + c, some), _mm512_set1_ps(sign));
-                store_some(to + c, some, _mm512_fnmadd_ps(b, cross, _mm512_mul_ps(a, turn)));
-                store_some(to + half + c, some, _mm512_fmadd_ps(a, cross, _mm512_mul_ps(b, turn)));
+                mask16 some = first(half - c);
+                f32x16 a = load_some(from + c, some), b = load_some(from + half + c, some);
+                f32x16 turn = load_some(cos + t * cos_token + c, some);
+                f32x16 cross = times(load_some(sin + t * sin_token + c, some), splat(sign));
+                store_some(to + c, some, minus_times(times(a, turn), b, cross));
+                store_some(to + half + c, some, times_plus(a, cross, times(b, turn)));
             }
         }
 }

@@ -13,23 +13,23 @@ static float crossed_of(const bf16 *W, const float *A, const float *B, ptrdiff_t
     float total = 0.0f;
     for (ptrdiff_t k = 0; k < r; k += 8) {
         ptrdiff_t many = r - k < 8 ? r - k : 8;
-        __m512 sum[8];
-        for (int i = 0; i < 8; i++) sum[i] = _mm512_setzero_ps();
+        f32x16 sum[8];
+        for (int i = 0; i < 8; i++) sum[i] = zeros();
         ptrdiff_t c = 0;
         if (many == 8)
             for (; c + 16 <= d_in; c += 16) {
-                __m512 w = load(W + c);
+                f32x16 w = load(W + c);
 #pragma GCC unroll 8
                 for (int i = 0; i < 8; i++)
-                    sum[i] = _mm512_fmadd_ps(w, _mm512_loadu_ps(A + (k + i) * d_in + c), sum[i]);
+                    sum[i] = times_plus(w, load_wide(A + (k + i) * d_in + c), sum[i]);
             }
         for (; c < d_in; c += 16) {
-            __mmask16 some = first(d_in - c);
-            __m512 w = load_some(W + c, some);
+            mask16 some = first(d_in - c);
+            f32x16 w = load_some(W + c, some);
             for (ptrdiff_t i = 0; i < many; i++)
-                sum[i] = _mm512_fmadd_ps(w, _mm512_maskz_loadu_ps(some, A + (k + i) * d_in + c), sum[i]);
+                sum[i] = times_plus(w, load_some_wide(A + (k + i) * d_in + c, some), sum[i]);
         }
-        for (ptrdiff_t i = 0; i < many; i++) total += _mm512_reduce_add_ps(sum[i]) * B[k + i];
+        for (ptrdiff_t i = 0; i < many; i++) total += sum_in(sum[i]) * B[k + i];
     }
     return total;
 }

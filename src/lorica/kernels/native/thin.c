@@ -29,26 +29,26 @@ static inline ptrdiff_t own(const task *p, int threads) { return up((p->N + thre
 static inline ptrdiff_t apart(const task *p) { return up(p->T, SIDE) + SIDE; }
 
 /* L with zeros up to what a block reads, (high, apart). */
-static void whole(bf16 *rows, const task *p) {
+static void whole(number *rows, const task *p) {
     for (ptrdiff_t r = 0; r < high(p); r++, rows += apart(p)) {
         ptrdiff_t some = r < p->R ? p->T : 0;
-        memcpy(rows, p->L + r * p->T, some * sizeof(bf16));
-        memset(rows + some, 0, (apart(p) - some) * sizeof(bf16));
+        for (ptrdiff_t t = 0; t < some; t += 16) copied(rows + t, p->L + r * p->T + t, first(some - t));
+        memset(rows + some, 0, (apart(p) - some) * sizeof(number));
     }
 }
 
 /* Columns from `begin` to `end`. Sums of 32 of them stand together, (high, 32), and so do strips of some rows of D. */
-static void added(float *sums, int32_t *strips, const bf16 *rows, ptrdiff_t begin, ptrdiff_t end, const task *p) {
+static void added(float *sums, word *strips, const number *rows, ptrdiff_t begin, ptrdiff_t end, const task *p) {
     const ptrdiff_t R = high(p);
     if (!p->T) memset(sums, 0, R * up(end - begin, SIDE) * sizeof(float));
     for (ptrdiff_t t = 0, deep; t < p->T; t += deep) {
         deep = t + DEEP < p->T ? DEEP : up(p->T - t, SIDE);
         for (ptrdiff_t i = 0; i < deep; i += SIDE)
-            strips_of(strips + i * 16, deep * 16, p->D + (t + i) * p->N + begin, p->N, end - begin, p->T - t - i, NULL);
+            strips_of(strips + i * WORDS, deep * WORDS, p->D + (t + i) * p->N + begin, p->N, end - begin, p->T - t - i, NULL);
         for (ptrdiff_t c = 0; c < end - begin; c += SIDE)
             for (ptrdiff_t r = 0; r < R; r += SIDE) {
                 const run of = {rows + r * apart(p) + t, apart(p), deep};
-                met(sums + c * R + r * SIDE, SIDE, &of, 1, strips + c / SIDE * deep * 16, R - r < SIDE ? R - r : SIDE,
+                met(sums + c * R + r * SIDE, SIDE, &of, 1, strips + c / SIDE * deep * WORDS, R - r < SIDE ? R - r : SIDE,
                     t > 0);
             }
     }
@@ -69,10 +69,11 @@ int lorica_thin(const task *tasks, int64_t count) {
     for (const task *p = tasks; p < tasks + count; p++)
         if (p->T * p->N > FEW) threads = most;
     for (const task *p = tasks; p < tasks + count; p++) {
-        ptrdiff_t of_sums = high(p) * own(p, threads) * 4, of_strips = DEEP * own(p, threads) * 2;
+        ptrdiff_t of_sums = high(p) * own(p, threads) * 4, of_strips = DEEP * own(p, threads) / SIDE * STRIP_BYTES;
         sums = of_sums > sums ? of_sums : sums;
         strips = of_strips > strips ? of_strips : strips;
-        rows = high(p) * apart(p) * 2 > rows ? high(p) * apart(p) * 2 : rows;
+        ptrdiff_t of_rows = high(p) * apart(p) * sizeof(number);
+        rows = of_rows > rows ? of_rows : rows;
     }
     ptrdiff_t each = up(sums, 64) + up(strips, 64) + up(rows, 64);
     char *room = room_of(threads * each);
@@ -83,8 +84,8 @@ int lorica_thin(const task *tasks, int64_t count) {
         tiles_taken(&kept);
         char *at = room + omp_get_thread_num() * each;
         float *of_sums = take(&at, sums);
-        int32_t *of_strips = take(&at, strips);
-        bf16 *of_rows = take(&at, rows);
+        word *of_strips = take(&at, strips);
+        number *of_rows = take(&at, rows);
         for (const task *p = tasks; p < tasks + count; p++) {
             ptrdiff_t columns = own(p, threads), begin = omp_get_thread_num() * columns;
             ptrdiff_t end = begin + columns < p->N ? begin + columns : p->N;

@@ -8,7 +8,6 @@ cache at once: a step of 64 bytes in each of 32 rows took longer than the produc
 #define LORICA_TILING_H
 
 #include <omp.h>
-#include <string.h>
 
 #include "products.h"
 #include "room.h"
@@ -39,17 +38,20 @@ typedef struct {
     ptrdiff_t width, depth;
 } left;
 
-/* 32 rows from `t` on, of which the depth from `begin` to `end`. */
-static inline run run_at(const left *l, ptrdiff_t t, ptrdiff_t T, ptrdiff_t begin, ptrdiff_t end) {
-    return (run){(t + SIDE > T ? l->tail : l->rows + t * l->width) + begin, l->width, end - begin};
+/* 32 rows from `t` on, of which the depth from `begin` to `end`; what is widened comes into `room`. */
+static inline run run_at(const left *l, ptrdiff_t t, ptrdiff_t T, ptrdiff_t begin, ptrdiff_t end, number *room) {
+    run made = {.depth = end - begin};
+    const bf16 *rows = (t + SIDE > T ? l->tail : l->rows + t * l->width) + begin;
+    made.at = numbers(room, rows, l->width, SIDE, end - begin, &made.stride);
+    return made;
 }
 
 static inline void rounded(bf16 *out, ptrdiff_t stride, const float *C, float scale) {
-    const __m512 times = _mm512_set1_ps(scale);
+    const f32x16 by = splat(scale);
     for (ptrdiff_t i = 0; i < SIDE; i++) {
         const float *c = C + i * SIDE;
-        __m512 low = _mm512_mul_ps(times, _mm512_loadu_ps(c)), high = _mm512_mul_ps(times, _mm512_loadu_ps(c + 16));
-        _mm512_storeu_si512(out + i * stride, narrow_two(low, high));
+        f32x16 low = times(by, load_wide(c)), high = times(by, load_wide(c + 16));
+        store_two(out + i * stride, low, high);
     }
 }
 
@@ -57,11 +59,9 @@ static inline void rounded(bf16 *out, ptrdiff_t stride, const float *C, float sc
 static void leave(bf16 *to, ptrdiff_t stride, const bf16 *in, ptrdiff_t width, ptrdiff_t lines, ptrdiff_t rows) {
     int aligned = (uintptr_t)to % 64 == 0 && stride % SIDE == 0;
     for (ptrdiff_t i = 0; i < rows; i++)
-        for (ptrdiff_t c = 0; c < lines * SIDE; c += SIDE) {
-            __m512i line = _mm512_loadu_si512(in + i * width + c);
-            if (aligned) _mm512_stream_si512((__m512i *)(to + i * stride + c), line);
-            else _mm512_storeu_si512(to + i * stride + c, line);
-        }
+        for (ptrdiff_t c = 0; c < lines * SIDE; c += SIDE)
+            if (aligned) stream_line(to + i * stride + c, in + i * width + c);
+            else copy_line(to + i * stride + c, in + i * width + c);
 }
 
 /* `columns` of (rows, stride) as rows of (., T). */
@@ -72,24 +72,26 @@ static inline void across(bf16 *out, ptrdiff_t T, const bf16 *in, ptrdiff_t stri
 
 /* Strips of right operands that all rows of some left ones meet, one beside the other: `depth` of all.  A thread lays
 out `some` strips at a time, `span` of their depth, of which rows meet a `piece` at a time; `sums` (strips, T / 32)
-blocks of float32 wait where the span is not the whole depth, or where more is to come. */
+blocks of float32 wait where the span is not the whole depth, or where more is to come. `widest`: the most of a row
+that is widened at a time. */
 typedef struct {
     const left *lefts;
-    ptrdiff_t many, depth, T, strips, some, span, piece;
+    ptrdiff_t many, depth, T, strips, some, span, piece, widest;
     float *sums;
     int add;
 } tiling;
 
 /* Of a thread. */
 typedef struct {
-    int32_t *strips;
+    word *strips;
+    number *numbers;
     bf16 *rows, *more;
     float *sums, *kept;
     run *runs;
 } workbench;
 
 static void measured(tiling *p, int threads) {
-    ptrdiff_t strip = p->depth * SIDE * 2, each = (p->strips + threads - 1) / threads;
+    ptrdiff_t strip = p->depth * STRIP_BYTES, each = (p->strips + threads - 1) / threads;
     ptrdiff_t at_once = LAID / strip, fewest = each < FEWEST ? each : FEWEST;
     if (at_once < fewest) at_once = fewest;
     ptrdiff_t groups = (each + at_once - 1) / at_once;
@@ -98,19 +100,22 @@ static void measured(tiling *p, int threads) {
     p->span = up((p->depth + parts - 1) / parts, SIDE);
     ptrdiff_t pieces = p->span > DEEPEST ? (p->span + PIECE - 1) / PIECE : 1;
     p->piece = up((p->span + pieces - 1) / pieces, SIDE);
+    if (p->widest < p->piece) p->widest = p->piece;
 }
 
 static ptrdiff_t blocks_of(const tiling *p) { return up(p->T, SIDE) / SIDE; }
 
 /* Bytes of a workbench. */
 static size_t bench_bytes(const tiling *p, int more) {
-    size_t rows = (1 + more) * SIDE * p->some * SIDE * 2, strips = p->some * p->span * SIDE * 2;
+    size_t rows = (1 + more) * SIDE * p->some * SIDE * 2, strips = p->some * p->span * STRIP_BYTES;
     size_t block = p->some * SIDE * SIDE * 4, sums = p->span < p->depth && !p->sums ? blocks_of(p) * block : 0;
+    strips += SIDE * p->widest * WIDENED_BYTES;
     return strips + rows + block + up(p->many * sizeof(run), 64) + sums + 256;
 }
 
 static workbench bench_at(char *at, const tiling *p, int more) {
-    workbench own = {.strips = take(&at, p->some * p->span * SIDE * 2)};
+    workbench own = {.strips = take(&at, p->some * p->span * STRIP_BYTES)};
+    own.numbers = take(&at, SIDE * p->widest * WIDENED_BYTES);
     own.rows = take(&at, SIDE * p->some * SIDE * 2);
     own.more = more ? take(&at, SIDE * p->some * SIDE * 2) : NULL;
     own.kept = take(&at, p->some * SIDE * SIDE * 4);
@@ -146,18 +151,21 @@ static inline float *sums_of(const tiling *p, const workbench *own, ptrdiff_t t,
 }
 
 /* The depth from `from` to `until` of 32 rows; how many runs it is. */
-static inline ptrdiff_t runs_of(const tiling *p, run *runs, ptrdiff_t t, ptrdiff_t from, ptrdiff_t until) {
+static inline ptrdiff_t runs_of(const tiling *p, const workbench *own, ptrdiff_t t, ptrdiff_t from, ptrdiff_t until) {
     ptrdiff_t count = 0;
+    number *room = own->numbers;
     for (const left *l = p->lefts; until > 0; from -= l->depth, until -= l->depth, l++) {
         ptrdiff_t begin = from > 0 ? from : 0, end = until < l->depth ? until : l->depth;
-        if (begin < end) runs[count++] = run_at(l, t, p->T, begin, end);
+        if (begin >= end) continue;
+        own->runs[count++] = run_at(l, t, p->T, begin, end, room);
+        room += SIDE * (end - begin);
     }
     return count;
 }
 
 /* lay: the depth from `from` to `until` of strips, one behind the other.  finish: 32 rows of a strip, its sums C, into
 a workbench at `column`.  leave_rows: these rows of strips from `first` on. */
-typedef void laying(const void *of, int32_t *out, ptrdiff_t first, ptrdiff_t last, ptrdiff_t from, ptrdiff_t until);
+typedef void laying(const void *of, word *out, ptrdiff_t first, ptrdiff_t last, ptrdiff_t from, ptrdiff_t until);
 typedef void finishing(const void *of, const workbench *own, const float *C, ptrdiff_t t, ptrdiff_t s, ptrdiff_t column,
                        ptrdiff_t width);
 typedef void leaving(const void *of, const workbench *own, ptrdiff_t t, ptrdiff_t rows, ptrdiff_t first, ptrdiff_t last,
@@ -168,10 +176,10 @@ static inline __attribute__((always_inline)) void meet(const tiling *p, const wo
                                                        finishing *finish, ptrdiff_t t, ptrdiff_t first, ptrdiff_t last,
                                                        ptrdiff_t from, ptrdiff_t until) {
     for (ptrdiff_t d = from; d < until; d += p->piece) {
-        ptrdiff_t end = d + p->piece < until ? d + p->piece : until, runs = runs_of(p, own->runs, t, d, end);
+        ptrdiff_t end = d + p->piece < until ? d + p->piece : until, runs = runs_of(p, own, t, d, end);
         for (ptrdiff_t s = first; s < last; s++) {
             float *C = sums_of(p, own, t, s, first);
-            const int32_t *strip = own->strips + ((s - first) * (until - from) + d - from) * 16;
+            const word *strip = own->strips + ((s - first) * (until - from) + d - from) * WORDS;
             met(C, SIDE, own->runs, runs, strip, SIDE, d > 0 || p->add);
             if (end == p->depth) finish(of, own, C, t, s, (s - first) * SIDE, p->some * SIDE);
         }
