@@ -1,4 +1,7 @@
-"""Kernels as other processors get them, down to AVX2: the same tests hold."""
+"""Kernels as other processors get them, from AVX2 to tiles: the same tests hold.
+
+What a processor has too much is kept from the compiler; what it lacks is done in software, which needs AVX-512.
+"""
 
 import os
 import subprocess
@@ -9,24 +12,39 @@ import pytest
 import torch
 
 from lorica.kernels import is_native
-from lorica.kernels.native.build import WIDEST
+from lorica.kernels.native.build import WIDEST, processor_flags
 
 HERE = Path(__file__).parent
-OF_KERNELS = (
-    "test_thin.py",
-    "test_rowwise.py",
-    "test_native_attention.py",
-)
+OF_PRODUCTS = ("test_thin.py", "test_rowwise.py", "test_native_attention.py", "test_native_gain.py")
+OF_LANES = ("test_native_rows.py", "test_paged_attention.py")
 pytestmark = pytest.mark.skipif(
     not is_native("thin", torch.zeros(1, dtype=torch.bfloat16)), reason="no kernels in C for this processor"
 )
 
 
-@pytest.mark.parametrize("widest", ["AVX2", "AVX512_CORE", "AVX512_CORE_BF16"])
-def test_products_hold_their_bounds_without(widest: str) -> None:
-    files = [str(HERE / name) for name in OF_KERNELS]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
-    held = {**os.environ, WIDEST: widest}
-    ran = subprocess.run(command, env=held, capture_output=True, text=True, cwd=HERE.parents[1], check=False)
+@pytest.mark.parametrize(
+    ("widest", "files"),
+    [("AVX2", OF_PRODUCTS + OF_LANES), ("AVX512_CORE", OF_PRODUCTS), ("AVX512_CORE_BF16", OF_PRODUCTS)],
+)
+def test_kernels_hold_their_bounds_without(widest: str, files: tuple[str, ...]) -> None:
+    hold(files, {WIDEST: widest})
+
+
+@pytest.mark.skipif("avx512bw" not in processor_flags(), reason="software for pairs and tiles is written in AVX-512")
+@pytest.mark.parametrize("more", ["pairs", "tiles"])
+def test_kernels_hold_their_bounds_with(more: str) -> None:
+    hold(OF_PRODUCTS, {"LORICA_IN_SOFTWARE": more, "PYTHONPATH": str(HERE)}, "-p", "in_software")
+
+
+def hold(files: tuple[str, ...], environment: dict[str, str], *words: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *words]
+    ran = subprocess.run(
+        [*command, *(str(HERE / name) for name in files)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        cwd=HERE.parents[1],
+        check=False,
+    )
     assert ran.returncode == 0, ran.stdout
     assert "skipped" not in ran.stdout

@@ -256,9 +256,9 @@ static size_t staged(stage *s, char *at, ptrdiff_t rows, ptrdiff_t E) {
     char *begin = at;
     size_t one = rows * E * sizeof(number), sums = rows * E * 4, square = BLOCK * BLOCK * sizeof(number);
     s->keys = take(&at, one), s->keys_turned = take(&at, one), s->values = take(&at, one);
-    s->q_rows = take(&at, one), s->dy_rows = take(&at, one);
+    s->q_rows = take(&at, one), s->dy_rows = RIGHT_APART ? s->q_rows : take(&at, one);
     s->q_across = take(&at, one), s->dy_across = take(&at, one);
-    s->room = take(&at, 2 * one);
+    s->room = take(&at, RIGHT_APART * 2 * one);
     s->dk = take(&at, sums), s->dv = take(&at, sums), s->dq = take(&at, E * BLOCK * 4);
     s->delta = take(&at, rows * 4), s->l = take(&at, rows * 4);
     s->z = take(&at, 32 * 32 * 4), s->dz = take(&at, 32 * 32 * 4);

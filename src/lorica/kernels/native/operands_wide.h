@@ -7,7 +7,7 @@ or none that is quicker. */
 typedef float number;
 typedef float word;
 
-enum { PER = 1, WIDENED_BYTES = 4 };
+enum { PER = 1, WIDENED_BYTES = 4, RIGHT_APART = 0 };
 enum { WORDS = 32, OTHER_HALF = 16, STRIP_LDB = 32 };
 
 typedef f32x16 word16;
