@@ -13,10 +13,11 @@ from lorica.kernels.choice import is_native
 from lorica.kernels.frozen_weight import DenseWeight, FrozenWeight
 from lorica.kernels.native import linears as native
 from lorica.kernels.native.linears import Codes, Linear
+from lorica.kernels.native.rowwise import is_as_many
 from lorica.kernels.rowwise import RowBranch, rowwise
 
 FEW_ROWS = 128
-"""Rows up to which W is read as it lies: to lay it out takes longer than the product."""
+"""Rows up to which W is read as it lies, where the sums are the same: to lay it out takes longer than the product."""
 
 
 def reads_codes(shape: Sequence[int], rows: int, dtype: torch.dtype) -> bool:
@@ -92,7 +93,7 @@ class _Tiled(torch.autograd.Function):
         weights, biases = parts[:count], parts[count:]
         ctx.save_for_backward(x if any(ctx.needs_input_grad[1 : count + 1]) else None, *weights)
         flat, given = x.reshape(-1, x.shape[-1]), list(zip(weights, biases, strict=True))
-        if len(flat) <= FEW_ROWS:
+        if len(flat) <= FEW_ROWS and is_as_many():
             made = rowwise(flat, [RowBranch(DenseWeight(W), bias) for W, bias in given])
         else:
             made = native.linears(flat, [Linear(W, bias) for W, bias in given], None).outputs

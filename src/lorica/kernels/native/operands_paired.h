@@ -4,6 +4,8 @@ them. What a row of `operands_wide.h` is for processors that have none. */
 #ifndef LORICA_OPERANDS_PAIRED_H
 #define LORICA_OPERANDS_PAIRED_H
 
+#define PAIRED
+
 typedef bf16 number;
 typedef int32_t word;
 

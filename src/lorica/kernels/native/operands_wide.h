@@ -49,10 +49,6 @@ static inline void sixteen_turned(word *out, ptrdiff_t ldo, const bf16 *in, ptrd
     for (int i = 0; i < 16; i++) store_wide(out + i * ldo, as_numbers(turning[i]));
 }
 
-static inline void across_of(word *out, ptrdiff_t columns, const bf16 *x, ptrdiff_t n, ptrdiff_t d, ptrdiff_t wide) {
-    for (ptrdiff_t k = 0; k < wide; k += 16) sixteen_turned(out + k * columns, columns, x + k, d, n, first(d - k));
-}
-
 static inline f32x16 row_of_strip(const bf16 *in, ptrdiff_t n, ptrdiff_t rows, mask16 some, const float *gain) {
     if (n >= rows) return zeros();
     f32x16 x = load_some(in, some);

@@ -4,16 +4,13 @@
 
 x (n, d_in); W (d_out, d_in); A (r, d_in); B turned, (r, d_out); every c and bias_f a vector or absent.
 
-A row's sums are made in one order, whatever rows stand beside it: W is read in blocks of 32 outputs, each met by
-columns of x in the order of d_in, which is what a decoder needs whose answers may not depend on its company. */
+A row's sums are made in one order, whatever rows stand beside it, which is what a decoder needs whose answers may not
+depend on its company: `few_rows.h`. */
 
-#include <string.h>
+#include <omp.h>
 
-#include "products.h"
-#include "room.h"
+#include "few_rows.h"
 #include "rowwise.h"
-
-enum { OUTPUTS = 32 };
 
 static float dot(const bf16 *a, const bf16 *x, ptrdiff_t d) {
     f32x16 sum = zeros();
@@ -36,20 +33,19 @@ static f32x16 added(f32x16 y, f32x16 raw, const term *t, const float *h, const l
     return times_plus(splat((float)t->weight), sum, y);
 }
 
-/* `many` rows of 32 outputs from o on: T (rows, 32) is W x. `h` of each term lies where `at` says. */
-static void written(const linear *l, const float *T, ptrdiff_t begin, ptrdiff_t many, ptrdiff_t o, const float *h,
-                    const int64_t *at, int64_t wide) {
+/* n rows of 32 outputs from o on: T (n, 32) is W x. `h` of each term lies where `at` says. */
+static void written(const linear *l, const float *T, ptrdiff_t n, ptrdiff_t o, const float *h, const int64_t *at,
+                    int64_t wide) {
     ptrdiff_t t = 0;
-    while (t < l->count && l->terms[t].row < begin) t++;
-    for (ptrdiff_t i = 0; i < many; i++) {
+    for (ptrdiff_t i = 0; i < n; i++) {
         ptrdiff_t end = t;
-        while (end < l->count && l->terms[end].row == begin + i) end++;
+        while (end < l->count && l->terms[end].row == i) end++;
         for (ptrdiff_t half = 0; half < OUTPUTS; half += 16) {
             mask16 some = first(l->d_out - o - half);
             f32x16 raw = load_wide(T + i * OUTPUTS + half), y = raw;
             if (l->bias) y = plus(y, load_some(l->bias + o + half, some));
             for (ptrdiff_t k = t; k < end; k++) y = added(y, raw, l->terms + k, h + at[k], l, o + half, some);
-            ptrdiff_t place = (begin + i) * l->d_out + o + half;
+            ptrdiff_t place = i * l->d_out + o + half;
             if (wide) store_some_wide((float *)l->y + place, some, y);
             else store_some((bf16 *)l->y + place, some, y);
         }
@@ -57,36 +53,30 @@ static void written(const linear *l, const float *T, ptrdiff_t begin, ptrdiff_t 
     }
 }
 
-/* 32 rows of W from o on, zeros where there are none: (32, wide). */
-static const number *padded_block(number *padded, const linear *l, ptrdiff_t o, ptrdiff_t d, ptrdiff_t wide) {
-    ptrdiff_t rows = l->d_out - o < OUTPUTS ? l->d_out - o : OUTPUTS;
-    memset(padded + rows * wide, 0, (OUTPUTS - rows) * wide * sizeof(number));
-    for (ptrdiff_t i = 0; i < rows; i++)
-        for (ptrdiff_t k = 0; k < wide; k += 16) copied(padded + i * wide + k, l->W + (o + i) * d + k, first(d - k));
-    return padded;
-}
+/* Whether a row's sums are those of `linears.c` to the bit. */
+int lorica_few_rows_as_many(void) { return AS_MANY; }
 
 /* x (n, d_in), d_in even; `wide`: y is float32. 0; 1 where memory is missing. */
 int lorica_rowwise(const bf16 *x, const linear *linears, int64_t many, int64_t n, int64_t d, int64_t wide) {
-    ptrdiff_t D = up(d, 32), columns = n <= 16 ? 16 : up(n, 32), blocks = 0, terms = 0, products = 0;
+    few f = few_of(n, d);
+    ptrdiff_t blocks = 0, terms = 0, products = 0, threads = omp_get_max_threads(), of_T = up(n, 32) * OUTPUTS;
     for (ptrdiff_t l = 0; l < many; l++) {
         blocks += up(linears[l].d_out, OUTPUTS) / OUTPUTS;
         terms += linears[l].count;
         for (ptrdiff_t t = 0; t < linears[l].count; t++) products += linears[l].terms[t].of->r;
     }
-    size_t of_x = D / PER * columns * sizeof(word);
-    char *at = room_of(of_x + (terms + 1) * 8 + (products + 1) * 4 + 256);
+    size_t of_x = f.deep / PER * f.columns * sizeof(word), own = (of_T + few_room(&f)) * sizeof(float);
+    char *at = room_of(of_x + (terms + 1) * 8 + (products + 1) * 4 + threads * own + 256);
     if (!at) return 1;
-    word *across = take(&at, of_x);
+    f.at = take(&at, of_x);
     int64_t *places = take(&at, (terms + 1) * 8);
-    float *h = take(&at, (products + 1) * 4);
+    float *h = take(&at, (products + 1) * 4), *sums = take(&at, threads * own);
     for (ptrdiff_t l = 0, t = 0, place = 0; l < many; l++)
         for (ptrdiff_t k = 0; k < linears[l].count; place += linears[l].terms[k++].of->r) places[t++] = place;
-    int failed = 0;
-#pragma omp parallel if (blocks > 1)
+#pragma omp parallel num_threads(threads) if (blocks > 1)
     {
 #pragma omp for schedule(static) nowait
-        for (ptrdiff_t i = 0; i < columns; i += 16) across_of(across + i, columns, x + i * d, n - i, d, D);
+        for (ptrdiff_t i = 0; i < f.columns; i += 16) lay_few(&f, x, i);
         for (ptrdiff_t l = 0, before = 0; l < many; before += linears[l++].count) {
 #pragma omp for schedule(static) nowait
             for (ptrdiff_t t = 0; t < linears[l].count; t++) {
@@ -98,8 +88,7 @@ int lorica_rowwise(const bf16 *x, const linear *linears, int64_t many, int64_t n
             }
         }
 #pragma omp barrier
-        float C[OUTPUTS * 32] __attribute__((aligned(64))), T[OUTPUTS * 32] __attribute__((aligned(64)));
-        number *padded = NULL;
+        float *T = sums + omp_get_thread_num() * (of_T + few_room(&f));
         tiles kept;
         tiles_taken(&kept);
 #pragma omp for schedule(static)
@@ -111,26 +100,11 @@ int lorica_rowwise(const bf16 *x, const linear *linears, int64_t many, int64_t n
                 own -= up(l->d_out, OUTPUTS) / OUTPUTS;
                 mine += l->count;
             }
-            ptrdiff_t o = own * OUTPUTS;
-            int as_it_lies = !WIDENED_BYTES && d == D && o + OUTPUTS <= l->d_out;
-            if (!padded && !as_it_lies) padded = aligned_alloc(64, OUTPUTS * D * sizeof(number));
-            if (!padded && !as_it_lies) {
-#pragma omp atomic write
-                failed = 1;
-                continue;
-            }
-            const number *W = as_it_lies ? (const number *)(l->W + o * d) : padded_block(padded, l, o, d, D);
-            for (ptrdiff_t c = 0; c < columns; c += 32) {
-                const word *B = across + c;
-                ptrdiff_t S = columns - c < 32 ? 16 : 32;
-                if (S == 16) narrow_product(C, W, D, B, columns, D);
-                else product(C, 32, W, D, B, columns, OUTPUTS, 32, D, 0);
-                turn(T, OUTPUTS, C, S, OUTPUTS, S);
-                written(l, T, c, n - c < S ? n - c : S, o, h, mine, wide);
-            }
+            ptrdiff_t o = own * OUTPUTS, rows = l->d_out - o < OUTPUTS ? l->d_out - o : OUTPUTS;
+            meet_few(T, &f, l->W + o * d, rows, (word *)(T + of_T));
+            written(l, T, n, o, h, mine, wide);
         }
         tiles_back(&kept);
-        free(padded);
     }
-    return failed;
+    return 0;
 }

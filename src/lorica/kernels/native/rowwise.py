@@ -53,5 +53,11 @@ def table_of(terms: "Terms") -> ctypes.Array[ctypes.c_char]:
 
 
 @cache
+def is_as_many() -> bool:
+    """Whether a row's sums are those of linears of many rows, to the bit."""
+    return bool(library().function("lorica_few_rows_as_many", 0)())
+
+
+@cache
 def _function() -> Function:
     return library().function("lorica_rowwise", 2, *[ctypes.c_int64] * 4)
