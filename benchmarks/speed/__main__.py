@@ -1,7 +1,8 @@
 """Measures a topic and writes it into `benchmarks/results/speed.json`, from which `docs/speed.md` is made.
 
 make bench                                       all
-python -m benchmarks.speed dense mixed           some: dense, untiled, mixed, full, dora, qlora, minilm, linear, memory
+python -m benchmarks.speed dense mixed           some: dense, untiled, avx512, avx2, mixed, full, dora, qlora, minilm,
+                                                 linear, memory
 python -m benchmarks.speed dense --quick         a tiny shape, one round: whether every side runs; nothing is kept
 python -m benchmarks.speed --page                the page from the result as it is
 """

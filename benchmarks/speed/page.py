@@ -20,6 +20,8 @@ Not measured here: CUDA, and with it PEFT with Liger-Kernel.
 TOLD = {
     "dense": "Equal documents",
     "untiled": "Without AMX",
+    "avx512": "Without arithmetic in bfloat16",
+    "avx2": "With AVX2 alone",
     "mixed": "Documents of mixed length",
     "full": "Beside full fine-tuning",
     "dora": "DoRA",

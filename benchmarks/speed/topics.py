@@ -20,6 +20,9 @@ Found = dict[str, Any]
 ROWS = 4
 PROBED = 32
 BASE: dict[str, Any] = {"adapter_dtype": "base"}
+UNTILED = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
+AVX512 = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 
 
 def dense(setting: Setting, told: Told) -> Found:
@@ -42,14 +45,41 @@ def dense(setting: Setting, told: Told) -> Found:
 def untiled(setting: Setting, told: Told) -> Found:
     """The same with no instructions beyond AVX512-BF16, which is all that processors without AMX have."""
     same = _dense_lessons(setting)
-    held = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
     orders = {
         "lorica": setting.order("lorica", same),
         "peft, adapters in bfloat16": setting.order("peft", same, **BASE),
         "products": _products(setting),
     }
-    held_orders = {name: {**order, "environment": {**order["environment"], **held}} for name, order in orders.items()}
-    return _with_floor(setting, held_orders, told, r=COMMON["r"], name="untiled")
+    return _with_floor(setting, _held(orders, UNTILED), told, r=COMMON["r"], name="untiled")
+
+
+def avx512(setting: Setting, told: Told) -> Found:
+    """The same with no arithmetic in bfloat16."""
+    return _without_bfloat16(setting, told, AVX512, "avx512")
+
+
+def avx2(setting: Setting, told: Told) -> Found:
+    """The same with AVX2 alone, which is what most laptops have."""
+    return _without_bfloat16(setting, told, AVX2, "avx2")
+
+
+def _without_bfloat16(setting: Setting, told: Told, held: Mapping[str, str], name: str) -> Found:
+    """Peers as a bfloat16 checkpoint is loaded by default, and in float32, where the library's products are quick."""
+    same = _dense_lessons(setting)
+    wide: dict[str, Any] = {"dtype": "float32"}
+    orders = {
+        "lorica": setting.order("lorica", same),
+        "peft": setting.order("peft", same),
+        "peft, base in float32": setting.order("peft", same, **wide),
+        "peft, base in float32, compiled": setting.order("peft", same, compile=True, **wide),
+        "products": _products(setting),
+    }
+    return _with_floor(setting, _held(orders, held), told, r=COMMON["r"], name=name)
+
+
+def _held(orders: Mapping[str, dict[str, Any]], held: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """To instructions that a processor may lack."""
+    return {name: {**order, "environment": {**order["environment"], **held}} for name, order in orders.items()}
 
 
 def full(setting: Setting, told: Told) -> Found:
@@ -264,6 +294,8 @@ def memory(setting: Setting, told: Told) -> Found:
 TOPICS: Mapping[str, Callable[[Setting, Told], Found]] = {
     "dense": dense,
     "untiled": untiled,
+    "avx512": avx512,
+    "avx2": avx2,
     "mixed": mixed,
     "full": full,
     "dora": dora,

@@ -142,6 +142,10 @@ FIGURES = [
     ),
     Figure("dense, share of the peak: floor / step", 0.68, "least", share_of_peak("dense"), share=True),
     Figure("dense without AMX, share of the peak: floor / step", 0.68, "least", share_of_peak("untiled"), share=True),
+    Figure(
+        "dense without bfloat16, share of the peak: floor / step", 0.68, "least", share_of_peak("avx512"), share=True
+    ),
+    Figure("dense with AVX2 alone, share of the peak: floor / step", 0.68, "least", share_of_peak("avx2"), share=True),
     Figure("dense, peak memory: PEFT by default / Lorica", 2.0, "least", slower("dense", named("peft"), peak)),
     Figure("step time: Lorica LoRA / Lorica full", 0.72, "most", of_ours("full", OURS, FULL, step)),
     Figure(

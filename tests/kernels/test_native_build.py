@@ -79,8 +79,11 @@ def test_beside_another_runtime_of_threads(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_no_wider_than_the_products_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without AVX2 there are none of ours; what else is left out the compiler is told; a word unknown to oneDNN is none."""
-    monkeypatch.setattr(build, "processor_flags", lambda: frozenset({*build.NEEDED, *build.TILES, "avx512f", "avx512_bf16"}))
+    """Without AVX2 there are none of ours; what else is left out the compiler is told; a word unknown to oneDNN is
+    none."""
+    monkeypatch.setattr(
+        build, "processor_flags", lambda: frozenset({*build.NEEDED, *build.TILES, "avx512f", "avx512_bf16"})
+    )
     monkeypatch.setenv(build.WIDEST, "AVX")
     assert why() == f"{build.WIDEST}=AVX leaves out avx2, fma"
     tiles = {"-mno-amx-tile", "-mno-amx-bf16", "-mno-amx-int8"}

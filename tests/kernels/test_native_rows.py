@@ -303,7 +303,12 @@ def test_powers_of_two_are_within_one_unit_of_the_last_place(tmp_path: Path) -> 
 
 BREAKS: list[tuple[str, str, str, Callable[[], float]]] = [
     ("rms_norm.c", "minus_times(dn, n, mean)", "times_plus(n, mean, dn)", lambda: norm_error((5, 3, 66))),
-    ("rotary.c", "minus_times(times(a, turn), b, cross)", "times_plus(b, cross, times(a, turn))", lambda: rotary_error((5, 3, 66))),
+    (
+        "rotary.c",
+        "minus_times(times(a, turn), b, cross)",
+        "times_plus(b, cross, times(a, turn))",
+        lambda: rotary_error((5, 3, 66)),
+    ),
     ("swiglu.c", "minus(one, s)", "s", lambda: swiglu_error((5, 3, 66))),
     ("cross_entropy.c", "/ sum - 1.0f", "/ sum", lambda: logits_error((5, 3, 66))),
 ]

@@ -24,7 +24,8 @@ def adapted(order: Mapping[str, Any]) -> Any:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"dtype": torch.bfloat16, "attn_implementation": order.get("attention", "sdpa")}
+    dtype = getattr(torch, order.get("dtype", "bfloat16"))
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": order.get("attention", "sdpa")}
     if order.get("four_bit"):
         options["quantization_config"] = four_bit()
     base = AutoModelForCausalLM.from_pretrained(order["folder"], **options)
