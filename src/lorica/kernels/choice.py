@@ -1,7 +1,7 @@
 """Choice: which path an op takes for a tensor, and why; a function of what the tensor is, never of what ran before.
 
 torch    the file of the op's name in this room, everywhere
-native   the file of that name in `native/`, on a CPU that has AVX-512, for the types that it reads
+native   the file of that name in `native/`, on a CPU that has AVX2, for the types that it reads
 triton   the file of that name in `triton/`, for half-precision and float32 tensors of a CUDA device
 """
 

@@ -1,4 +1,4 @@
-"""The ops of this room again as C, for processors with AVX-512.  Without a compiler nothing here is taken.
+"""The ops of this room again as C, for processors with AVX2 or more.  Without a compiler nothing here is taken.
 
 Each file gives its op under the signature of the torch path beside it; `kernels/choice.py` says when it is taken.
 Sums are float32; every result is the same at every call, whatever the number of rows beside it or of threads.

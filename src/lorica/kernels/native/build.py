@@ -15,7 +15,7 @@ from lorica.kernels.native.compiled import FOLDER, OFF, Sources, Uncompiled, loa
 
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11", "-fno-math-errno", "-Wall", "-Werror")
 NEEDED = ("avx2", "fma")
-"""Instructions that the kernels are written in; AVX-512, and products of pairs and of tiles, are taken where they are."""
+"""Instructions that the kernels are written in; AVX-512 and products of pairs and of tiles are taken where they are."""
 WIDEST = "ONEDNN_MAX_CPU_ISA"
 """oneDNN's own variable: torch's products take nothing wider, and ours do not either."""
 TILES = frozenset({"amx_tile", "amx_bf16", "amx_int8"})
