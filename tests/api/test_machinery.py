@@ -1,5 +1,6 @@
 """`lorica doctor`: the machine, the path of each kernel, and what is missed."""
 
+import ctypes
 import json
 import tomllib
 from pathlib import Path
@@ -12,6 +13,7 @@ from lorica.api import machinery
 from lorica.cli.entry import run
 from lorica.kernels.choice import OPS
 from lorica.kernels.native import library
+from lorica.kernels.native.build import Library
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,6 +42,20 @@ def test_people_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "1,234 GFLOP/s in float32" in text
     assert "without sacrebleu: pip install 'lorica[texts]'" in text
     assert all(f"\n{op} " in text for op in OPS)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "said"), [(None, "bfloat16     no; kernels in C widen it to float32"), ("no gcc", "bfloat16     no")]
+)
+def test_bfloat16_where_no_instruction_takes_it(
+    lacking: str | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machinery, "_computes_bfloat16", lambda: False)
+    monkeypatch.setattr(
+        machinery, "library", lambda: Library(None if lacking else ctypes.CDLL(None), lacking or "", "")
+    )
+    monkeypatch.setattr(budget, "product_gflops", lambda dtype, device: 1.0)
+    assert said in str(machinery.doctor()).splitlines()
 
 
 def test_the_extras_are_those_of_the_package() -> None:

@@ -1,7 +1,9 @@
 """Kernels in C are never required: where none can be built everything runs on torch, and the reason is told."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import which
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from lorica.kernels import rms_norm
 from lorica.kernels.choice import chosen, is_native
 from lorica.kernels.native import build, compiled, library
 from lorica.kernels.rms_norm import reference
+
+GCC = which("gcc")
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +104,14 @@ def test_no_wider_than_the_products_of_torch(tmp_path: Path, monkeypatch: pytest
         assert why().startswith("gcc failed")
         said = (tmp_path / "arguments").read_text().split()
         assert {word for word in said if word.startswith("-mno")} == without
+
+
+@pytest.mark.skipif(GCC is None, reason="no gcc")
+@pytest.mark.parametrize("processor", ["haswell", "skylake-avx512", "cooperlake", "sapphirerapids"])
+def test_nothing_is_warned_of(processor: str) -> None:
+    command = [str(GCC), *build.FLAGS, f"-march={processor}", "-Wall", "-Werror", "-fsyntax-only"]
+    ran = subprocess.run([*command, *map(str, build.FOLDER.glob("*.c"))], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_where_pairs_are_slow_products_without_tiles_are_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:

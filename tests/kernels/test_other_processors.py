@@ -15,7 +15,7 @@ from lorica.kernels import is_native
 from lorica.kernels.native.build import WIDEST, processor_flags
 
 HERE = Path(__file__).parent
-OF_PRODUCTS = ("test_thin.py", "test_rowwise.py", "test_native_attention.py", "test_native_gain.py")
+OF_PRODUCTS = ("test_thin.py", "test_tiled.py", "test_rowwise.py", "test_native_attention.py", "test_native_gain.py")
 OF_LANES = ("test_native_rows.py", "test_paged_attention.py")
 pytestmark = pytest.mark.skipif(
     not is_native("thin", torch.zeros(1, dtype=torch.bfloat16)), reason="no kernels in C for this processor"
@@ -33,7 +33,8 @@ def test_kernels_hold_their_bounds_without(widest: str, files: tuple[str, ...]) 
 @pytest.mark.skipif("avx512bw" not in processor_flags(), reason="software for pairs and tiles is written in AVX-512")
 @pytest.mark.parametrize("more", ["pairs", "tiles"])
 def test_kernels_hold_their_bounds_with(more: str) -> None:
-    hold(OF_PRODUCTS, {"LORICA_IN_SOFTWARE": more, "PYTHONPATH": str(HERE)}, "-p", "in_software")
+    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    hold(OF_PRODUCTS, {"LORICA_IN_SOFTWARE": more, "PYTHONPATH": path, WIDEST: ""}, "-p", "in_software")
 
 
 def hold(files: tuple[str, ...], environment: dict[str, str], *words: str) -> None:

@@ -51,7 +51,7 @@ TYPICAL_WIDTH = 64
 class Machinery:
     """What there is to train with.
 
-    bfloat16           the device computes in it; on a CPU that does not, kernels in C do, in float32
+    bfloat16           the device computes in it; on a CPU that does not, kernels in C widen it
     products_gflops    dtype -> measured rate of matrix products, 10^9 operations a second
     pool               whether tensors of a run on a CPU come from our pool, and why
     huge_pages         how the system gives transparent huge pages: always, madvise, never; None where it does not say
@@ -92,7 +92,7 @@ class Machinery:
         return "\n".join([*lines, *self._kernel_lines(), *self._missing_lines()])
 
     def _without_bfloat16(self) -> str:
-        return "no; kernels in C take it for float32" if "bfloat16" in self.products_gflops else "no"
+        return "no; kernels in C widen it to float32" if "bfloat16" in self.products_gflops else "no"
 
     def _kernel_lines(self) -> Iterator[str]:
         for op, paths in self.kernels.items():
@@ -130,7 +130,7 @@ def _paths(op: str) -> dict[str, Choice]:
 def _products() -> dict[str, float]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-    if not _computes_bfloat16() and library().lacking:
+    if not _computes_bfloat16() and (device == "cuda" or library().lacking):
         del dtypes["bfloat16"]
     return {name: round(budget.product_gflops(dtype, device), 1) for name, dtype in dtypes.items()}
 

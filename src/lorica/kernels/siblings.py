@@ -22,7 +22,7 @@ from lorica.kernels.native import linears as native
 from lorica.kernels.native.thin import Thin
 from lorica.kernels.noise import Noise
 from lorica.kernels.thin import thin_products
-from lorica.kernels.tiled import FEW_ROWS, fits
+from lorica.kernels.tiled import are_many, fits
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,7 @@ def _is_tiled(parts: Sequence[Part], x: Tensor) -> bool:
 def outputs(group: Group, x: Tensor, *, with_products: bool) -> native.Made:
     """x (..., d_in); with_products: with the product before the gain of those with one."""
     parts, flat = group.parts, x.reshape(-1, x.shape[-1])
-    if flat.shape[0] > FEW_ROWS and _is_tiled(parts, flat):
+    if _is_tiled(parts, flat) and are_many(flat.shape[0]):
         return _outputs_in_c(group, flat, with_products)
     m = group.A @ flat.T
     products = [part.product(x, m) for part in parts]

@@ -22,7 +22,12 @@ FEW_ROWS = 128
 
 def reads_codes(shape: Sequence[int], rows: int, dtype: torch.dtype) -> bool:
     """Whether products of so many rows on a CPU read a quantised weight as it is stored."""
-    return rows > FEW_ROWS and _in_tiles(shape) and is_native("linears", torch.empty(0, dtype=dtype))
+    return _in_tiles(shape) and is_native("linears", torch.empty(0, dtype=dtype)) and are_many(rows)
+
+
+def are_many(rows: int) -> bool:
+    """Whether so many rows go where W is laid out; of what C has."""
+    return rows > FEW_ROWS or not is_as_many()
 
 
 def fits(x: Tensor, weight: FrozenWeight) -> bool:
@@ -59,7 +64,7 @@ class InTiles(FrozenWeight):
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        if len(flat) <= FEW_ROWS or not fits(x, self) or (bias is not None and bias.dtype != x.dtype):
+        if not fits(x, self) or not are_many(len(flat)) or (bias is not None and bias.dtype != x.dtype):
             return super().product(x, bias)
         bias = None if bias is None else bias.detach()
         (y,) = native.linears(flat.detach(), [Linear(self.for_tiles(), bias)], None).outputs
@@ -93,10 +98,10 @@ class _Tiled(torch.autograd.Function):
         weights, biases = parts[:count], parts[count:]
         ctx.save_for_backward(x if any(ctx.needs_input_grad[1 : count + 1]) else None, *weights)
         flat, given = x.reshape(-1, x.shape[-1]), list(zip(weights, biases, strict=True))
-        if len(flat) <= FEW_ROWS and is_as_many():
-            made = rowwise(flat, [RowBranch(DenseWeight(W), bias) for W, bias in given])
-        else:
+        if are_many(len(flat)):
             made = native.linears(flat, [Linear(W, bias) for W, bias in given], None).outputs
+        else:
+            made = rowwise(flat, [RowBranch(DenseWeight(W), bias) for W, bias in given])
         # no view: who is given it may write into it
         return tuple(torch.ops.aten._unsafe_view(y, [*x.shape[:-1], y.shape[1]]) for y in made)
 

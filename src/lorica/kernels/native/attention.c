@@ -99,8 +99,8 @@ typedef struct {
     f32x16 most[LANES], sum[LANES];
 } tops;
 
-/* P of one block of scores, before it is divided by its sums, in pairs of keys.  What stood before shrinks by `shrink`;
-0 where nothing stood or none of it would change. */
+/* P of one block of scores, before it is divided by its sums, as a right operand.  What stood before shrinks by
+`shrink`; 0 where nothing stood or none of it would change. */
 static int exponentials(word *p, float *shrink, tops *of, const float *z, f32x16 by) {
     f32x16 most[LANES];
     int grown = 0;
@@ -128,8 +128,8 @@ static int exponentials(word *p, float *shrink, tops *of, const float *z, f32x16
 }
 
 /* One block of queries of one head: y and l. keys (rows, wide), values turned. */
-static void attend(const number *keys, const number *values, ptrdiff_t begin, ptrdiff_t n, ptrdiff_t head, ptrdiff_t query,
-                   char *at, const task *t) {
+static void attend(const number *keys, const number *values, ptrdiff_t begin, ptrdiff_t n, ptrdiff_t head,
+                   ptrdiff_t query, char *at, const task *t) {
     ptrdiff_t E = t->wide, many = n - query < BLOCK ? n - query : BLOCK, from, to;
     number *q = take(&at, BLOCK * E * sizeof(number));
     word *across = take(&at, BLOCK * E * sizeof(number)), *p = take(&at, BLOCK * BLOCK * sizeof(number));
@@ -213,7 +213,8 @@ int lorica_attention(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, flo
               .scale = scale};
     ptrdiff_t count, stride = 1024, rows_most = up(longest(&t), BLOCK);
     item *items = items_of(&t, K, stride, &count);
-    size_t laid = 4 * rows_most * t.wide, own = BLOCK * (2 * t.wide + BLOCK), sums = BLOCK * (BLOCK + t.wide) * 4;
+    size_t laid = (3 + RIGHT_APART) * rows_most * t.wide, own = BLOCK * (2 * t.wide + BLOCK);
+    size_t sums = BLOCK * (BLOCK + t.wide) * 4;
     size_t bytes = (laid + own) * sizeof(number) + sums + 1024;
     int failed = items == NULL;
 #pragma omp parallel if (count > 1)

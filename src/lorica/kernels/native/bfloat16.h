@@ -6,8 +6,14 @@
 #include <immintrin.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 typedef uint16_t bf16;
+typedef __m256i bf16x16;
+
+static inline bf16x16 bits_none(void) { return _mm256_setzero_si256(); }
+static inline bf16x16 load_bits(const bf16 *x) { return _mm256_loadu_si256((const __m256i *)x); }
+static inline void store_bits(bf16 *y, bf16x16 x) { _mm256_storeu_si256((__m256i *)y, x); }
 
 #if defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #include "lanes_avx512.h"
@@ -17,7 +23,7 @@ typedef uint16_t bf16;
 
 static inline f32x16 load(const bf16 *x) { return wide(load_bits(x)); }
 
-/* The first `n` of sixteen, zeros behind. */
+/* Some of sixteen, zeros in place of the others. A mask of bfloat16 is of the first ones. */
 static inline f32x16 load_some(const bf16 *x, mask16 some) { return wide(load_some_bits(x, some)); }
 
 static inline float of_number(bf16 x) {
@@ -31,6 +37,7 @@ static inline float of_number(bf16 x) {
 /* Sums, and the products of both numbers of each pair.  WIDENED: where the instruction for it takes four times as long as
 a product of numbers. */
 #if defined(__AVX512BF16__) && !defined(WIDENED)
+#define PAIRS_ARE_QUICK
 
 static inline f32x16 with_pairs(f32x16 sums, i32x16 a, i32x16 b) {
     return _mm512_dpbf16_ps(sums, (__m512bh)a, (__m512bh)b);
@@ -49,6 +56,15 @@ static inline void store(bf16 *y, f32x16 x) { store_bits(y, narrow(x)); }
 
 static inline void store_some(bf16 *y, mask16 some, f32x16 x) { store_some_bits(y, some, narrow(x)); }
 
+#ifndef __AVX512BF16__
+
+static inline void store_two(bf16 *y, f32x16 low, f32x16 high) {
+    store(y, low);
+    store(y + 16, high);
+}
+
+#endif
+
 static inline mask16 first(ptrdiff_t n) { return n >= 16 ? 0xffff : (mask16)((1u << (n > 0 ? n : 0)) - 1); }
 
 /* h = x + y, each of `count`; h may be x. */
@@ -57,6 +73,18 @@ static inline void joined(bf16 *h, const bf16 *x, const bf16 *y, ptrdiff_t count
         mask16 some = first(count - i);
         store_some(h + i, some, plus(load_some(x + i, some), load_some(y + i, some)));
     }
+}
+
+/* Sixteen sums, each over its lanes, in their order. */
+static inline f32x16 added_up(const f32x16 sums[16]) {
+    i32x16 words[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) words[i] = as_words(sums[i]);
+    turned(words);
+    f32x16 all = as_numbers(words[0]);
+#pragma GCC unroll 15
+    for (int i = 1; i < 16; i++) all = plus(all, as_numbers(words[i]));
+    return all;
 }
 
 /* 2^x by the minimax polynomial of degree 6 on [-1/2, 1/2], exact at 0: within one unit in the last place of float32.

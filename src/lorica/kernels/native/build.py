@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lorica.kernels.native.compiled import FOLDER, OFF, Sources, Uncompiled, loaded
 
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11", "-fno-math-errno", "-Wall", "-Werror")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11", "-fno-math-errno")
 NEEDED = ("avx2", "fma")
 """Instructions that the kernels are written in; AVX-512 and products of pairs and of tiles are taken where they are."""
 WIDEST = "ONEDNN_MAX_CPU_ISA"

@@ -3,8 +3,6 @@
 #ifndef LORICA_LANES_AVX2_H
 #define LORICA_LANES_AVX2_H
 
-#include <string.h>
-
 typedef struct {
     __m256 low, high;
 } f32x16;
@@ -13,7 +11,6 @@ typedef struct {
     __m256i low, high;
 } i32x16;
 
-typedef __m256i bf16x16;
 typedef uint16_t mask16;
 
 enum { REGISTER = 8 };
@@ -125,11 +122,7 @@ static inline void store_words(int32_t *y, i32x16 x) {
 
 static inline i32x16 splat_word(int32_t x) { return (i32x16){_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 
-static inline bf16x16 bits_none(void) { return _mm256_setzero_si256(); }
-static inline bf16x16 load_bits(const bf16 *x) { return _mm256_loadu_si256((const __m256i *)x); }
-static inline void store_bits(bf16 *y, bf16x16 x) { _mm256_storeu_si256((__m256i *)y, x); }
-
-/* There is no mask of 16 bits: where not all are asked for, which are always the first, they go by a copy. */
+/* There is no mask of 16 bits: where not all are asked for they go by a copy. */
 static inline bf16x16 load_some_bits(const bf16 *x, mask16 some) {
     if (some == 0xffff) return load_bits(x);
     bf16 copy[16] = {0};
@@ -177,11 +170,6 @@ static inline __m256i narrow_words(__m256 x) {
 
 static inline bf16x16 narrow(f32x16 x) {
     return _mm256_permute4x64_epi64(_mm256_packus_epi32(narrow_words(x.low), narrow_words(x.high)), 0xd8);
-}
-
-static inline void store_two(bf16 *y, f32x16 low, f32x16 high) {
-    store_bits(y, narrow(low));
-    store_bits(y + 16, narrow(high));
 }
 
 /* 2^n by its bits, n between the exponents of numbers. */
@@ -233,12 +221,7 @@ static inline f32x16 of_bytes(__m128i bytes) {
                     _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
 }
 
-/* 64 bytes; past the caches, to where a line of them begins. */
-static inline void copy_line(bf16 *to, const bf16 *in) {
-    store_bits(to, load_bits(in));
-    store_bits(to + 16, load_bits(in + 16));
-}
-
+/* 64 bytes past the caches, to where a line of them begins. */
 static inline void stream_line(bf16 *to, const bf16 *in) {
     _mm256_stream_si256((__m256i *)to, load_bits(in));
     _mm256_stream_si256((__m256i *)(to + 16), load_bits(in + 16));

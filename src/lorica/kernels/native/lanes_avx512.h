@@ -5,7 +5,6 @@
 
 typedef __m512 f32x16;
 typedef __m512i i32x16;
-typedef __m256i bf16x16;
 typedef __mmask16 mask16;
 
 /* Numbers of a register. */
@@ -42,10 +41,7 @@ static inline i32x16 load_some_words(const int32_t *x, mask16 some) { return _mm
 static inline void store_words(int32_t *y, i32x16 x) { _mm512_storeu_si512(y, x); }
 static inline i32x16 splat_word(int32_t x) { return _mm512_set1_epi32(x); }
 
-static inline bf16x16 bits_none(void) { return _mm256_setzero_si256(); }
-static inline bf16x16 load_bits(const bf16 *x) { return _mm256_loadu_si256((const __m256i *)x); }
 static inline bf16x16 load_some_bits(const bf16 *x, mask16 some) { return _mm256_maskz_loadu_epi16(some, x); }
-static inline void store_bits(bf16 *y, bf16x16 x) { _mm256_storeu_si256((__m256i *)y, x); }
 static inline void store_some_bits(bf16 *y, mask16 some, bf16x16 x) { _mm256_mask_storeu_epi16(y, some, x); }
 
 static inline f32x16 first_of_pairs(i32x16 x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
@@ -80,23 +76,18 @@ static inline bf16x16 narrow(f32x16 x) {
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
 }
 
-static inline void store_two(bf16 *y, f32x16 low, f32x16 high) {
-    store_bits(y, narrow(low));
-    store_bits(y + 16, narrow(high));
-}
-
 #endif
 
-/* p 2^n, n whole and bounded. */
+/* p 2^n, n whole; it needs no bounds here. */
 static inline f32x16 times_power(f32x16 p, f32x16 n) { return _mm512_scalef_ps(p, n); }
 
-static inline f32x16 bounded(f32x16 n) { return n; }
+static inline f32x16 bounded(f32x16 x) { return x; }
 
 static inline f32x16 nearest(f32x16 x) {
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
-/* x, and 0 where it is below `least`; what is no number stays so. */
+/* x, and 0 where `of` is below `least`; what is no number stays so. */
 static inline f32x16 not_below(f32x16 x, float least, f32x16 of) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(of, _mm512_set1_ps(least), _CMP_NLT_UQ), x);
 }
@@ -108,9 +99,7 @@ static inline f32x16 looked_up(f32x16 levels, __m128i codes) {
 
 static inline f32x16 of_bytes(__m128i bytes) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)); }
 
-/* 64 bytes; past the caches, to where a line of them begins. */
-static inline void copy_line(bf16 *to, const bf16 *in) { _mm512_storeu_si512(to, _mm512_loadu_si512(in)); }
-
+/* 64 bytes past the caches, to where a line of them begins. */
 static inline void stream_line(bf16 *to, const bf16 *in) {
     _mm512_stream_si512((__m512i *)to, _mm512_loadu_si512(in));
 }

@@ -8,8 +8,6 @@ x (T, K), W_i (N_i, K) as it is or in codes, A (R, K) of all branches, B_i (N_i,
 Weights are laid out in strips that all rows meet: `tiling.h`. Sums of a row are made in the order of K, whatever rows
 stand beside it and whatever threads there are; y is rounded once. */
 
-#include <string.h>
-
 #include "tiling.h"
 
 /* Columns of 32 rows that are read from codes before they are laid out, in the first cache. */

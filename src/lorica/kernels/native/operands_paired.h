@@ -1,5 +1,5 @@
 /* Operands of a product in bfloat16: a left one as its rows lie, a right one by pairs of rows, as instructions read
-them. What a row of `operands_wide.h` is for processors that have none. */
+them. */
 
 #ifndef LORICA_OPERANDS_PAIRED_H
 #define LORICA_OPERANDS_PAIRED_H
@@ -9,11 +9,8 @@ them. What a row of `operands_wide.h` is for processors that have none. */
 typedef bf16 number;
 typedef int32_t word;
 
-/* PER: rows of a right operand in a word.  WIDENED_BYTES: of room for a number of a left one, which needs none.
-RIGHT_APART: what is both has two memories. */
 enum { PER = 2, WIDENED_BYTES = 0, RIGHT_APART = 1 };
 
-/* Of a strip: words to each row, to its other sixteen columns, and from pair of rows to pair of rows. */
 enum { WORDS = 16, OTHER_HALF = 256, STRIP_LDB = 16 };
 
 typedef i32x16 word16;

@@ -39,11 +39,10 @@ static inline const word *right_of(word *room, const number *in, ptrdiff_t R, pt
 }
 
 /* Sixteen rows, zeros past `rows`, of sixteen numbers, turned. */
-static inline void sixteen_turned(word *out, ptrdiff_t ldo, const bf16 *in, ptrdiff_t stride, ptrdiff_t rows,
-                                  mask16 some) {
+static inline void sixteen_turned(word *out, ptrdiff_t ldo, const bf16 *in, ptrdiff_t stride, ptrdiff_t rows) {
     i32x16 turning[16];
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) turning[i] = as_words(i < rows ? load_some(in + i * stride, some) : zeros());
+    for (int i = 0; i < 16; i++) turning[i] = as_words(i < rows ? load(in + i * stride) : zeros());
     turned(turning);
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) store_wide(out + i * ldo, as_numbers(turning[i]));
@@ -67,8 +66,8 @@ static inline void strips_of(word *out, ptrdiff_t apart, const bf16 *in, ptrdiff
 static inline void strip_of_rows(word *out, const bf16 *in, ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t stride) {
     for (ptrdiff_t half = 0; half < SIDE; half += 16)
         for (ptrdiff_t k = 0; k < depth; k += 16) {
-            foreseen(in + (half + SIDE) * stride + k, stride, 16);
-            sixteen_turned(out + k * WORDS + half, WORDS, in + half * stride + k, stride, rows - half, 0xffff);
+            if (k % 32 == 0) foreseen(in + (half + SIDE) * stride + k, stride, 16);
+            sixteen_turned(out + k * WORDS + half, WORDS, in + half * stride + k, stride, rows - half);
         }
 }
 

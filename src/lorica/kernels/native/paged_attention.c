@@ -10,7 +10,6 @@ depends on the token's own document alone, however many tokens are read together
 #include <string.h>
 
 #include "bfloat16.h"
-#include "products.h"
 #include "room.h"
 
 enum { BLOCK = 16 };

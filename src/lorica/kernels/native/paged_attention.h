@@ -17,7 +17,6 @@ static inline __attribute__((always_inline)) void ATTEND(TYPE *y, const TYPE *q_
         if (b * BLOCK < from) seen &= ~first(from - b * BLOCK);
         for (ptrdiff_t g = 0; g < G; g++) {
             f32x16 sums[16];
-            i32x16 words[16];
 #pragma GCC unroll 16
             for (int j = 0; j < 16; j++) {
                 sums[j] = zeros();
@@ -26,13 +25,7 @@ static inline __attribute__((always_inline)) void ATTEND(TYPE *y, const TYPE *q_
                         sums[j] = times_plus(load_wide(q + (g * parts + e) * 16),
                                                   LOAD(block + j * stride + e * 16, first(E - e * 16)), sums[j]);
             }
-#pragma GCC unroll 16
-            for (int i = 0; i < 16; i++) words[i] = as_words(sums[i]);
-            turned(words);
-            f32x16 all = as_numbers(words[0]);
-#pragma GCC unroll 15
-            for (int i = 1; i < 16; i++) all = plus(all, as_numbers(words[i]));
-            store_wide(z + g * n + (b - first_block) * BLOCK, chosen(seen, all, splat(-INFINITY)));
+            store_wide(z + g * n + (b - first_block) * BLOCK, chosen(seen, added_up(sums), splat(-INFINITY)));
         }
     }
     for (ptrdiff_t g = 0; g < G; g++) {

@@ -6,8 +6,6 @@ operands lie is said in `operands_paired.h` and `operands_wide.h`. */
 #ifndef LORICA_PRODUCTS_H
 #define LORICA_PRODUCTS_H
 
-#include <string.h>
-
 #include "bfloat16.h"
 #include "room.h"
 
@@ -20,8 +18,13 @@ static inline void foreseen(const bf16 *at, ptrdiff_t stride, ptrdiff_t rows) {
 }
 
 /* A strip is 32 columns of a right operand as `met` reads them. What is read one behind the other comes in time; lines
-in turn do not.  WIDENED: where products of pairs take four times as long as products of numbers. */
-#if defined(__AMX_BF16__) || (defined(__AVX512BF16__) && !defined(WIDENED))
+in turn do not.
+
+`number` is of a left operand, `word` of a right one.  PER: rows of a right operand in a word.  WORDS: of a strip to
+each row; OTHER_HALF and STRIP_LDB: from its first sixteen columns to the others, and from word to word below.
+WIDENED_BYTES: of room for a number of a left operand that is widened.  RIGHT_APART: what is left and right operand lies
+in two memories. */
+#if defined(__AMX_BF16__) || defined(PAIRS_ARE_QUICK)
 #include "operands_paired.h"
 #else
 #include "operands_wide.h"

@@ -1,4 +1,4 @@
-/* Products by lanes: a few rows of A are met by sixteen columns of B or twice as many, whose sums stand in registers. */
+/* Products by lanes: a few rows of A are met by sixteen columns of B or twice as many; sums stand in registers. */
 
 #ifndef LORICA_PRODUCTS_LANES_H
 #define LORICA_PRODUCTS_LANES_H
@@ -8,10 +8,10 @@ typedef struct { int unused; } tiles;
 static inline void tiles_taken(tiles *kept) { (void)kept; }
 static inline void tiles_back(tiles *kept) { (void)kept; }
 
-/* ROWS: a block has a multiple of them.  HELD rows of HALVES times sixteen columns are summed at a time, and of sixteen
-columns alone NARROW rows. */
-enum { ROWS = 8, HELD = REGISTER / 2, HALVES = REGISTER / 8, NARROW = REGISTER == 16 ? 16 : 4 };
+/* ROWS: a block has a multiple of them.  HELD rows of HALVES times sixteen columns are summed at a time. */
+enum { ROWS = 8, HELD = REGISTER / 2, HALVES = REGISTER / 8 };
 
+/* Strips come from the second cache in time: pieces of them were no quicker. */
 enum { DEEPEST = 1 << 30, PIECE = DEEPEST };
 
 /* `rows` rows of `halves` times sixteen columns of C, the other half at `other` words. */
@@ -50,12 +50,15 @@ static inline void block(float *C, ptrdiff_t ldc, const run *A, ptrdiff_t runs, 
             panel(C + 16 * h, ldc, A, runs, r, h ? high : low, high - low, ldb, step, HELD, HALVES, add);
 }
 
+#ifdef PAIRED
+
 /* C (32, 16) = A (32, D) B (D, 16). */
 static inline void narrow_product(float *C, const number *A, ptrdiff_t lda, const word *B, ptrdiff_t ldb,
                                   ptrdiff_t D) {
     const run rows = {A, lda, D};
-    for (ptrdiff_t r = 0; r < 32; r += NARROW)
-        panel(C + r * 16, 16, &rows, 1, r, B, 0, ldb, 32 / PER * ldb, NARROW, 1, 0);
+    for (ptrdiff_t r = 0; r < 32; r += 16) panel(C + r * 16, 16, &rows, 1, r, B, 0, ldb, 32 / PER * ldb, 16, 1, 0);
 }
+
+#endif
 
 #endif

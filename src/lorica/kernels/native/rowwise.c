@@ -16,7 +16,8 @@ static float dot(const bf16 *a, const bf16 *x, ptrdiff_t d) {
     f32x16 sum = zeros();
     for (ptrdiff_t k = 0; k < d; k += 32) {
         mask16 some = first((d - k) / 2);
-        sum = with_pairs(sum, load_some_words((const int32_t *)(a + k), some), load_some_words((const int32_t *)(x + k), some));
+        i32x16 of_a = load_some_words((const int32_t *)(a + k), some);
+        sum = with_pairs(sum, of_a, load_some_words((const int32_t *)(x + k), some));
     }
     return sum_in(sum);
 }
@@ -33,23 +34,24 @@ static f32x16 added(f32x16 y, f32x16 raw, const term *t, const float *h, const l
     return times_plus(splat((float)t->weight), sum, y);
 }
 
-/* n rows of 32 outputs from o on: T (n, 32) is W x. `h` of each term lies where `at` says. */
-static void written(const linear *l, const float *T, ptrdiff_t n, ptrdiff_t o, const float *h, const int64_t *at,
-                    int64_t wide) {
+/* Rows from `begin` to `end` of 32 outputs from o on: T (rows, 32) is W x. `h` of each term lies where `at` says. */
+static void written(const linear *l, const float *T, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t o, const float *h,
+                    const int64_t *at, int64_t wide) {
     ptrdiff_t t = 0;
-    for (ptrdiff_t i = 0; i < n; i++) {
-        ptrdiff_t end = t;
-        while (end < l->count && l->terms[end].row == i) end++;
+    while (t < l->count && l->terms[t].row < begin) t++;
+    for (ptrdiff_t i = begin; i < end; i++) {
+        ptrdiff_t last = t;
+        while (last < l->count && l->terms[last].row == i) last++;
         for (ptrdiff_t half = 0; half < OUTPUTS; half += 16) {
             mask16 some = first(l->d_out - o - half);
-            f32x16 raw = load_wide(T + i * OUTPUTS + half), y = raw;
+            f32x16 raw = load_wide(T + (i - begin) * OUTPUTS + half), y = raw;
             if (l->bias) y = plus(y, load_some(l->bias + o + half, some));
-            for (ptrdiff_t k = t; k < end; k++) y = added(y, raw, l->terms + k, h + at[k], l, o + half, some);
+            for (ptrdiff_t k = t; k < last; k++) y = added(y, raw, l->terms + k, h + at[k], l, o + half, some);
             ptrdiff_t place = i * l->d_out + o + half;
             if (wide) store_some_wide((float *)l->y + place, some, y);
             else store_some((bf16 *)l->y + place, some, y);
         }
-        t = end;
+        t = last;
     }
 }
 
@@ -58,13 +60,16 @@ int lorica_few_rows_as_many(void) { return AS_MANY; }
 
 /* x (n, d_in), d_in even; `wide`: y is float32. 0; 1 where memory is missing. */
 int lorica_rowwise(const bf16 *x, const linear *linears, int64_t many, int64_t n, int64_t d, int64_t wide) {
-    few f = few_of(n, d);
-    ptrdiff_t blocks = 0, terms = 0, products = 0, threads = omp_get_max_threads(), of_T = up(n, 32) * OUTPUTS;
+    ptrdiff_t blocks = 0, terms = 0, products = 0, threads = omp_get_max_threads();
+    int ragged = 0;
     for (ptrdiff_t l = 0; l < many; l++) {
         blocks += up(linears[l].d_out, OUTPUTS) / OUTPUTS;
+        ragged |= linears[l].d_out % OUTPUTS != 0;
         terms += linears[l].count;
         for (ptrdiff_t t = 0; t < linears[l].count; t++) products += linears[l].terms[t].of->r;
     }
+    few f = few_of(n, d, ragged);
+    ptrdiff_t of_T = f.group * OUTPUTS;
     size_t of_x = f.deep / PER * f.columns * sizeof(word), own = (of_T + few_room(&f)) * sizeof(float);
     char *at = room_of(of_x + (terms + 1) * 8 + (products + 1) * 4 + threads * own + 256);
     if (!at) return 1;
@@ -91,18 +96,21 @@ int lorica_rowwise(const bf16 *x, const linear *linears, int64_t many, int64_t n
         float *T = sums + omp_get_thread_num() * (of_T + few_room(&f));
         tiles kept;
         tiles_taken(&kept);
-#pragma omp for schedule(static)
-        for (ptrdiff_t b = 0; b < blocks; b++) {
-            const linear *l = linears;
-            const int64_t *mine = places;
-            ptrdiff_t own = b;
-            for (; own >= up(l->d_out, OUTPUTS) / OUTPUTS; l++) {
-                own -= up(l->d_out, OUTPUTS) / OUTPUTS;
-                mine += l->count;
+        for (ptrdiff_t begin = 0; begin < n; begin += f.group) {
+            ptrdiff_t end = begin + f.group < n ? begin + f.group : n;
+#pragma omp for schedule(static) nowait
+            for (ptrdiff_t b = 0; b < blocks; b++) {
+                const linear *l = linears;
+                const int64_t *mine = places;
+                ptrdiff_t own = b;
+                for (; own >= up(l->d_out, OUTPUTS) / OUTPUTS; l++) {
+                    own -= up(l->d_out, OUTPUTS) / OUTPUTS;
+                    mine += l->count;
+                }
+                ptrdiff_t o = own * OUTPUTS, rows = l->d_out - o < OUTPUTS ? l->d_out - o : OUTPUTS;
+                meet_few(T, &f, l->W + o * d, rows, begin, end, (word *)(T + of_T));
+                written(l, T, begin, end, o, h, mine, wide);
             }
-            ptrdiff_t o = own * OUTPUTS, rows = l->d_out - o < OUTPUTS ? l->d_out - o : OUTPUTS;
-            meet_few(T, &f, l->W + o * d, rows, (word *)(T + of_T));
-            written(l, T, n, o, h, mine, wide);
         }
         tiles_back(&kept);
     }

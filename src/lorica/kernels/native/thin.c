@@ -4,7 +4,6 @@ L (R, T), D (T, N); out (R, N) float32, at `by_row` and `by_column`, its columns
 Threads share columns, so a sum is made in the order of T whatever threads there are. */
 
 #include <omp.h>
-#include <string.h>
 
 #include "products.h"
 #include "room.h"
@@ -44,12 +43,13 @@ static void added(float *sums, word *strips, const number *rows, ptrdiff_t begin
     for (ptrdiff_t t = 0, deep; t < p->T; t += deep) {
         deep = t + DEEP < p->T ? DEEP : up(p->T - t, SIDE);
         for (ptrdiff_t i = 0; i < deep; i += SIDE)
-            strips_of(strips + i * WORDS, deep * WORDS, p->D + (t + i) * p->N + begin, p->N, end - begin, p->T - t - i, NULL);
+            strips_of(strips + i * WORDS, deep * WORDS, p->D + (t + i) * p->N + begin, p->N, end - begin, p->T - t - i,
+                      NULL);
         for (ptrdiff_t c = 0; c < end - begin; c += SIDE)
             for (ptrdiff_t r = 0; r < R; r += SIDE) {
                 const run of = {rows + r * apart(p) + t, apart(p), deep};
-                met(sums + c * R + r * SIDE, SIDE, &of, 1, strips + c / SIDE * deep * WORDS, R - r < SIDE ? R - r : SIDE,
-                    t > 0);
+                const word *strip = strips + c / SIDE * deep * WORDS;
+                met(sums + c * R + r * SIDE, SIDE, &of, 1, strip, R - r < SIDE ? R - r : SIDE, t > 0);
             }
     }
 }

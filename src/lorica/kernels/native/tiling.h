@@ -61,7 +61,7 @@ static void leave(bf16 *to, ptrdiff_t stride, const bf16 *in, ptrdiff_t width, p
     for (ptrdiff_t i = 0; i < rows; i++)
         for (ptrdiff_t c = 0; c < lines * SIDE; c += SIDE)
             if (aligned) stream_line(to + i * stride + c, in + i * width + c);
-            else copy_line(to + i * stride + c, in + i * width + c);
+            else memcpy(to + i * stride + c, in + i * width + c, SIDE * sizeof(bf16));
 }
 
 /* `columns` of (rows, stride) as rows of (., T). */
@@ -109,8 +109,8 @@ static ptrdiff_t blocks_of(const tiling *p) { return up(p->T, SIDE) / SIDE; }
 static size_t bench_bytes(const tiling *p, int more) {
     size_t rows = (1 + more) * SIDE * p->some * SIDE * 2, strips = p->some * p->span * STRIP_BYTES;
     size_t block = p->some * SIDE * SIDE * 4, sums = p->span < p->depth && !p->sums ? blocks_of(p) * block : 0;
-    strips += SIDE * p->widest * WIDENED_BYTES;
-    return strips + rows + block + up(p->many * sizeof(run), 64) + sums + 256;
+    size_t numbers = SIDE * p->widest * WIDENED_BYTES;
+    return strips + numbers + rows + block + up(p->many * sizeof(run), 64) + sums + 256;
 }
 
 static workbench bench_at(char *at, const tiling *p, int more) {
