@@ -95,7 +95,7 @@ def floor(found: Mapping[str, Any]) -> list[str]:
     by = Counter(best.get("by", ["the library"])).most_common(1)[0][0]
     at = {kind: operations / found["peak_gflops"] / 1e9 for kind, operations in found["operations"].items()}
     return [
-        f"The best of a sweep of bfloat16 products, by {by}: {found['peak_gflops']:,.0f} GFLOP/s, the median of "
+        f"The best of a sweep of products, by {by}: {found['peak_gflops']:,.0f} GFLOP/s, the median of "
         f"{len(best['gflops'])} sweeps between the steps. At that rate the operations take {at['adapter']:.2f} s with "
         f"adapters ({at['adapter, without its own']:.2f} s without the adapter's own), {at['full']:.2f} s in full.",
         "",

@@ -72,7 +72,7 @@ def _without_bfloat16(setting: Setting, told: Told, held: Mapping[str, str], nam
         "peft": setting.order("peft", same),
         "peft, base in float32": setting.order("peft", same, **wide),
         "peft, base in float32, compiled": setting.order("peft", same, compile=True, **wide),
-        "products": _products(setting),
+        "products": {**_products(setting), "float32": True},
     }
     return _with_floor(setting, _held(orders, held), told, r=COMMON["r"], name=name)
 
