@@ -55,21 +55,24 @@ def untiled(setting: Setting, told: Told) -> Found:
 
 def avx512(setting: Setting, told: Told) -> Found:
     """The same with no arithmetic in bfloat16."""
-    return _without_bfloat16(setting, told, AVX512, "avx512")
+    by_default = {"peft": setting.order("peft", _dense_lessons(setting))}
+    return _without_bfloat16(setting, told, by_default, AVX512, "avx512")
 
 
 def avx2(setting: Setting, told: Told) -> Found:
-    """The same with AVX2 alone, which is what most laptops have."""
-    return _without_bfloat16(setting, told, AVX2, "avx2")
+    """The same with AVX2 alone, which is what most laptops have; there a step of PEFT's in bfloat16 takes minutes."""
+    return _without_bfloat16(setting, told, {}, AVX2, "avx2")
 
 
-def _without_bfloat16(setting: Setting, told: Told, held: Mapping[str, str], name: str) -> Found:
-    """Peers as a bfloat16 checkpoint is loaded by default, and in float32, where the library's products are quick."""
+def _without_bfloat16(
+    setting: Setting, told: Told, beside: Mapping[str, Any], held: Mapping[str, str], name: str
+) -> Found:
+    """Peers in float32, where the library's products are quick."""
     same = _dense_lessons(setting)
     wide: dict[str, Any] = {"dtype": "float32"}
     orders = {
         "lorica": setting.order("lorica", same),
-        "peft": setting.order("peft", same),
+        **beside,
         "peft, base in float32": setting.order("peft", same, **wide),
         "peft, base in float32, compiled": setting.order("peft", same, compile=True, **wide),
         "products": {**_products(setting), "float32": True},
