@@ -20,6 +20,7 @@ Found = dict[str, Any]
 ROWS = 4
 PROBED = 32
 BASE: dict[str, Any] = {"adapter_dtype": "base"}
+WIDE: dict[str, Any] = {"dtype": "float32"}
 UNTILED = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 AVX512 = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
@@ -55,12 +56,17 @@ def untiled(setting: Setting, told: Told) -> Found:
 
 def avx512(setting: Setting, told: Told) -> Found:
     """The same with no arithmetic in bfloat16."""
-    by_default = {"peft": setting.order("peft", _dense_lessons(setting))}
-    return _without_bfloat16(setting, told, by_default, AVX512, "avx512")
+    same = _dense_lessons(setting)
+    beside = {
+        "peft": setting.order("peft", same),
+        "peft, base in float32, compiled": setting.order("peft", same, compile=True, **WIDE),
+    }
+    return _without_bfloat16(setting, told, beside, AVX512, "avx512")
 
 
 def avx2(setting: Setting, told: Told) -> Found:
-    """The same with AVX2 alone, which is what most laptops have; there a step of PEFT's in bfloat16 takes minutes."""
+    """The same with AVX2 alone, which is what most laptops have; there a step of PEFT's in bfloat16 takes minutes,
+    and what torch 2.13 compiles ends the process ("index out of bounds")."""
     return _without_bfloat16(setting, told, {}, AVX2, "avx2")
 
 
@@ -69,12 +75,10 @@ def _without_bfloat16(
 ) -> Found:
     """Peers in float32, where the library's products are quick."""
     same = _dense_lessons(setting)
-    wide: dict[str, Any] = {"dtype": "float32"}
     orders = {
         "lorica": setting.order("lorica", same),
+        "peft, base in float32": setting.order("peft", same, **WIDE),
         **beside,
-        "peft, base in float32": setting.order("peft", same, **wide),
-        "peft, base in float32, compiled": setting.order("peft", same, compile=True, **wide),
         "products": {**_products(setting), "float32": True},
     }
     return _with_floor(setting, _held(orders, held), told, r=COMMON["r"], name=name)
