@@ -14,7 +14,6 @@ before all else. */
 #undef __AMX_BF16__
 #endif
 
-
 static inline __m512 first_half(__m512i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
 
 static inline __m512 second_half(__m512i x) {

@@ -76,10 +76,7 @@ static inline void strips_of(word *out, ptrdiff_t apart, const bf16 *in, ptrdiff
     for (ptrdiff_t n = 0; n < 32; n += 2, in += 2 * stride, out += 16)
         for (ptrdiff_t c = 0; c < up(columns, 32); c += 16) {
             mask16 some = first(columns - c);
-            if (c % 32 == 0) {
-                _mm_prefetch((const char *)(in + 4 * stride + c), _MM_HINT_T0);
-                _mm_prefetch((const char *)(in + 5 * stride + c), _MM_HINT_T0);
-            }
+            if (c % 32 == 0) foreseen(in + 4 * stride + c, stride, 2);
             bf16x16 low = row_of_strip(in + c, n, rows, some, gain);
             bf16x16 high = row_of_strip(in + stride + c, n + 1, rows, some, gain);
             store_words(out + c / 32 * apart + c % 32 * 16, pairs(low, high));

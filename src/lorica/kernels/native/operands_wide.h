@@ -58,7 +58,7 @@ static inline void strips_of(word *out, ptrdiff_t apart, const bf16 *in, ptrdiff
                              ptrdiff_t rows, const float *gain) {
     for (ptrdiff_t n = 0; n < 32; n++, in += stride, out += WORDS)
         for (ptrdiff_t c = 0; c < up(columns, 32); c += 16) {
-            if (c % 32 == 0) _mm_prefetch((const char *)(in + 4 * stride + c), _MM_HINT_T0);
+            if (c % 32 == 0) foreseen(in + 4 * stride + c, stride, 1);
             store_wide(out + c / 32 * apart + c % 32, row_of_strip(in + c, n, rows, first(columns - c), gain));
         }
 }
