@@ -27,9 +27,10 @@ static inline void meet_few(float *T, const few *f, const bf16 *W, ptrdiff_t row
         for (ptrdiff_t i = 0; i < rows; i++) memcpy(padded + i * f->deep, W + i * f->d, f->d * sizeof(bf16));
         W = padded;
     }
+    const run weights = {W, f->deep, f->deep};
     for (ptrdiff_t c = begin; c < end; c += 32, T += 32 * OUTPUTS) {
         ptrdiff_t S = f->columns - c < 32 ? 16 : 32;
-        if (S == 16) narrow_product(C, W, f->deep, f->at + c, f->columns, f->deep);
+        if (S == 16) narrow_product(C, 16, &weights, f->at + c, f->columns, DEPTH / PER * f->columns);
         else product(C, 32, W, f->deep, f->at + c, f->columns, OUTPUTS, 32, f->deep, 0);
         turn(T, OUTPUTS, C, S, OUTPUTS, S);
     }

@@ -51,10 +51,12 @@ typedef struct {
     ptrdiff_t stride;
 } view;
 
-/* 32 rows of W (N, K) from `row` on, of which `width` columns from `column` on; what lies in codes comes into `room`. */
-static inline view rows_of(const branch *b, ptrdiff_t K, ptrdiff_t row, ptrdiff_t column, ptrdiff_t width, bf16 *room) {
+/* `rows` of W (N, K) from `row` on, at most 32, of which `width` columns from `column` on; what lies in codes comes into
+`room`. */
+static inline view rows_of(const branch *b, ptrdiff_t K, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t column,
+                           ptrdiff_t width, bf16 *room) {
     if (!b->codes) return (view){b->W + row * K + column, K};
-    for (ptrdiff_t i = 0; i < SIDE; i++)
+    for (ptrdiff_t i = 0; i < rows; i++)
         for (ptrdiff_t c = 0; c < width; c += SIDE)
             decoded(room + i * width + c, b, row + i, (row + i) * K + column + c);
     return (view){room, width};
@@ -84,7 +86,7 @@ static void middles(const forward *f, number *room, ptrdiff_t begin, ptrdiff_t e
         const run x = run_at(&f->x, t, f->T, 0, f->K, room);
         memset(f->M + t * f->wide, 0, SIDE * f->wide * sizeof(number));
         for (ptrdiff_t c = 0; c < f->R; c += SIDE) {
-            met(C, SIDE, &x, 1, f->of_A + c / SIDE * f->K * WORDS, SIDE, 0);
+            met_by_some(C, &x, f->of_A + c / SIDE * f->K * WORDS, f->R - c);
             rounded(made, SIDE, C, 1.0f);
             for (ptrdiff_t i = 0; i < SIDE * SIDE; i += 16)
                 copied(f->M + (t + i / SIDE) * f->wide + c + i % SIDE, made + i, 0xffff);
@@ -104,11 +106,11 @@ static strip strip_at(const branch *branches, ptrdiff_t s) {
     strip found = {.of = branches};
     for (; s >= found.of->N / SIDE; found.of++) {
         s -= found.of->N / SIDE;
-        found.before += found.of->N / SIDE * up(found.of->r, SIDE) * WORDS;
+        found.before += found.of->N / SIDE * up(found.of->r, DEPTH) * WORDS;
         found.row += found.of->r;
     }
     found.o = s * SIDE;
-    found.before += s * up(found.of->r, SIDE) * WORDS;
+    found.before += s * up(found.of->r, DEPTH) * WORDS;
     return found;
 }
 
@@ -120,7 +122,7 @@ static void lay_outputs(const void *of, word *out, ptrdiff_t first, ptrdiff_t la
         for (ptrdiff_t c = from, width; c < until; c += width, out += width * WORDS) {
             strip one = strip_at(f->branches, s);
             width = columns_at_once(one.of, until - c);
-            view W = rows_of(one.of, f->K, one.o, c, width, room);
+            view W = rows_of(one.of, f->K, one.o, SIDE, c, width, room);
             strip_of_rows(out, W.at, SIDE, width, W.stride);
         }
 }
@@ -138,7 +140,7 @@ static void finish_outputs(const void *of, const workbench *own, const float *C,
         bias[h] = b->bias ? load(b->bias + one.o + 16 * h) : zeros();
         more[h] = b->gain ? minus(load_wide(b->gain + one.o + 16 * h), unit) : unit;
     }
-    const run m = {f->M + one.row + t * f->wide, f->wide, up(b->r, SIDE)};
+    const run m = {f->M + one.row + t * f->wide, f->wide, up(b->r, DEPTH)};
     if (b->B) met(D, SIDE, &m, 1, f->of_B + one.before, SIDE, 0);
     for (ptrdiff_t i = 0; i < SIDE; i++) {
         for (int h = 0; h < 2; h++) {
@@ -176,10 +178,10 @@ int lorica_linears(const bf16 *x, const bf16 *A, bf16 *m, const branch *branches
     f.tiles = (tiling){.lefts = &f.x, .many = 1, .depth = K, .T = T, .widest = R ? K : 0};
     for (ptrdiff_t b = 0; b < count; b++) {
         f.tiles.strips += branches[b].N / SIDE;
-        low += branches[b].N / SIDE * up(branches[b].r, SIDE) * STRIP_BYTES;
+        low += branches[b].N / SIDE * up(branches[b].r, DEPTH) * STRIP_BYTES;
         more |= branches[b].z != NULL;
         /* what lies behind the middles of the last branch is met by zeros */
-        f.wide = up(branches[b].r, SIDE) > f.wide ? up(branches[b].r, SIDE) : f.wide;
+        f.wide = up(branches[b].r, DEPTH) > f.wide ? up(branches[b].r, DEPTH) : f.wide;
     }
     f.wide += up(R, SIDE);
     measured(&f.tiles, threads);
@@ -238,7 +240,7 @@ static void inner_gradients(const backward *f, number *room, ptrdiff_t begin, pt
             if (!b->r) continue;
             const run dy = run_at(f->lefts + 2 * i + 1, t, f->T, 0, b->N, room);
             for (ptrdiff_t c = 0; c < b->r; c += SIDE, of_B += b->N * WORDS) {
-                met(C, SIDE, &dy, 1, of_B, SIDE, 0);
+                met_by_some(C, &dy, of_B, b->r - c);
                 rounded(I + c, f->wide, C, (float)b->scale);
             }
             across(f->inner + row * f->T + t, f->T, I, f->wide, b->r, rows);
@@ -253,24 +255,26 @@ some rows at a time, so that they are read as they lie. */
 static word *lay_rows(word *out, ptrdiff_t whole, const branch *b, ptrdiff_t K, ptrdiff_t first, ptrdiff_t last,
                          ptrdiff_t begin, ptrdiff_t end) {
     bf16 room[SIDE * DECODED] __attribute__((aligned(64)));
-    for (ptrdiff_t n = begin; n < end; n += SIDE, out += SIDE * WORDS)
+    for (ptrdiff_t n = begin, deep; n < end; n += deep, out += deep * WORDS) {
+        deep = end - n < SIDE ? end - n : SIDE;
         for (ptrdiff_t s = first, some; s < last; s += some) {
             some = columns_at_once(b, (last - s) * SIDE) / SIDE;
-            view W = rows_of(b, K, n, s * SIDE, some * SIDE, room);
-            strips_of(out + (s - first) * whole * WORDS, whole * WORDS, W.at, W.stride, some * SIDE, b->N - n,
+            view W = rows_of(b, K, n, deep, s * SIDE, some * SIDE, room);
+            strips_of(out + (s - first) * whole * WORDS, whole * WORDS, W.at, W.stride, some * SIDE, b->N - n, deep,
                       b->gain ? b->gain + n : NULL);
         }
+    }
     return out;
 }
 
-/* Of each branch A, its rows up to a multiple of 32, and W. */
+/* Of each branch A, its rows up to a multiple of DEPTH, and W. */
 static void lay_inputs(const void *of, word *out, ptrdiff_t first, ptrdiff_t last, ptrdiff_t from,
                        ptrdiff_t until) {
     const backward *f = of;
     const ptrdiff_t whole = until - from;
     const bf16 *A = f->A;
     for (const branch *b = f->branches; until > 0; A += b++->r * f->K) {
-        ptrdiff_t of_A = up(b->r, SIDE), begin = from > 0 ? from : 0, end = until < of_A ? until : of_A;
+        ptrdiff_t of_A = up(b->r, DEPTH), begin = from > 0 ? from : 0, end = until < of_A ? until : of_A;
         const branch beside = {.W = A, .N = b->r};
         out = lay_rows(out, whole, &beside, f->K, first, last, begin, end);
         from -= of_A, until -= of_A;
@@ -297,7 +301,7 @@ static void strips_of_B(const backward *f) {
     for (const branch *b = f->branches; b < f->branches + f->count; b++)
         for (ptrdiff_t c = 0; c < b->r; c += SIDE)
             for (ptrdiff_t n = 0; n < b->N; n += SIDE, out += SIDE * WORDS)
-                strips_of(out, 0, b->B + n * b->r + c, b->r, b->r - c < SIDE ? b->r - c : SIDE, SIDE,
+                strips_of(out, 0, b->B + n * b->r + c, b->r, b->r - c < SIDE ? b->r - c : SIDE, SIDE, SIDE,
                           b->gain ? b->gain + n : NULL);
 }
 
@@ -311,11 +315,11 @@ int lorica_linears_backward(const bf16 *A, bf16 *inner, bf16 *dx, float *sum, co
     f.tiles = (tiling){.many = 2 * count, .T = T, .strips = K / SIDE, .sums = sum, .add = add};
     for (ptrdiff_t b = 0; b < count; b++) {
         f.wide += up(branches[b].r, SIDE);
+        f.tiles.depth += branches[b].N + up(branches[b].r, DEPTH);
         low += branches[b].N * up(branches[b].r, SIDE) / SIDE * STRIP_BYTES;
         tails += branches[b].N * SIDE * 2;
         if (branches[b].r && f.tiles.widest < branches[b].N) f.tiles.widest = branches[b].N;
     }
-    f.tiles.depth = tails / (SIDE * 2) + f.wide;
     measured(&f.tiles, threads);
     size_t bench = bench_bytes(&f.tiles, 0);
     char *at = room_of(threads * bench + low + up(T, SIDE) * f.wide * 2 + tails + 2 * count * sizeof(left) + 512);
@@ -327,7 +331,7 @@ int lorica_linears_backward(const bf16 *A, bf16 *inner, bf16 *dx, float *sum, co
     for (ptrdiff_t b = 0, row = 0; b < count; row += up(branches[b].r, SIDE), tail += SIDE * branches[b++].N) {
         tail_of(tail, branches[b].y, T, branches[b].N);
         const bf16 *I = f.I + row;
-        f.lefts[2 * b] = (left){I, I + T / SIDE * SIDE * f.wide, f.wide, up(branches[b].r, SIDE)};
+        f.lefts[2 * b] = (left){I, I + T / SIDE * SIDE * f.wide, f.wide, up(branches[b].r, DEPTH)};
         f.lefts[2 * b + 1] = (left){branches[b].y, tail, branches[b].N, branches[b].N};
     }
 #pragma omp parallel num_threads(threads)

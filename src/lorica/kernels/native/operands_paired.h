@@ -9,7 +9,7 @@ them. */
 typedef bf16 number;
 typedef int32_t word;
 
-enum { PER = 2, WIDENED_BYTES = 0, RIGHT_APART = 1 };
+enum { DEPTH = 32, PER = 2, WIDENED_BYTES = 0, RIGHT_APART = 1 };
 
 enum { WORDS = 16, OTHER_HALF = 256, STRIP_LDB = 16 };
 
@@ -70,10 +70,10 @@ static inline bf16x16 row_of_strip(const bf16 *in, ptrdiff_t n, ptrdiff_t rows, 
 }
 
 /* 32 rows of (rows, stride), each times its gain, as 32 rows of strips `apart` words from each other; zeros past `rows`
-and past `columns`. Two rows at a time are read as they lie, and those after the next two are asked for. */
+and past `columns`. Of less than 32 rows `deep` are laid out, a multiple of DEPTH. Two rows at a time are read as they lie, and those after the next two are asked for. */
 static inline void strips_of(word *out, ptrdiff_t apart, const bf16 *in, ptrdiff_t stride, ptrdiff_t columns,
-                             ptrdiff_t rows, const float *gain) {
-    for (ptrdiff_t n = 0; n < 32; n += 2, in += 2 * stride, out += 16)
+                             ptrdiff_t rows, ptrdiff_t deep, const float *gain) {
+    for (ptrdiff_t n = 0; n < deep; n += 2, in += 2 * stride, out += 16)
         for (ptrdiff_t c = 0; c < up(columns, 32); c += 16) {
             mask16 some = first(columns - c);
             if (c % 32 == 0) foreseen(in + 4 * stride + c, stride, 2);
@@ -102,7 +102,7 @@ static inline void strip_of_rows(word *out, const bf16 *in, ptrdiff_t rows, ptrd
 /* 32 rows of (., r), turned; r is small and may be odd. */
 static inline void strip_of_short_rows(word *out, const bf16 *in, ptrdiff_t r) {
     bf16 *pairs = (bf16 *)out;
-    memset(out, 0, up(r, SIDE) * SIDE * sizeof(bf16));
+    memset(out, 0, up(r, DEPTH) * WORDS * sizeof(word));
     for (ptrdiff_t i = 0; i < SIDE; i++)
         for (ptrdiff_t k = 0; k < r; k++)
             pairs[(k / 32 * 512 + i / 16 * 256 + k % 32 / 2 * 16 + i % 16) * 2 + k % 2] = in[i * r + k];

@@ -7,7 +7,7 @@ or none that is quicker. */
 typedef float number;
 typedef float word;
 
-enum { PER = 1, WIDENED_BYTES = 4, RIGHT_APART = 0 };
+enum { DEPTH = 8, PER = 1, WIDENED_BYTES = 4, RIGHT_APART = 0 };
 enum { WORDS = 32, OTHER_HALF = 16, STRIP_LDB = 32 };
 
 typedef f32x16 word16;
@@ -20,8 +20,12 @@ static inline void copied(number *out, const bf16 *in, mask16 some) { store_wide
 
 static inline const number *numbers(number *room, const bf16 *in, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t depth,
                                     ptrdiff_t *apart) {
-    for (ptrdiff_t i = 0; i < rows; i++)
-        for (ptrdiff_t d = 0; d < depth; d += 16) store_wide(room + i * depth + d, load(in + i * stride + d));
+    const ptrdiff_t whole = depth / 16 * 16;
+    for (ptrdiff_t i = 0; i < rows; i++, in += stride) {
+        number *out = room + i * depth;
+        for (ptrdiff_t d = 0; d < whole; d += 16) store_wide(out + d, load(in + d));
+        if (whole < depth) store_some_wide(out + whole, first(8), load_some(in + whole, first(8)));
+    }
     *apart = depth;
     return room;
 }
@@ -55,8 +59,8 @@ static inline f32x16 row_of_strip(const bf16 *in, ptrdiff_t n, ptrdiff_t rows, m
 }
 
 static inline void strips_of(word *out, ptrdiff_t apart, const bf16 *in, ptrdiff_t stride, ptrdiff_t columns,
-                             ptrdiff_t rows, const float *gain) {
-    for (ptrdiff_t n = 0; n < 32; n++, in += stride, out += WORDS)
+                             ptrdiff_t rows, ptrdiff_t deep, const float *gain) {
+    for (ptrdiff_t n = 0; n < deep; n++, in += stride, out += WORDS)
         for (ptrdiff_t c = 0; c < up(columns, 32); c += 16) {
             if (c % 32 == 0) foreseen(in + 4 * stride + c, stride, 1);
             store_wide(out + c / 32 * apart + c % 32, row_of_strip(in + c, n, rows, first(columns - c), gain));
@@ -72,7 +76,7 @@ static inline void strip_of_rows(word *out, const bf16 *in, ptrdiff_t rows, ptrd
 }
 
 static inline void strip_of_short_rows(word *out, const bf16 *in, ptrdiff_t r) {
-    memset(out, 0, up(r, SIDE) * WORDS * sizeof(word));
+    memset(out, 0, up(r, DEPTH) * WORDS * sizeof(word));
     for (ptrdiff_t i = 0; i < SIDE; i++)
         for (ptrdiff_t k = 0; k < r; k++) out[k * WORDS + i] = of_number(in[i * r + k]);
 }

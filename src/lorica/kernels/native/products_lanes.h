@@ -24,9 +24,9 @@ static inline __attribute__((always_inline)) void panel(float *C, ptrdiff_t ldc,
         sum[i] = add ? load_wide(C + i / halves * ldc + i % halves * 16) : zeros();
     for (const run *part = A; part < A + runs; part++) {
         const number *at = part->at + r * part->stride;
-        for (ptrdiff_t d = 0; d < part->depth; d += 32, B += step)
-#pragma GCC unroll 4
-            for (ptrdiff_t k = 0; k < 32; k += PER) {
+        for (ptrdiff_t d = 0; d < part->depth; d += DEPTH, B += step)
+#pragma GCC unroll 8
+            for (ptrdiff_t k = 0; k < DEPTH; k += PER) {
                 word16 b[2];
 #pragma GCC unroll 2
                 for (int h = 0; h < halves; h++) b[h] = load_right(B + k / PER * ldb + h * other);
@@ -50,15 +50,10 @@ static inline void block(float *C, ptrdiff_t ldc, const run *A, ptrdiff_t runs, 
             panel(C + 16 * h, ldc, A, runs, r, h ? high : low, high - low, ldb, step, HELD, HALVES, add);
 }
 
-#ifdef PAIRED
-
-/* C (32, 16) = A (32, D) B (D, 16). */
-static inline void narrow_product(float *C, const number *A, ptrdiff_t lda, const word *B, ptrdiff_t ldb,
-                                  ptrdiff_t D) {
-    const run rows = {A, lda, D};
-    for (ptrdiff_t r = 0; r < 32; r += 16) panel(C + r * 16, 16, &rows, 1, r, B, 0, ldb, 32 / PER * ldb, 16, 1, 0);
+/* C (32, 16) = A (32, D) B (D, 16), `step` words of B from DEPTH rows to the next. */
+static inline void narrow_product(float *C, ptrdiff_t ldc, const run *A, const word *B, ptrdiff_t ldb, ptrdiff_t step) {
+    enum { LONE = HELD * HALVES };
+    for (ptrdiff_t r = 0; r < 32; r += LONE) panel(C + r * ldc, ldc, A, 1, r, B, 0, ldb, step, LONE, 1, 0);
 }
-
-#endif
 
 #endif

@@ -34,7 +34,7 @@ columns meet them; what is deeper is met in pieces of about PIECE. */
 enum { ROWS = 16, DEEPEST = 640, PIECE = 288 };
 
 /* R (a multiple of ROWS, at most 32) rows and 32 columns of C.  `low` and `high` are the halves of B's columns, `ldb`
-words from a pair of rows to the next, `step` words from 32 rows to the next.  passing: B goes by the first cache, so
+words from a pair of rows to the next, `step` words from DEPTH rows to the next.  passing: B goes by the first cache, so
 that rows of A are found there by the columns that come next: a sixth to a quarter quicker. */
 static inline void block(float *C, ptrdiff_t ldc, const run *A, ptrdiff_t runs, const int32_t *low,
                          const int32_t *high, ptrdiff_t ldb, ptrdiff_t step, ptrdiff_t R, int add, int passing) {
@@ -73,21 +73,21 @@ static inline void block(float *C, ptrdiff_t ldc, const run *A, ptrdiff_t runs, 
     if (R > 16) _tile_stored(3, C + 16 * ldc + 16, ldc * 4);
 }
 
-/* C (32, 16) = A (32, D) B (D, 16). */
-static inline void narrow_product(float *C, const number *A, ptrdiff_t lda, const word *B, ptrdiff_t ldb,
-                                  ptrdiff_t D) {
+/* C (32, 16) = A (32, D) B (D, 16), `step` words of B from DEPTH rows to the next. */
+static inline void narrow_product(float *C, ptrdiff_t ldc, const run *A, const word *B, ptrdiff_t ldb, ptrdiff_t step) {
+    const bf16 *rows = A->at;
     memory_is_read();
     _tile_zero(0);
     _tile_zero(1);
-    for (ptrdiff_t d = 0; d < D; d += 32, B += 16 * ldb) {
+    for (ptrdiff_t d = 0; d < A->depth; d += DEPTH, B += step) {
         _tile_loadd(6, B, ldb * 4);
-        _tile_loadd(4, A + d, lda * 2);
+        _tile_loadd(4, rows + d, A->stride * 2);
         _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, A + 16 * lda + d, lda * 2);
+        _tile_loadd(5, rows + 16 * A->stride + d, A->stride * 2);
         _tile_dpbf16ps(1, 5, 6);
     }
-    _tile_stored(0, C, 64);
-    _tile_stored(1, C + 256, 64);
+    _tile_stored(0, C, ldc * 4);
+    _tile_stored(1, C + 16 * ldc, ldc * 4);
 }
 
 #endif

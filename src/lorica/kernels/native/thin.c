@@ -44,7 +44,7 @@ static void added(float *sums, word *strips, const number *rows, ptrdiff_t begin
         deep = t + DEEP < p->T ? DEEP : up(p->T - t, SIDE);
         for (ptrdiff_t i = 0; i < deep; i += SIDE)
             strips_of(strips + i * WORDS, deep * WORDS, p->D + (t + i) * p->N + begin, p->N, end - begin, p->T - t - i,
-                      NULL);
+                      SIDE, NULL);
         for (ptrdiff_t c = 0; c < end - begin; c += SIDE)
             for (ptrdiff_t r = 0; r < R; r += SIDE) {
                 const run of = {rows + r * apart(p) + t, apart(p), deep};
