@@ -7,6 +7,7 @@ import pytest
 
 import lorica
 from lorica import api
+from lorica.api import fitting
 from lorica.budget.knobs import KNOBS
 from lorica.errors import NoRoomError
 
@@ -82,17 +83,33 @@ def test_nothing_fits_in_one_line_with_what_comes_nearest(seven: Path) -> None:
     assert caught.value.exit_status == 1
 
 
-def test_rank_and_length_are_turned_where_nothing_else_fits(tmp_path: Path) -> None:
+LAST = {"method.r", "data.max_length"}
+
+
+def test_rank_and_length_are_turned_where_nothing_else_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
     method = {"name": "lora", "r": 64}
     recipe = lorica.Recipe(model="embedded", method=method, data={"train": str(tmp_path / "rows.jsonl")})
-    for memory in range(800_000_000, 0, -10_000_000):
-        best = api.best_for(recipe, memory=memory).choices[0]
-        if {"method.r", "data.max_length"} & best.settings.keys():
-            break
+    last, without = least_memory(recipe, 400_000_000, 720_000_000)
+    best = api.best_for(recipe, memory=last).choices[0]
     assert "method.r" in best.settings
     assert [knob.name for knob in best.knobs][-1] in ("rank", "length")
-    assert {"train.gradient_checkpointing", "train.page_state", "model.host_layers"} < best.settings.keys()
+    assert not LAST & api.best_for(recipe, memory=without).choices[0].settings.keys()
+    monkeypatch.setattr(fitting, "INEXACT", [knob for knob in fitting.INEXACT if not knob.last])
+    with pytest.raises(NoRoomError):
+        api.best_for(recipe, memory=last)
+
+
+def least_memory(recipe: lorica.Recipe, too_little: int, enough: int) -> tuple[int, int]:
+    """Within 10 MB, from where on neither rank nor length is turned."""
+    while enough - too_little > 10_000_000:
+        middle = (too_little + enough) // 2
+        try:
+            turned = LAST & api.best_for(recipe, memory=middle).choices[0].settings.keys()
+        except NoRoomError:
+            turned = LAST
+        too_little, enough = (middle, enough) if turned else (too_little, middle)
+    return too_little, enough
 
 
 def test_it_is_json_too(seven: Path) -> None:

@@ -12,7 +12,7 @@ from lorica.serve.engine import Request
 from lorica.serve.engine import prefix as prefix_module
 from serve_bases import Heard, answer, engine_on, folder, prompt, shelf_of
 
-SECONDS = 4
+ANSWERS, SECONDS = 60, 60
 
 
 class Leased:
@@ -34,17 +34,18 @@ class Leased:
         return tuple(self.by_thread.last)
 
 
-def churned(monkeypatch, seconds):
-    """(shelf, engine, [(heard, prompt, generations)], noise of each generation)"""
+def churned(monkeypatch):
+    """(shelf, engine, [(heard, prompt, generations)], noise of each generation): of so many answers, in so long."""
     shelf = shelf_of("lora", "dora", "wide")
     leased, engine = Leased(shelf, monkeypatch), engine_on(shelf, running=6)
-    noise_of, asked, until = {}, [], time.monotonic() + seconds
+    noise_of, asked, until = {}, [], time.monotonic() + SECONDS
+    enough = lambda: (len(asked) > ANSWERS and len(noise_of) > 3) or time.monotonic() > until  # noqa: E731
     for name in ("lora", "dora"):
         folder(name, noise=1)
 
     def churn():
         for turn in range(1_000_000):
-            if time.monotonic() > until:
+            if enough():
                 return
             name = ("lora", "dora")[turn % 2]
             made = shelf.replace_own(name, folder(name, noise=turn // 2 % 2))
@@ -54,7 +55,7 @@ def churned(monkeypatch, seconds):
 
     def client(seed):
         draw = random.Random(seed)
-        while time.monotonic() < until:
+        while not enough():
             heard, tokens = Heard(), prompt(draw.choice([20, 33]), draw.randrange(2))
             name = draw.choice([None, "lora", "dora", "wide", "more"])
             try:
@@ -91,8 +92,8 @@ def wrong(asked, noise_of):
 
 
 def test_every_answer_is_that_of_exactly_its_generation(monkeypatch):
-    shelf, engine, asked, noise_of = churned(monkeypatch, SECONDS)
-    assert len(asked) > 50
+    shelf, engine, asked, noise_of = churned(monkeypatch)
+    assert len(asked) > ANSWERS
     assert len(noise_of) > 3
     assert wrong(asked, noise_of) == []
     assert {heard.end.reason for heard, _, _ in asked} == {"length", "cancelled"}
@@ -111,7 +112,7 @@ def test_with_keys_by_name_alone_answers_would_be_wrong(monkeypatch):
     monkeypatch.setattr(prefix_module, "root", lambda base, adapters, who: original(base, by_name(adapters), who))
     for _ in range(5):
         with monkeypatch.context() as patch:
-            _, _, asked, noise_of = churned(patch, SECONDS)
+            _, _, asked, noise_of = churned(patch)
         if wrong(asked, noise_of):
             return
     pytest.fail("no answer was wrong")
