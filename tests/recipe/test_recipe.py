@@ -146,7 +146,7 @@ def test_what_is_missing_is_named(write) -> None:
 
 def test_two_answers_to_one_question_are_refused(write) -> None:
     (told,) = problems(write(SQL), "train.steps=5")
-    assert told == "train: epochs and steps are two answers to one question; give one of them"
+    assert told == "train: epochs and steps are two answers to one question; give one of them, null for the other"
 
 
 @pytest.mark.parametrize(

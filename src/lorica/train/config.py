@@ -88,7 +88,7 @@ class TrainConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
         problems = [
-            f"{first} and {second} are two answers to one question; give one of them"
+            f"{first} and {second} are two answers to one question; give one of them, null for the other"
             for first, second in (("epochs", "steps"), ("rows_per_step", "tokens_per_step"))
             if getattr(self, first) is not None and getattr(self, second) is not None
         ]
