@@ -293,8 +293,7 @@ static const word *across_and_right(word *across, word *room, number *by_rows, c
 
 /* z or dz of 32 keys and 32 queries. */
 static inline void quarter(float *z, const number *rows, const word *across, ptrdiff_t E) {
-    const run of = {rows, E, E};
-    block(z, 32, &of, 1, across, across + 16, BLOCK, DEPTH / PER * BLOCK, 32, 0, 0);
+    product(z, 32, rows, E, across, BLOCK, 32, 32, E, 0);
 }
 
 /* P and dZ of 32 keys from `key` on and 32 queries, at `place` of their block, as products read them. */

@@ -21,10 +21,11 @@ static inline void copied(number *out, const bf16 *in, mask16 some) { store_wide
 static inline const number *numbers(number *room, const bf16 *in, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t depth,
                                     ptrdiff_t *apart) {
     const ptrdiff_t whole = depth / 16 * 16;
+    const mask16 rest = first(depth - whole);
     for (ptrdiff_t i = 0; i < rows; i++, in += stride) {
         number *out = room + i * depth;
         for (ptrdiff_t d = 0; d < whole; d += 16) store_wide(out + d, load(in + d));
-        if (whole < depth) store_some_wide(out + whole, first(8), load_some(in + whole, first(8)));
+        if (whole < depth) store_some_wide(out + whole, rest, load_some(in + whole, rest));
     }
     *apart = depth;
     return room;
