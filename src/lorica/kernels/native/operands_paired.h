@@ -70,7 +70,8 @@ static inline bf16x16 row_of_strip(const bf16 *in, ptrdiff_t n, ptrdiff_t rows, 
 }
 
 /* 32 rows of (rows, stride), each times its gain, as 32 rows of strips `apart` words from each other; zeros past `rows`
-and past `columns`. Of less than 32 rows `deep` are laid out, a multiple of DEPTH. Two rows at a time are read as they lie, and those after the next two are asked for. */
+and past `columns`. Of less than 32 rows `deep` are laid out, a multiple of DEPTH. Two rows at a time are read as they
+lie, and those after the next two are asked for. */
 static inline void strips_of(word *out, ptrdiff_t apart, const bf16 *in, ptrdiff_t stride, ptrdiff_t columns,
                              ptrdiff_t rows, ptrdiff_t deep, const float *gain) {
     for (ptrdiff_t n = 0; n < deep; n += 2, in += 2 * stride, out += 16)

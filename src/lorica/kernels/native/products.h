@@ -20,7 +20,8 @@ static inline void foreseen(const bf16 *at, ptrdiff_t stride, ptrdiff_t rows) {
 /* A strip is 32 columns of a right operand as `met` reads them. What is read one behind the other comes in time; lines
 in turn do not.
 
-DEPTH: what a depth is a multiple of; what is less deep, as low-rank products are, is filled up with zeros. `number` is of a left operand, `word` of a right one.  PER: rows of a right operand in a word.  WORDS: of a strip to
+DEPTH: what a depth is a multiple of; what is less deep, as low-rank products are, is filled up with zeros.
+`number` is of a left operand, `word` of a right one.  PER: rows of a right operand in a word.  WORDS: of a strip to
 each row; OTHER_HALF and STRIP_LDB: from its first sixteen columns to the others, and from word to word below.
 WIDENED_BYTES: of room for a number of a left operand that is widened.  RIGHT_APART: what is left and right operand lies
 in two memories. */
