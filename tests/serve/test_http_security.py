@@ -27,6 +27,7 @@ from http_app import ADMIN, KEY, OTHER, asked, heard, listening, made, raw, wire
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
+from lorica.api import serving
 from lorica.errors import RequestError
 from lorica.serve.http import app as app_file
 from lorica.serve.http import (
@@ -43,7 +44,6 @@ from lorica.serve.http import (
 )
 from lorica.serve.http import texts as texts_file
 from lorica.serve.http.limits import HttpLimits
-from lorica.serve.http.listening import is_loopback
 from lorica.serve.http.security import Level, Levels, Security
 
 HTTP = Path(app_file.__file__).parent
@@ -674,11 +674,8 @@ def web_sockets_are_closed(tmp_path: Path) -> None:
     assert [each["type"] for each in asking.said] == ["websocket.close"]
 
 
-@row(set_to(sys.modules[__name__], "is_loopback", lambda host: True))
+@row(set_to(serving, "is_loopback", lambda host: True))
 def only_this_machine_is_served_without_a_key(tmp_path: Path) -> None:
-    from lorica.api import serving
-
-    serving.is_loopback = is_loopback  # what the sabotage replaces here is replaced there
     for host in ("0.0.0.0", "192.0.2.1", "::", "example.org"):
         with pytest.raises(RequestError, match="choose a key"):
             serving.serve("embedded", host=host, port=-1)
