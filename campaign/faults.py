@@ -5,6 +5,7 @@ disk is still good; and the next `lorica train --resume` ends as if nothing had 
 """
 
 import errno
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -52,43 +53,41 @@ class Striking:
         return self.met == self.nth or (self.fault.lasting and self.met > self.nth)
 
 
-def at_every_call(place: Path, chunk: int, size: int) -> Tally:
+def at_every_call(place: Path, chunk: int, size: int) -> Iterator[Tally]:
     """Chunk: which fault, and which slice of the N; `size`: how many N at most (evenly spread), 0 for all."""
     if why := system_calls.unavailable():
-        return Tally(refused=why)
-    fault, first = FAULTS[chunk // SLICES], chunk % SLICES + 1
-    tally, stride = Tally(), SLICES
-    if size:
-        stride = max(SLICES, _calls(fault) // size)
-    nth = first
-    while _strike(place / f"{nth}", fault, nth, tally):
+        yield Tally(refused=why)
+        return
+    fault, nth = FAULTS[chunk // SLICES], chunk % SLICES + 1
+    stride = max(SLICES, _calls(fault.changing) // size) if size else SLICES
+    while (tally := _strike(place / f"{nth}", fault, nth)) is not None:
         nth += stride
-    return tally
+        yield tally
 
 
 @cache
-def _calls(fault: Fault) -> int:
-    """How many calls of a kind a run makes."""
-    strikes = Striking(fault, 1 << 30)
-    case = workplace().begin(workplace().place / f"counted {fault}")
-    system_calls.failing(strikes, fault.code, case / "run", workplace().train(case), case / "said")
+def _calls(changing: bool) -> int:
+    """How many calls a run makes that change the disk, or that read."""
+    strikes = Striking(Fault(errno.EIO, changing), 1 << 30)
+    case = workplace().begin(workplace().place / f"counted {changing}")
+    system_calls.failing(strikes, errno.EIO, case / "run", workplace().train(case), case / "said")
     trees.erase(case)
     return strikes.met
 
 
-def _strike(case: Path, fault: Fault, nth: int, tally: Tally) -> bool:
-    """False when a run has fewer calls than that."""
+def _strike(case: Path, fault: Fault, nth: int) -> Tally | None:
+    """None when a run has fewer calls than that."""
     at = workplace()
     at.begin(case)
     traced = system_calls.failing(Striking(fault, nth), fault.code, case / "run", at.train(case), case / "said")
     if traced.struck is None:
         trees.erase(case)
-        return False
-    tally.cases += 1
+        return None
+    tally = Tally(cases=1)
     name = f"{fault}, {traced.struck.name} number {nth} ({Path(traced.struck.path).name})"
     tally.failures += [f"{name}: {wrong}" for wrong in _wrong(case, traced, fault, tally)]
     trees.erase(case)
-    return True
+    return tally
 
 
 def _wrong(case: Path, traced: system_calls.Traced, fault: Fault, tally: Tally) -> list[str]:

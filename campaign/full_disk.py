@@ -7,6 +7,7 @@ room, it goes on and ends as if it had always had it.  Each size is a tmpfs in a
 import ctypes
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from campaign import trees
@@ -24,12 +25,11 @@ CHUNK = 12
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def at_every_size(place: Path, chunk: int, size: int) -> Tally:
+def at_every_size(place: Path, chunk: int, size: int) -> Iterator[Tally]:
     """Chunk: every how-manieth of the sizes and inode counts; `size`: how many of it at most."""
-    tally = Tally()
     if why := _unavailable(place):
-        tally.refused = why
-        return tally
+        yield Tally(refused=why)
+        return
     begin, end = _needs(place)
     step = max(4096, 2 * (end[0] - begin[0]) // SIZES // 4096 * 4096)
     options = [f"size={begin[0] + step * n},nr_inodes=4096" for n in range(SIZES)]
@@ -38,10 +38,8 @@ def at_every_size(place: Path, chunk: int, size: int) -> Tally:
         case = place / "case"
         case.mkdir(exist_ok=True)
         found = _in_namespace(case, option, place / "found.json")
-        tally.cases += 1
-        tally.count("too_small" if found["status"] else "large_enough")
-        tally.failures += [f"{option}: {wrong}" for wrong in found["wrong"]]
-    return tally
+        kind = "too_small" if found["status"] else "large_enough"
+        yield Tally(1, {kind: 1}, [f"{option}: {wrong}" for wrong in found["wrong"]])
 
 
 def _needs(place: Path) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -11,7 +11,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,38 +30,38 @@ SECOND = "1-0123abcd"
 """The end of a draft's name: process 1 holds no lock of ours."""
 
 
-def at_saves(place: Path, chunk: int, size: int) -> Tally:
+def at_saves(place: Path, chunk: int, size: int) -> Iterator[Tally]:
     """Chunk: which save of the run, the last being the adapter's; every `size`-th call of it."""
     adapter = chunk == SAVES
     hook = (Attached, "save", 1) if adapter else (RunFolder, "save", chunk + 1)
     allowed = {SAVED[-1]} if adapter else {SAVED[chunk], SAVED[chunk + 1]}
     folder = place / "run"
     siege = _siege(folder, hook, place, size, HELD_OPEN)
-    return _judged(place, siege, allowed)
+    yield from _judged(place, siege, allowed)
 
 
-def at_recoveries(place: Path, chunk: int, size: int) -> Tally:
+def at_recoveries(place: Path, chunk: int, size: int) -> Iterator[Tally]:
     """Chunk: which wound, and whether the recovery itself or the first save after it is struck."""
     wound, allowed = WOUNDS[chunk // 2]
     folder = place / "run"
     wound(folder)
     if chunk % 2 == 0:
         siege = _siege(folder, (RunFolder, "__enter__", 1), place, size, ())
+        yield from _judged(place, siege, {allowed})
     else:
         hook = (Attached, "save", 1) if allowed == SAVED[-1] else (RunFolder, "save", 1)
         siege = _siege(folder, hook, place, size, HELD_OPEN)
         allowed_now = {allowed} if allowed == SAVED[-1] else {allowed, SAVED[SAVED.index(allowed) + 1]}
-        return _judged(place, siege, allowed_now)
-    return _judged(place, siege, {allowed})
+        yield from _judged(place, siege, allowed_now)
 
 
-def at_random(place: Path, chunk: int, size: int) -> Tally:
+def at_random(place: Path, chunk: int, size: int) -> Iterator[Tally]:
     """`size` kills: each run is killed again whenever it is resumed, some of them early, until it ends by itself."""
-    chance, tally = random.Random(f"kills {chunk}"), Tally()
-    seconds = _usual_seconds()
-    while tally.cases < size:
-        folder = place / f"run-{tally.counts.get('runs', 0)}"
-        tally.count("runs")
+    chance, seconds, kills = random.Random(f"kills {chunk}"), _usual_seconds(), 0
+    for number in itertools.count():
+        if kills >= size:
+            break
+        folder, tally = place / f"run-{number}", Tally(counts={"runs": 1})
         began = -1
         while True:
             # A third of the kills fall into the recovery at a run's start.
@@ -81,7 +81,8 @@ def at_random(place: Path, chunk: int, size: int) -> Tally:
         else:
             tally.failures += [f"{folder.name}: {part} differs" for part in differences(folder)]
         shutil.rmtree(folder)
-    return tally
+        kills += tally.cases
+        yield tally
 
 
 def _siege(folder: Path, hook: tuple[type, str, int], out: Path, stride: int, staying: Collection[str]) -> Any:
@@ -128,20 +129,22 @@ def _strike(action: Callable[[], object], folder: Path, out: Path, stride: int, 
     (out / "siege.json").write_text(json.dumps({"kills": kills, "calls": traced.calls, "states": list(seen.values())}))
 
 
-def _judged(place: Path, siege: Any, allowed: Collection[int]) -> Tally:
-    tally = Tally(siege["kills"], {"system_calls": siege["calls"], "states_resumed": len(siege["states"])})
+def _judged(place: Path, siege: Any, allowed: Collection[int]) -> Iterator[Tally]:
+    yield Tally(siege["kills"], {"system_calls": siege["calls"]})
     for k in siege["states"]:
+        tally = Tally(counts={"states_resumed": 1})
         folder = place / f"state-{k}"
         run = living_run.resumed(folder)
         name = f"killed before call {k}"
         if run.end.status:
             tally.failures.append(f"{name}: the resumed run failed: {run.end.said[-200:]}")
+            yield tally
             continue
         if run.began not in allowed:
             tally.failures.append(f"{name}: began after step {run.began}, not {sorted(allowed)}")
         tally.failures += complaints(name, run.notes)
         tally.failures += [f"{name}: {part} differs" for part in differences(folder)]
-    return tally
+        yield tally
 
 
 def complaints(name: str, notes: Collection[str]) -> list[str]:

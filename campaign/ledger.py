@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,16 @@ class Tally:
     def count(self, name: str, number: int = 1) -> None:
         self.counts[name] = self.counts.get(name, 0) + number
 
+    @classmethod
+    def of(cls, found: Iterable["Tally"], *, until_one_fails: bool = False) -> "Tally":
+        """The sum of what work finds, piece by piece; or no more than it takes to find a failure."""
+        whole = cls()
+        for piece in found:
+            whole.add(piece)
+            if until_one_fails and whole.failures:
+                break
+        return whole
+
     def add(self, other: "Tally") -> None:
         self.cases += other.cases
         self.failures += other.failures
@@ -38,8 +48,8 @@ class Tally:
             self.count(name, number)
 
 
-Work = Callable[[Path, int, int], Tally]
-"""(an empty folder, number of the chunk, how much of it: `size`, smaller in a sample) -> what was found."""
+Work = Callable[[Path, int, int], Iterator[Tally]]
+"""(an empty folder, number of the chunk, how much of it: `size`, smaller in a sample) -> what is found, as it is."""
 Breakage = Callable[[], AbstractContextManager[None]]
 
 
@@ -47,7 +57,7 @@ Breakage = Callable[[], AbstractContextManager[None]]
 class Part:
     """name    what is done; claim: what must hold each time
     chunks  how many pieces of work; size: of each, for the whole campaign and for a sample
-    controls    code broken in one known way, with the chunk on which that must be found
+    controls    code broken in one known way, with the chunk on which that must be found: one failure is enough
     """
 
     name: str

@@ -7,7 +7,7 @@ What was promised when the power failed is there, or what was being written then
 import json
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,7 +41,7 @@ class Scenario:
     judge: Callable[[Path, Any], str]
 
 
-def recovered(place: Path, chunk: int, size: int) -> Tally:
+def recovered(place: Path, chunk: int, size: int) -> Iterator[Tally]:
     """Chunk: which of `SCENARIOS`; `size`: how many different disks, at most."""
     scenario = list(SCENARIOS.values())[chunk]
     root = place / "root"
@@ -50,14 +50,14 @@ def recovered(place: Path, chunk: int, size: int) -> Tally:
     with recording(root) as recorder:
         scenario.work(root, recorder.mark)
     shutil.rmtree(root)
-    tally = Tally(counts={"operations": len(recorder.log)})
+    yield Tally(counts={"operations": len(recorder.log)})
     for crash in crashes(recorder, size, f"power {chunk}"):
-        tally.cases += 1
+        tally = Tally(cases=1)
         write_out(crash.tree, root)
         if wrong := _verdict(scenario, root, crash.promised):
             tally.failures.append(f"{list(SCENARIOS)[chunk]}, before operation {crash.at}: {wrong}")
         shutil.rmtree(root)
-    return tally
+        yield tally
 
 
 def _verdict(scenario: Scenario, root: Path, promised: Any) -> str:
@@ -67,20 +67,18 @@ def _verdict(scenario: Scenario, root: Path, promised: Any) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-def resumed(place: Path, chunk: int, size: int) -> Tally:
+def resumed(place: Path, chunk: int, size: int) -> Iterator[Tally]:
     """A whole run is recorded, and `size` of the disks that a crash of it can leave are resumed for real."""
     folder = place / "run"
     folder.mkdir()
     end = done(lambda: _record_run(folder, place, size, f"run {chunk}"), place / "said")
     if end.status:
         raise RuntimeError(end.said)
-    tally = Tally()
     for path in sorted(place.glob("state-*.json")):
-        tally.cases += 1
         promised = json.loads(path.read_text())
-        tally.failures += [f"{path.stem}: {wrong}" for wrong in _resume(path.with_suffix(""), promised)]
+        wrong = _resume(path.with_suffix(""), promised)
         shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-    return tally
+        yield Tally(cases=1, failures=[f"{path.stem}: {each}" for each in wrong])
 
 
 def _record_run(folder: Path, place: Path, size: int, seed: str) -> None:

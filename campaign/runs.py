@@ -210,17 +210,17 @@ class Keeper:
         return tally
 
 
-def _worked(place: Path, part: Part, chunk: int, size: int) -> tuple[Tally, float]:
+def _worked(place: Path, part: Part, chunk: int, size: int, control: bool = False) -> tuple[Tally, float]:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=place) as folder:
-        tally = part.work(Path(folder), chunk, size)
+        tally = Tally.of(part.work(Path(folder), chunk, size), until_one_fails=control)
     return tally, time.monotonic() - began
 
 
 def _controlled(place: Path, part: Part, name: str) -> tuple[Tally, float]:
     broken, chunk, size = part.controls[name]
     with broken():
-        return _worked(place, part, chunk, size)
+        return _worked(place, part, chunk, size, control=True)
 
 
 def _entry(part: Part, tallies: Sequence[Tally | None], controls: Mapping[str, Tally | None]) -> dict[str, Any]:

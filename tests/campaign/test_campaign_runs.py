@@ -1,6 +1,6 @@
 """A sample of the campaign on runs (`make campaign` is the whole): everything holds, and every broken Lorica is found.
 
-In processes of their own: the campaign forks, which a process that has run a backward pass may not.
+In a process of its own: the campaign forks, which a process that has run a backward pass may not.
 """
 
 import json
@@ -9,19 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
+PARTS = 7
 
 
-@pytest.mark.parametrize("parts", ["kills", "power failures", "faults", "full disks"])
-def test_a_sample_of_the_campaign_holds_and_its_controls_are_red(parts: str) -> None:
+def test_a_sample_of_the_campaign_holds_and_its_controls_are_red() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, "-m", "campaign.runs", "--sample", parts]
+    command = [sys.executable, "-m", "campaign.runs", "--sample"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout, done.stderr
     found = json.loads(done.stdout)
-    assert found
+    assert len(found) == PARTS
     for name, part in found.items():
         if "not_tried" in part:
             print(f"{name}: {part['not_tried']}")
