@@ -9,7 +9,7 @@ from lorica.api.planning import drawn
 from lorica.api.tasked import TaskLike, settled
 from lorica.budget.advice import Advice, Facts, decide, noted
 from lorica.budget.fitting import Choice, best
-from lorica.budget.memory import Shapes
+from lorica.budget.memory import shapes_of
 from lorica.budget.rules import DISAGREEMENTS, DOUBTS, RULES
 from lorica.data import Dataset
 from lorica.errors import ModelError, NoRoomError, RequestError
@@ -73,7 +73,7 @@ def _facts(given: Mapping[str, Any], memory: float | None, device: str | None, h
     search = Search(Recipe(**_nested({**sized, "method.name": "lora", "method.r": 8})), memory, device)
     whole = Search(Recipe(**_nested({**sized, "method.name": "full"})), memory, device)
     ways = list(search.level(AS_IS))
-    plan, shapes = search.itself.forecast.plan, Shapes.of(search.itself.forecast.plan.base)
+    plan, shapes = search.itself.forecast.plan, shapes_of(search.itself.forecast.plan)
     config: Any = getattr(search.draft.shapes, "config", None)
     around = sum(each.parameters for each in plan.edits if each.edit.place == "around")
     return Facts(

@@ -13,7 +13,7 @@ from math import sqrt
 
 from lorica.adapter import Plan
 from lorica.adapter.plan import PlannedTensor
-from lorica.budget.memory import Shapes
+from lorica.budget.memory import shapes_of
 from lorica.site import Site
 
 REGRET = "Schulman et al. 2025, LoRA Without Regret"
@@ -92,7 +92,7 @@ class Case:
     @cached_property
     def usual(self) -> float:
         """LoRA's rate on this base; that of a width of 2000 where no width can be read off it."""
-        width = Shapes.of(self.plan.base).d or 2000
+        width = shapes_of(self.plan).d or 2000
         return 5e-4 * (2000 / width) ** 0.781
 
     @property

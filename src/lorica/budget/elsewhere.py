@@ -12,7 +12,17 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 from lorica.adapter import Plan
-from lorica.budget.memory import TRAINED, Memory, Moments, Shapes, Workload, gigabytes, held_bytes, memory_of
+from lorica.budget.memory import (
+    TRAINED,
+    Memory,
+    Moments,
+    Workload,
+    gigabytes,
+    held_bytes,
+    memory_of,
+    once_a_plan,
+    shapes_of,
+)
 from lorica.models import hosted
 from lorica.site import Site
 
@@ -68,13 +78,19 @@ def _paged(memory: Memory, plan: Plan, allowed: int, moments: Moments) -> int:
 
 
 def _inputs(memory: Memory, plan: Plan, work: Workload) -> int:
-    shapes = Shapes.of(plan.base)
+    shapes = shapes_of(plan)
     again = shapes.layers if work.recomputed is None else min(work.recomputed, shapes.layers)
     return min(max(again - 1, 0) * work.tokens * shapes.d * shapes.width, memory.activations)
 
 
 def _hosted(plan: Plan, count: int) -> Iterator[Site]:
     """Weights of the linears in blocks that are fetched."""
-    blocks = set(hosted(Shapes.of(plan.base).layers, count))
-    linears = {site.weight for site in plan.base if site.kind == "linear" and site.layer in blocks}
-    return (site for site in plan.base if site.kind == "parameter" and site.name in linears)
+    blocks = set(hosted(shapes_of(plan).layers, count))
+    return (site for layer, site in _weights(plan) if layer in blocks)
+
+
+@once_a_plan
+def _weights(plan: Plan) -> tuple[tuple[int | None, Site], ...]:
+    """The weight of each linear, with the number of its block."""
+    layers = {site.weight: site.layer for site in plan.base if site.kind == "linear"}
+    return tuple((layers[site.name], site) for site in plan.base if site.kind == "parameter" and site.name in layers)

@@ -12,7 +12,7 @@ from lorica.budget.cautions import Caution, Training, cautions
 from lorica.budget.corrections import Correction
 from lorica.budget.elsewhere import Elsewhere, elsewhere, moved
 from lorica.budget.machine import Machine
-from lorica.budget.memory import Memory, Moments, Shapes, Workload, gigabytes, memory_of, two_moments
+from lorica.budget.memory import Memory, Moments, Workload, gigabytes, memory_of, shapes_of, two_moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ def forecast(
 
 
 def flops_a_token(plan: Plan, work: Workload) -> int:
-    shapes = Shapes.of(plan.base)
+    shapes = shapes_of(plan)
     attention = work.length * shapes.q * shapes.layers
     trained = plan.trainable_parameters
     flops = 4 * shapes.linear_parameters + 4 * shapes.head_parameters + 7 * attention + 6 * trained

@@ -30,18 +30,22 @@ one block at a time has the rest.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import wraps
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 
 from lorica.adapter import Plan
+from lorica.adapter.plan import PlannedEdit
 from lorica.budget.kept_back import beside_pool, kept_back
 from lorica.kernels import pool, reads_codes
 from lorica.kernels.cross_entropy import CACHED, CHUNK_ROWS
 from lorica.methods.contract import Keeps, Role
 from lorica.site import Site
 
+T = TypeVar("T")
 BYTES = {
     str(kind).removeprefix("torch."): kind.itemsize for kind in vars(torch).values() if isinstance(kind, torch.dtype)
 }
@@ -99,6 +103,19 @@ class Memory:
         return "\n".join(f"  {name:<12} {gigabytes(size):>10}" for name, size in self.to_dict().items())
 
 
+def once_a_plan(of: Callable[[Plan], T]) -> Callable[[Plan], T]:
+    """What depends on a plan alone, which never changes: a search for what fits asks for it a thousand times."""
+    known: WeakKeyDictionary[Plan, T] = WeakKeyDictionary()
+
+    @wraps(of)
+    def found(plan: Plan) -> T:
+        if plan not in known:
+            known[plan] = of(plan)
+        return known[plan]
+
+    return found
+
+
 def gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
@@ -124,7 +141,7 @@ class Moment:
 
 def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Moments = two_moments) -> Memory:
     """kind: cpu or cuda.  decoder: the base runs on our own decoder."""
-    shapes = Shapes.of(plan.base)
+    shapes = shapes_of(plan)
     width = shapes.width
     first = _first_block(plan, shapes.layers)
     block = _fused_block(shapes) if decoder else _plain_block(plan.base, shapes)
@@ -164,7 +181,7 @@ def memory_of(plan: Plan, work: Workload, kind: str, decoder: bool, moments: Mom
         key=lambda moment: moment.held,
     )
     return Memory(
-        weights=sum(held_bytes(site) for site in plan.base if site.kind == "parameter"),
+        weights=_held(plan),
         adapter=TRAINED * (plan.trainable_parameters + plan.frozen_parameters),
         gradients=worst.gradients,
         optimizer=TRAINED * sum(moments(tensor.shape, tensor.role) for tensor in plan.learned.values()),
@@ -217,11 +234,20 @@ def held_bytes(site: Site) -> int:
     return site.held_bytes or prod(site.shape) * BYTES[site.dtype]
 
 
+@once_a_plan
+def _held(plan: Plan) -> int:
+    return sum(held_bytes(site) for site in plan.base if site.kind == "parameter")
+
+
+@once_a_plan
+def _kept(plan: Plan) -> tuple[tuple[PlannedEdit, Keeps], ...]:
+    return tuple((planned, planned.method.keeps(planned.edit)) for planned in plan.edits)
+
+
 def _dense_again(plan: Plan, work: Workload, kind: str) -> int:
     """The most of a weight's size that stands at a time: a quantised one made dense, for one product or for a method
     that reads it, and what that makes of it."""
-    keeps = ((p.site.weight, p.method.keeps(p.edit).like_weight) for p in plan.edits)
-    made = {weight: count for weight, count in keeps if count is not None}
+    made = {p.site.weight: keeps.like_weight for p, keeps in _kept(plan) if keeps.like_weight is not None}
 
     def at_once(site: Site) -> int:
         in_codes = site.name not in made and _is_in_c(site, work)
@@ -243,25 +269,27 @@ def _first_block(plan: Plan, blocks: int) -> int:
     return min([*behind, *(p.site.layer for p in plan.edits if p.site.layer is not None)], default=0)
 
 
+@once_a_plan
 def _inputs(plan: Plan) -> int:
     """Elements a token of the layers in blocks whose input is needed, once where several read the same; o reads the
     output of attention, which is kept in any case."""
     linears = {site.weight: site for site in plan.base if site.kind == "linear" and site.layer is not None}
     read: dict[tuple[str, str], int] = {}
-    for planned in plan.edits:
+    for planned, keeps in _kept(plan):
         edited = planned.site.name if planned.site.kind == "parameter" else planned.site.weight
-        if planned.method.keeps(planned.edit).inputs and (site := linears.get(edited)) and "o" not in site.roles:
+        if keeps.inputs and (site := linears.get(edited)) and "o" not in site.roles:
             group = next((name for name, roles in READ_TOGETHER.items() if roles & set(site.roles)), site.leaf)
             read[site.name.rpartition(".")[0], group] = site.d_in
     return sum(read.values())
 
 
+@once_a_plan
 def _made_again(plan: Plan) -> int:
     """Elements a token that gated MLPs make again in the backward pass, where all of their linears fuse: what `down`
     reads, and outputs of gate and up, which are kept in any case."""
     fused: dict[str, dict[str, tuple[Site, Keeps]]] = {}
-    for p in plan.edits:
-        keeps, roles = p.method.keeps(p.edit), GATED.intersection(p.site.roles)
+    for p, keeps in _kept(plan):
+        roles = GATED.intersection(p.site.roles)
         if keeps.fuses and p.edit.place == "around" and p.site.layer is not None and len(roles) == 1:
             fused.setdefault(p.site.owner, {})[next(iter(roles))] = p.site, keeps
     whole = [mlp for mlp in fused.values() if mlp.keys() == GATED]
@@ -269,6 +297,7 @@ def _made_again(plan: Plan) -> int:
     return sum(mlp["gate"][0].d_out for mlp in whole) + sum(outputs)
 
 
+@once_a_plan
 def _narrowed(plan: Plan) -> int:
     """Bytes of what is in blocks and trained, in the type it is read in where that is narrower than float32: each pass
     makes such a copy.  Weights that are trained whole, and the factors of methods."""
@@ -291,13 +320,14 @@ def _read_of(site: Site, shape: tuple[int, ...]) -> int:
     return prod(min(size, max(site.d_in, site.d_out)) for size in shape)
 
 
+@once_a_plan
 def _more(plan: Plan) -> int:
     """Elements a token of outputs in blocks that are needed, and of numbers beside them."""
     return sum(site.d_out * keeps.outputs + keeps.numbers for site, keeps in _in_blocks(plan))
 
 
 def _in_blocks(plan: Plan) -> Iterator[tuple[Site, Keeps]]:
-    return ((p.site, p.method.keeps(p.edit)) for p in plan.edits if p.site.layer is not None)
+    return ((p.site, keeps) for p, keeps in _kept(plan) if p.site.layer is not None)
 
 
 def _values(plan: Plan, work: Workload) -> int:
@@ -310,6 +340,7 @@ def _values(plan: Plan, work: Workload) -> int:
     )
 
 
+@once_a_plan
 def _shown(plan: Plan) -> int:
     """Matrices that are put together in each forward pass because a part of their rows is trained, and the gradient
     of each."""
@@ -372,6 +403,11 @@ class Shapes:
         return self.vocabulary * self.d
 
 
+@once_a_plan
+def shapes_of(plan: Plan) -> Shapes:
+    return Shapes.of(plan.base)
+
+
 def _width(sites: Iterable[Site], role: str) -> int:
     """d_out of the sites with a role; a fused layer's is shared by its roles."""
     return max((site.d_out // len(site.roles) for site in sites if role in site.roles), default=0)
@@ -395,7 +431,7 @@ def _plain_block(sites: Sequence[Site], s: Shapes) -> int:
 
 
 def _beside_tensors(plan: Plan, s: Shapes, work: Workload, worst: Moment, recomputed: int) -> int:
-    keeps = [p.method.keeps(p.edit) for p in plan.edits if p.edit.place == "around" and p.site.layer is not None]
+    keeps = [keeps for p, keeps in _kept(plan) if p.edit.place == "around" and p.site.layer is not None]
     one_function = all(each.fuses for each in keeps)
     gained = one_function and any(each.outputs for each in keeps)
     if pool().lacking is None:

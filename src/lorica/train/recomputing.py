@@ -9,7 +9,7 @@ from torch import nn
 
 from lorica.adapter import Plan
 from lorica.budget import Machine, Workload, fewest_fetched, fewest_recomputed, machine
-from lorica.budget.memory import CONTEXT, Shapes
+from lorica.budget.memory import CONTEXT, shapes_of
 from lorica.kernels.elsewhere import Store
 from lorica.models import recomputable
 from lorica.models.causal_lm import CausalLM
@@ -38,7 +38,7 @@ def workload(
     work = replace(work, recomputed=_blocks(config, plan, model, work, place))
     if host_layers != "auto" or not isinstance(model, CausalLM):
         return work
-    layers, moments = Shapes.of(plan.base).layers, config.optimizer.elements
+    layers, moments = shapes_of(plan).layers, config.optimizer.elements
     return replace(work, host_layers=fewest_fetched(plan, work, place, layers, decoder=True, moments=moments))
 
 
@@ -47,7 +47,7 @@ def _blocks(config: TrainConfig, plan: Plan, model: nn.Module, work: Workload, p
     if asked != "auto":
         return None if asked is True else int(asked)
     blocks = recomputable(model)
-    some = range(1, blocks) if blocks == Shapes.of(plan.base).layers else ()  # two stacks are counted in one row
+    some = range(1, blocks) if blocks == shapes_of(plan).layers else ()  # two stacks are counted in one row
     counts = [0, *some, None] if blocks else [0]
     decoder = isinstance(model, CausalLM)
     return fewest_recomputed(plan, work, place, counts, decoder=decoder, moments=config.optimizer.elements)
