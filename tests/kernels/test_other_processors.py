@@ -1,6 +1,7 @@
 """Kernels as other processors get them, from AVX2 to tiles: the same tests hold.
 
-What a processor has too much is kept from the compiler; what it lacks is done in software, which needs AVX-512.
+What a processor has too much is kept from the compiler; what it lacks is done in software, which needs AVX-512.  What
+it is itself is tested where everything is.
 """
 
 import os
@@ -23,16 +24,29 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize(
-    ("widest", "files"),
-    [("AVX2", OF_PRODUCTS + OF_LINEARS + OF_LANES), ("AVX512_CORE", OF_PRODUCTS), ("AVX512_CORE_BF16", OF_PRODUCTS)],
-)
+FLAGS = processor_flags()
+LESS = [
+    (widest, files)
+    for widest, files, has_more in (
+        ("AVX2", OF_PRODUCTS + OF_LINEARS + OF_LANES, "avx512bw" in FLAGS),
+        ("AVX512_CORE", OF_PRODUCTS, "avx512_bf16" in FLAGS),
+        ("AVX512_CORE_BF16", OF_PRODUCTS, "amx_bf16" in FLAGS),
+    )
+    if has_more
+]
+MORE = [
+    more
+    for more, lacks in (("pairs", "avx512_bf16" not in FLAGS), ("tiles", "amx_bf16" not in FLAGS))
+    if lacks and "avx512bw" in FLAGS
+]
+
+
+@pytest.mark.parametrize(("widest", "files"), LESS)
 def test_kernels_hold_their_bounds_without(widest: str, files: tuple[str, ...]) -> None:
     hold(files, {WIDEST: widest})
 
 
-@pytest.mark.skipif("avx512bw" not in processor_flags(), reason="software for pairs and tiles is written in AVX-512")
-@pytest.mark.parametrize("more", ["pairs", "tiles"])
+@pytest.mark.parametrize("more", MORE)
 def test_kernels_hold_their_bounds_with(more: str) -> None:
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     hold(OF_PRODUCTS + OF_LINEARS, {"LORICA_IN_SOFTWARE": more, "PYTHONPATH": path, WIDEST: ""}, "-p", "in_software")
