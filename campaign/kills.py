@@ -132,19 +132,17 @@ def _strike(action: Callable[[], object], folder: Path, out: Path, stride: int, 
 def _judged(place: Path, siege: Any, allowed: Collection[int]) -> Iterator[Tally]:
     yield Tally(siege["kills"], {"system_calls": siege["calls"]})
     for k in siege["states"]:
-        tally = Tally(counts={"states_resumed": 1})
-        folder = place / f"state-{k}"
-        run = living_run.resumed(folder)
-        name = f"killed before call {k}"
-        if run.end.status:
-            tally.failures.append(f"{name}: the resumed run failed: {run.end.said[-200:]}")
-            yield tally
-            continue
-        if run.began not in allowed:
-            tally.failures.append(f"{name}: began after step {run.began}, not {sorted(allowed)}")
-        tally.failures += complaints(name, run.notes)
-        tally.failures += [f"{name}: {part} differs" for part in differences(folder)]
-        yield tally
+        wrong = _wrong(place / f"state-{k}", f"killed before call {k}", allowed)
+        yield Tally(counts={"states_resumed": 1}, failures=wrong)
+
+
+def _wrong(folder: Path, name: str, allowed: Collection[int]) -> list[str]:
+    """Of a run that is gone on with from a state."""
+    run = living_run.resumed(folder)
+    if run.end.status:
+        return [f"{name}: the resumed run failed: {run.end.said[-200:]}"]
+    wrong = [] if run.began in allowed else [f"{name}: began after step {run.began}, not {sorted(allowed)}"]
+    return wrong + complaints(name, run.notes) + [f"{name}: {part} differs" for part in differences(folder)]
 
 
 def complaints(name: str, notes: Collection[str]) -> list[str]:

@@ -125,9 +125,7 @@ def bound(cases: int, failures: int) -> str:
 
 
 def summary(part: Part, tallies: Iterable[Tally]) -> dict[str, Any]:
-    whole = Tally()
-    for tally in tallies:
-        whole.add(tally)
+    whole = Tally.of(tallies)
     return {
         "claim": part.claim,
         "cases": whole.cases,
