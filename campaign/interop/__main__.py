@@ -47,7 +47,9 @@ def main(arguments: Sequence[str]) -> int:
     chosen = [case for case in cases() if not given.words or any(word in case.name for word in given.words)]
     if given.minutes < ENDLESS:
         random.Random(0).shuffle(chosen)
-    verdicts = list(judgements([(None, case) for case in chosen], given.workers, started + 60 * given.minutes))
+    judged_ones = judgements([(None, case) for case in chosen], given.workers, started + 60 * given.minutes)
+    places = {case.name: place for place, case in enumerate(chosen)}
+    verdicts = sorted(judged_ones, key=lambda verdict: places[verdict.case.name])
     controls = {} if given.words else seen(given.workers)
     green = [name for name, counts in controls.items() if not counts["red"]]
     seconds = round(time.monotonic() - started)
