@@ -30,7 +30,7 @@ static inline void meet_few(float *T, const few *f, const bf16 *W, ptrdiff_t row
     const run weights = {W, f->deep, f->deep};
     for (ptrdiff_t c = begin; c < end; c += 32, T += 32 * OUTPUTS) {
         ptrdiff_t S = f->columns - c < 32 ? 16 : 32;
-        if (S == 16) narrow_product(C, 16, &weights, f->at + c, f->columns, DEPTH / PER * f->columns);
+        if (S == 16) narrow_product((sums){C, 16}, &weights, matrix(f->at + c, f->columns));
         else product(C, 32, W, f->deep, f->at + c, f->columns, OUTPUTS, 32, f->deep, 0);
         turn(T, OUTPUTS, C, S, OUTPUTS, S);
     }

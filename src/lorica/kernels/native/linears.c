@@ -141,7 +141,7 @@ static void finish_outputs(const void *of, const workbench *own, const float *C,
         more[h] = b->gain ? minus(load_wide(b->gain + one.o + 16 * h), unit) : unit;
     }
     const run m = {f->M + one.row + t * f->wide, f->wide, up(b->r, DEPTH)};
-    if (b->B) met(D, SIDE, &m, 1, f->of_B + one.before, SIDE, 0);
+    if (b->B) met((sums){D, SIDE}, &m, 1, strips_at(f->of_B + one.before, 0), SIDE, 1, 0);
     for (ptrdiff_t i = 0; i < SIDE; i++) {
         for (int h = 0; h < 2; h++) {
             z[h] = load_wide(C + i * SIDE + 16 * h);

@@ -9,7 +9,7 @@ them. */
 typedef bf16 number;
 typedef int32_t word;
 
-enum { DEPTH = 32, PER = 2, WIDENED_BYTES = 0, RIGHT_APART = 1 };
+enum { DEPTH = 32, PER = 2, WIDENED_BYTES = 0, RIGHT_APART = 1, TOGETHER = 1, LAID = 800 << 10 };
 
 enum { WORDS = 16, OTHER_HALF = 256, STRIP_LDB = 16 };
 

@@ -7,7 +7,7 @@ or none that is quicker. */
 typedef float number;
 typedef float word;
 
-enum { DEPTH = 8, PER = 1, WIDENED_BYTES = 4, RIGHT_APART = 0 };
+enum { DEPTH = 8, PER = 1, WIDENED_BYTES = 4, RIGHT_APART = 0, TOGETHER = REGISTER / 8, LAID = 900 << 10 };
 enum { WORDS = 32, OTHER_HALF = 16, STRIP_LDB = 32 };
 
 typedef f32x16 word16;

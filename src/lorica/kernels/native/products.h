@@ -24,7 +24,8 @@ DEPTH: what a depth is a multiple of; what is less deep, as low-rank products ar
 `number` is of a left operand, `word` of a right one.  PER: rows of a right operand in a word.  WORDS: of a strip to
 each row; OTHER_HALF and STRIP_LDB: from its first sixteen columns to the others, and from word to word below.
 WIDENED_BYTES: of room for a number of a left operand that is widened.  RIGHT_APART: what is left and right operand lies
-in two memories. */
+in two memories.  TOGETHER: strips that rows of A meet at a time.  LAID: bytes of strips that a thread lays out at a time,
+beside the rows that meet them, in the second cache. */
 #if defined(__AMX_BF16__) || defined(PAIRS_ARE_QUICK)
 #include "operands_paired.h"
 #else
@@ -32,6 +33,26 @@ in two memories. */
 #endif
 
 enum { STRIP_BYTES = WORDS * sizeof(word) };
+
+/* Where a right operand lies: `below` words from one to that of the next rows, `step` from DEPTH rows to the next, `half`
+from sixteen columns to the next sixteen and `next` from 32 to the next 32. */
+typedef struct {
+    const word *at;
+    ptrdiff_t below, step, half, next;
+} right;
+
+static inline right matrix(const word *at, ptrdiff_t ldb) { return (right){at, ldb, DEPTH / PER * ldb, 16, SIDE}; }
+
+/* Strips that are `deep`, one behind the other. */
+static inline right strips_at(const word *at, ptrdiff_t deep) {
+    return (right){at, STRIP_LDB, DEPTH * WORDS, OTHER_HALF, deep * WORDS};
+}
+
+/* Sums of some rows: `ld` from row to row, `next` from 32 columns to the next 32. */
+typedef struct {
+    float *at;
+    ptrdiff_t ld, next;
+} sums;
 
 /* Rows of A, `stride` after one another, as far as one memory holds their depth; what runs on in another is summed
 without a stop. */
@@ -46,28 +67,32 @@ typedef struct {
 #include "products_lanes.h"
 #endif
 
+/* Of `columns` that are left, so many times 32 are met together. */
+static inline ptrdiff_t together(ptrdiff_t columns) { return columns < TOGETHER * SIDE ? 1 : TOGETHER; }
+
 static inline void product(float *C, ptrdiff_t ldc, const number *A, ptrdiff_t lda, const word *B, ptrdiff_t ldb,
                            ptrdiff_t R, ptrdiff_t S, ptrdiff_t D, int add) {
     for (ptrdiff_t r = 0; r < R; r += 32) {
         const run rows = {A + r * lda, lda, D};
-        for (ptrdiff_t s = 0; s < S; s += 32)
-            block(C + r * ldc + s, ldc, &rows, 1, B + s, B + s + 16, ldb, DEPTH / PER * ldb, 32, add, 0);
+        for (ptrdiff_t s = 0, some; s < S; s += some * 32) {
+            some = together(S - s);
+            blocks((sums){C + r * ldc + s, ldc, SIDE}, &rows, 1, matrix(B + s, ldb), 32, some, add, 0);
+        }
     }
 }
 
-/* R (at most 32, a multiple of ROWS) rows and 32 columns of C, of a strip. */
-static inline void met(float *C, ptrdiff_t ldc, const run *A, ptrdiff_t runs, const word *strip, ptrdiff_t R,
-                       int add) {
-    block(C, ldc, A, runs, strip, strip + OTHER_HALF, STRIP_LDB, DEPTH * WORDS, R, add, 1);
+/* R (at most 32, a multiple of ROWS) rows of A, in runs, meet some strips, at most TOGETHER. */
+static inline void met(sums C, const run *A, ptrdiff_t runs, right strips, ptrdiff_t R, ptrdiff_t some, int add) {
+    blocks(C, A, runs, strips, R, some, add, 1);
 }
 
 /* C (32, 32) of a strip of which the first `columns` count: where sixteen do, the others are 0. */
 static inline void met_by_some(float *C, const run *A, const word *strip, ptrdiff_t columns) {
     if (columns > 16) {
-        met(C, SIDE, A, 1, strip, SIDE, 0);
+        met((sums){C, SIDE}, A, 1, strips_at(strip, 0), SIDE, 1, 0);
         return;
     }
-    narrow_product(C, SIDE, A, strip, STRIP_LDB, DEPTH * WORDS);
+    narrow_product((sums){C, SIDE}, A, strips_at(strip, 0));
     for (ptrdiff_t i = 0; i < SIDE; i++) store_wide(C + i * SIDE + 16, zeros());
 }
 

@@ -33,11 +33,14 @@ static inline void tiles_back(tiles *kept) {
 columns meet them; what is deeper is met in pieces of about PIECE. */
 enum { ROWS = 16, DEEPEST = 640, PIECE = 288 };
 
-/* R (a multiple of ROWS, at most 32) rows and 32 columns of C.  `low` and `high` are the halves of B's columns, `ldb`
-words from a pair of rows to the next, `step` words from DEPTH rows to the next.  passing: B goes by the first cache, so
-that rows of A are found there by the columns that come next: a sixth to a quarter quicker. */
-static inline void block(float *C, ptrdiff_t ldc, const run *A, ptrdiff_t runs, const int32_t *low,
-                         const int32_t *high, ptrdiff_t ldb, ptrdiff_t step, ptrdiff_t R, int add, int passing) {
+/* R (a multiple of ROWS, at most 32) rows and 32 columns.  passing: B goes by the first cache, so that rows of A are
+found there by the columns that come next: a sixth to a quarter quicker. */
+static inline void blocks(sums of, const run *A, ptrdiff_t runs, right B, ptrdiff_t R, ptrdiff_t some, int add,
+                          int passing) {
+    float *C = of.at;
+    const ptrdiff_t ldc = of.ld, ldb = B.below, step = B.step;
+    const word *low = B.at, *high = low + B.half;
+    (void)some;
     memory_is_read();
     if (add) {
         _tile_loadd(0, C, ldc * 4);
@@ -73,21 +76,22 @@ static inline void block(float *C, ptrdiff_t ldc, const run *A, ptrdiff_t runs, 
     if (R > 16) _tile_stored(3, C + 16 * ldc + 16, ldc * 4);
 }
 
-/* C (32, 16) = A (32, D) B (D, 16), `step` words of B from DEPTH rows to the next. */
-static inline void narrow_product(float *C, ptrdiff_t ldc, const run *A, const word *B, ptrdiff_t ldb, ptrdiff_t step) {
+/* Sixteen columns of 32 rows. */
+static inline void narrow_product(sums of, const run *A, right B) {
     const bf16 *rows = A->at;
+    const word *column = B.at;
     memory_is_read();
     _tile_zero(0);
     _tile_zero(1);
-    for (ptrdiff_t d = 0; d < A->depth; d += DEPTH, B += step) {
-        _tile_loadd(6, B, ldb * 4);
+    for (ptrdiff_t d = 0; d < A->depth; d += DEPTH, column += B.step) {
+        _tile_loadd(6, column, B.below * 4);
         _tile_loadd(4, rows + d, A->stride * 2);
         _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(5, rows + 16 * A->stride + d, A->stride * 2);
         _tile_dpbf16ps(1, 5, 6);
     }
-    _tile_stored(0, C, ldc * 4);
-    _tile_stored(1, C + 16 * ldc, ldc * 4);
+    _tile_stored(0, of.at, of.ld * 4);
+    _tile_stored(1, of.at + 16 * of.ld, of.ld * 4);
 }
 
 #endif

@@ -37,20 +37,23 @@ static void whole(number *rows, const task *p) {
 }
 
 /* Columns from `begin` to `end`. Sums of 32 of them stand together, (high, 32), and so do strips of some rows of D. */
-static void added(float *sums, word *strips, const number *rows, ptrdiff_t begin, ptrdiff_t end, const task *p) {
+static void added(float *made, word *strips, const number *rows, ptrdiff_t begin, ptrdiff_t end, const task *p) {
     const ptrdiff_t R = high(p);
-    if (!p->T) memset(sums, 0, R * up(end - begin, SIDE) * sizeof(float));
+    if (!p->T) memset(made, 0, R * up(end - begin, SIDE) * sizeof(float));
     for (ptrdiff_t t = 0, deep; t < p->T; t += deep) {
         deep = t + DEEP < p->T ? DEEP : up(p->T - t, SIDE);
         for (ptrdiff_t i = 0; i < deep; i += SIDE)
             strips_of(strips + i * WORDS, deep * WORDS, p->D + (t + i) * p->N + begin, p->N, end - begin, p->T - t - i,
                       SIDE, NULL);
-        for (ptrdiff_t c = 0; c < end - begin; c += SIDE)
+        for (ptrdiff_t c = 0, some; c < end - begin; c += some * SIDE) {
+            some = together(end - begin - c);
             for (ptrdiff_t r = 0; r < R; r += SIDE) {
                 const run of = {rows + r * apart(p) + t, apart(p), deep};
-                const word *strip = strips + c / SIDE * deep * WORDS;
-                met(sums + c * R + r * SIDE, SIDE, &of, 1, strip, R - r < SIDE ? R - r : SIDE, t > 0);
+                const sums C = {made + c * R + r * SIDE, SIDE, R * SIDE};
+                const right met_ones = strips_at(strips + c / SIDE * deep * WORDS, deep);
+                met(C, &of, 1, met_ones, R - r < SIDE ? R - r : SIDE, some, t > 0);
             }
+        }
     }
 }
 

@@ -12,9 +12,9 @@ cache at once: a step of 64 bytes in each of 32 rows took longer than the produc
 #include "products.h"
 #include "room.h"
 
-enum { LAID = 800 << 10, FEWEST = 12, LAYING = 8 };
-/* LAID: bytes of strips that a thread lays out at a time, beside the rows that meet them in 2 MB; FEWEST: strips among
-these, or they are laid out in parts; LAYING: 32 rows meet so many strips while one is laid out. */
+enum { FEWEST = 12, LAYING = 8 };
+/* FEWEST: strips that a thread lays out at a time, or they are laid out in parts; LAYING: 32 rows meet so many strips
+while one is laid out. */
 
 /* The rows of this thread, from a multiple of 32 on. */
 static void share_of(ptrdiff_t T, ptrdiff_t *begin, ptrdiff_t *end) {
@@ -71,7 +71,7 @@ static inline void across(bf16 *out, ptrdiff_t T, const bf16 *in, ptrdiff_t stri
 }
 
 /* Strips of right operands that all rows of some left ones meet, one beside the other: `depth` of all.  A thread lays
-out `some` strips at a time, `span` of their depth, of which rows meet a `piece` at a time; `sums` (strips, T / 32)
+out `some` strips at a time, `span` of their depth, of which rows meet a `piece` at a time; `sums` (T / 32, strips)
 blocks of float32 wait where the span is not the whole depth, or where more is to come. `widest`: the most of a row
 that is widened at a time. */
 typedef struct {
@@ -95,7 +95,7 @@ static void measured(tiling *p, int threads) {
     ptrdiff_t at_once = LAID / strip, fewest = each < FEWEST ? each : FEWEST;
     if (at_once < fewest) at_once = fewest;
     ptrdiff_t groups = (each + at_once - 1) / at_once;
-    p->some = (each + groups - 1) / groups;
+    p->some = up((each + groups - 1) / groups, TOGETHER);
     ptrdiff_t parts = (p->some * strip + LAID - 1) / LAID;
     p->span = up((p->depth + parts - 1) / parts, SIDE);
     ptrdiff_t pieces = p->span > DEEPEST ? (p->span + PIECE - 1) / PIECE : 1;
@@ -142,12 +142,14 @@ static part part_of(const tiling *p) {
                   (row + 1) * blocks / by * SIDE};
 }
 
-/* Where sums of 32 rows and a strip stand; that of one that is met at once is the next one's too. */
-static inline float *sums_of(const tiling *p, const workbench *own, ptrdiff_t t, ptrdiff_t s, ptrdiff_t first) {
-    ptrdiff_t blocks = blocks_of(p), block = t / SIDE;
-    if (p->sums) return p->sums + (s * blocks + block) * SIDE * SIDE;
-    if (own->sums) return own->sums + ((s - first) * blocks + block) * SIDE * SIDE;
-    return own->kept + (p->piece < p->span ? (s - first) * SIDE * SIDE : 0);
+/* Where sums of 32 rows and a strip stand, those of the next strip behind them; where they are met at once, those that
+come next stand there too. */
+static inline sums sums_of(const tiling *p, const workbench *own, ptrdiff_t t, ptrdiff_t s, ptrdiff_t first) {
+    enum { ONE = SIDE * SIDE };
+    float *at = own->kept + (p->piece < p->span ? s - first : 0) * ONE;
+    if (p->sums) at = p->sums + (t / SIDE * p->strips + s) * ONE;
+    else if (own->sums) at = own->sums + (t / SIDE * p->some + s - first) * ONE;
+    return (sums){at, SIDE, ONE};
 }
 
 /* The depth from `from` to `until` of 32 rows; how many runs it is. */
@@ -177,11 +179,13 @@ static inline __attribute__((always_inline)) void meet(const tiling *p, const wo
                                                        ptrdiff_t from, ptrdiff_t until) {
     for (ptrdiff_t d = from; d < until; d += p->piece) {
         ptrdiff_t end = d + p->piece < until ? d + p->piece : until, runs = runs_of(p, own, t, d, end);
-        for (ptrdiff_t s = first; s < last; s++) {
-            float *C = sums_of(p, own, t, s, first);
-            const word *strip = own->strips + ((s - first) * (until - from) + d - from) * WORDS;
-            met(C, SIDE, own->runs, runs, strip, SIDE, d > 0 || p->add);
-            if (end == p->depth) finish(of, own, C, t, s, (s - first) * SIDE, p->some * SIDE);
+        for (ptrdiff_t s = first, some; s < last; s += some) {
+            const sums C = sums_of(p, own, t, s, first);
+            const word *strips = own->strips + ((s - first) * (until - from) + d - from) * WORDS;
+            some = together((last - s) * SIDE);
+            met(C, own->runs, runs, strips_at(strips, until - from), SIDE, some, d > 0 || p->add);
+            for (ptrdiff_t i = 0; i < some && end == p->depth; i++)
+                finish(of, own, C.at + i * C.next, t, s + i, (s + i - first) * SIDE, p->some * SIDE);
         }
     }
 }
