@@ -8,6 +8,7 @@ x (T, K), W_i (N_i, K) as it is or in codes, A (R, K) of all branches, B_i (N_i,
 Weights are laid out in strips that all rows meet: `tiling.h`. Sums of a row are made in the order of K, whatever rows
 stand beside it and whatever threads there are; y is rounded once. */
 
+#include "few_columns.h"
 #include "tiling.h"
 
 /* Columns of 32 rows that are read from codes before they are laid out, in the first cache. */
@@ -78,15 +79,15 @@ typedef struct {
 } forward;
 
 /* M (T, wide) and m (R, T) of the rows from `begin` to `end`. */
-static void middles(const forward *f, number *room, ptrdiff_t begin, ptrdiff_t end) {
+static void middles(const forward *f, ptrdiff_t begin, ptrdiff_t end) {
     float C[SIDE * SIDE] __attribute__((aligned(64)));
     bf16 made[SIDE * SIDE] __attribute__((aligned(64)));
     for (ptrdiff_t t = begin; t < end; t += SIDE) {
         ptrdiff_t rows = end - t < SIDE ? end - t : SIDE;
-        const run x = run_at(&f->x, t, f->T, 0, f->K, room);
+        const bf16 *x = rows_at(&f->x, t, f->T);
         memset(f->M + t * f->wide, 0, SIDE * f->wide * sizeof(number));
         for (ptrdiff_t c = 0; c < f->R; c += SIDE) {
-            met_by_some(C, &x, f->of_A + c / SIDE * f->K * WORDS, f->R - c);
+            few_met(C, x, f->K, f->K, f->of_A + c / SIDE * f->K * WORDS, f->R - c);
             rounded(made, SIDE, C, 1.0f);
             for (ptrdiff_t i = 0; i < SIDE * SIDE; i += 16)
                 copied(f->M + (t + i / SIDE) * f->wide + c + i % SIDE, made + i, 0xffff);
@@ -175,7 +176,7 @@ int lorica_linears(const bf16 *x, const bf16 *A, bf16 *m, const branch *branches
     forward f = {.branches = branches, .x = {x, NULL, K, K}, .m = m, .T = T, .K = K, .R = R};
     ptrdiff_t low = 0, in_A = up(R, SIDE) / SIDE;
     int threads = T * K > FEW ? omp_get_max_threads() : 1, more = 0;
-    f.tiles = (tiling){.lefts = &f.x, .many = 1, .depth = K, .T = T, .widest = R ? K : 0};
+    f.tiles = (tiling){.lefts = &f.x, .many = 1, .depth = K, .T = T};
     for (ptrdiff_t b = 0; b < count; b++) {
         f.tiles.strips += branches[b].N / SIDE;
         low += branches[b].N / SIDE * up(branches[b].r, DEPTH) * STRIP_BYTES;
@@ -204,13 +205,13 @@ int lorica_linears(const bf16 *x, const bf16 *A, bf16 *m, const branch *branches
         share_of(T, &begin, &end);
 #pragma omp for schedule(static) nowait
         for (ptrdiff_t s = 0; s < in_A; s++)
-            strip_of_rows(f.of_A + s * K * WORDS, A + s * SIDE * K, R - s * SIDE, K, K);
+            few_of_rows(f.of_A + s * K * WORDS, A + s * SIDE * K, R - s * SIDE, K);
 #pragma omp for schedule(static)
         for (ptrdiff_t s = 0; s < f.tiles.strips; s++) {
             strip one = strip_at(branches, s);
             if (one.of->B) strip_of_short_rows(f.of_B + one.before, one.of->B + one.o * one.of->r, one.of->r);
         }
-        if (R) middles(&f, own.numbers, begin, end);
+        if (R) middles(&f, begin, end);
 #pragma omp barrier
         tiled(&f.tiles, &own, &f, lay_outputs, finish_outputs, leave_outputs);
         tiles_back(&kept);
@@ -229,7 +230,7 @@ typedef struct {
 } backward;
 
 /* I (T, wide) and inner (R, T) of the rows from `begin` to `end`. */
-static void inner_gradients(const backward *f, number *room, ptrdiff_t begin, ptrdiff_t end) {
+static void inner_gradients(const backward *f, ptrdiff_t begin, ptrdiff_t end) {
     float C[SIDE * SIDE] __attribute__((aligned(64)));
     for (ptrdiff_t t = begin; t < end; t += SIDE) {
         ptrdiff_t rows = end - t < SIDE ? end - t : SIDE, row = 0;
@@ -238,9 +239,9 @@ static void inner_gradients(const backward *f, number *room, ptrdiff_t begin, pt
         for (ptrdiff_t i = 0; i < f->count; i++) {
             const branch *b = f->branches + i;
             if (!b->r) continue;
-            const run dy = run_at(f->lefts + 2 * i + 1, t, f->T, 0, b->N, room);
+            const bf16 *dy = rows_at(f->lefts + 2 * i + 1, t, f->T);
             for (ptrdiff_t c = 0; c < b->r; c += SIDE, of_B += b->N * WORDS) {
-                met_by_some(C, &dy, of_B, b->r - c);
+                few_met(C, dy, b->N, b->N, of_B, b->r - c);
                 rounded(I + c, f->wide, C, (float)b->scale);
             }
             across(f->inner + row * f->T + t, f->T, I, f->wide, b->r, rows);
@@ -296,13 +297,11 @@ static void leave_inputs(const void *of, const workbench *own, ptrdiff_t t, ptrd
     if (f->dx) leave(f->dx + t * f->K + first * SIDE, f->K, own->rows, width, last - first, rows);
 }
 
-static void strips_of_B(const backward *f) {
+static void columns_of_B(const backward *f) {
     word *out = f->of_B;
     for (const branch *b = f->branches; b < f->branches + f->count; b++)
-        for (ptrdiff_t c = 0; c < b->r; c += SIDE)
-            for (ptrdiff_t n = 0; n < b->N; n += SIDE, out += SIDE * WORDS)
-                strips_of(out, 0, b->B + n * b->r + c, b->r, b->r - c < SIDE ? b->r - c : SIDE, SIDE, SIDE,
-                          b->gain ? b->gain + n : NULL);
+        for (ptrdiff_t c = 0; c < b->r; c += SIDE, out += b->N * WORDS)
+            few_of_columns(out, b->B + c, b->r, b->r - c < SIDE ? b->r - c : SIDE, b->N, b->gain);
 }
 
 /* inner (R, T), dx (T, K); 0, or 1 where memory is missing. Where weights come one at a time, `sum` of K by T rounded
@@ -318,7 +317,6 @@ int lorica_linears_backward(const bf16 *A, bf16 *inner, bf16 *dx, float *sum, co
         f.tiles.depth += branches[b].N + up(branches[b].r, DEPTH);
         low += branches[b].N * up(branches[b].r, SIDE) / SIDE * STRIP_BYTES;
         tails += branches[b].N * SIDE * 2;
-        if (branches[b].r && f.tiles.widest < branches[b].N) f.tiles.widest = branches[b].N;
     }
     measured(&f.tiles, threads);
     size_t bench = bench_bytes(&f.tiles, 0);
@@ -342,8 +340,8 @@ int lorica_linears_backward(const bf16 *A, bf16 *inner, bf16 *dx, float *sum, co
         ptrdiff_t begin, end;
         share_of(T, &begin, &end);
 #pragma omp single
-        strips_of_B(&f);
-        if (f.wide) inner_gradients(&f, own.numbers, begin, end);
+        columns_of_B(&f);
+        if (f.wide) inner_gradients(&f, begin, end);
 #pragma omp barrier
         tiled(&f.tiles, &own, &f, lay_inputs, finish_inputs, leave_inputs);
         tiles_back(&kept);

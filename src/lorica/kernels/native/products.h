@@ -86,16 +86,6 @@ static inline void met(sums C, const run *A, ptrdiff_t runs, right strips, ptrdi
     blocks(C, A, runs, strips, R, some, add, 1);
 }
 
-/* C (32, 32) of a strip of which the first `columns` count: where sixteen do, the others are 0. */
-static inline void met_by_some(float *C, const run *A, const word *strip, ptrdiff_t columns) {
-    if (columns > 16) {
-        met((sums){C, SIDE}, A, 1, strips_at(strip, 0), SIDE, 1, 0);
-        return;
-    }
-    narrow_product((sums){C, SIDE}, A, strips_at(strip, 0));
-    for (ptrdiff_t i = 0; i < SIDE; i++) store_wide(C + i * SIDE + 16, zeros());
-}
-
 /* (R, S) words -> (S, R), both multiples of 16; strides in words. */
 static inline void turn(void *out, ptrdiff_t ldo, const void *in, ptrdiff_t ldi, ptrdiff_t R, ptrdiff_t S) {
     const int32_t *from = in;

@@ -38,11 +38,14 @@ typedef struct {
     ptrdiff_t width, depth;
 } left;
 
+static inline const bf16 *rows_at(const left *l, ptrdiff_t t, ptrdiff_t T) {
+    return t + SIDE > T ? l->tail : l->rows + t * l->width;
+}
+
 /* 32 rows from `t` on, of which the depth from `begin` to `end`; what is widened comes into `room`. */
 static inline run run_at(const left *l, ptrdiff_t t, ptrdiff_t T, ptrdiff_t begin, ptrdiff_t end, number *room) {
     run made = {.depth = end - begin};
-    const bf16 *rows = (t + SIDE > T ? l->tail : l->rows + t * l->width) + begin;
-    made.at = numbers(room, rows, l->width, SIDE, end - begin, &made.stride);
+    made.at = numbers(room, rows_at(l, t, T) + begin, l->width, SIDE, end - begin, &made.stride);
     return made;
 }
 
@@ -72,11 +75,10 @@ static inline void across(bf16 *out, ptrdiff_t T, const bf16 *in, ptrdiff_t stri
 
 /* Strips of right operands that all rows of some left ones meet, one beside the other: `depth` of all.  A thread lays
 out `some` strips at a time, `span` of their depth, of which rows meet a `piece` at a time; `sums` (T / 32, strips)
-blocks of float32 wait where the span is not the whole depth, or where more is to come. `widest`: the most of a row
-that is widened at a time. */
+blocks of float32 wait where the span is not the whole depth, or where more is to come. */
 typedef struct {
     const left *lefts;
-    ptrdiff_t many, depth, T, strips, some, span, piece, widest;
+    ptrdiff_t many, depth, T, strips, some, span, piece;
     float *sums;
     int add;
 } tiling;
@@ -100,7 +102,6 @@ static void measured(tiling *p, int threads) {
     p->span = up((p->depth + parts - 1) / parts, SIDE);
     ptrdiff_t pieces = p->span > DEEPEST ? (p->span + PIECE - 1) / PIECE : 1;
     p->piece = up((p->span + pieces - 1) / pieces, SIDE);
-    if (p->widest < p->piece) p->widest = p->piece;
 }
 
 static ptrdiff_t blocks_of(const tiling *p) { return up(p->T, SIDE) / SIDE; }
@@ -109,13 +110,13 @@ static ptrdiff_t blocks_of(const tiling *p) { return up(p->T, SIDE) / SIDE; }
 static size_t bench_bytes(const tiling *p, int more) {
     size_t rows = (1 + more) * SIDE * p->some * SIDE * 2, strips = p->some * p->span * STRIP_BYTES;
     size_t block = p->some * SIDE * SIDE * 4, sums = p->span < p->depth && !p->sums ? blocks_of(p) * block : 0;
-    size_t numbers = SIDE * p->widest * WIDENED_BYTES;
+    size_t numbers = SIDE * p->piece * WIDENED_BYTES;
     return strips + numbers + rows + block + up(p->many * sizeof(run), 64) + sums + 256;
 }
 
 static workbench bench_at(char *at, const tiling *p, int more) {
     workbench own = {.strips = take(&at, p->some * p->span * STRIP_BYTES)};
-    own.numbers = take(&at, SIDE * p->widest * WIDENED_BYTES);
+    own.numbers = take(&at, SIDE * p->piece * WIDENED_BYTES);
     own.rows = take(&at, SIDE * p->some * SIDE * 2);
     own.more = more ? take(&at, SIDE * p->some * SIDE * 2) : NULL;
     own.kept = take(&at, p->some * SIDE * SIDE * 4);
