@@ -18,13 +18,19 @@ static inline f32x16 with_product(f32x16 sum, word16 a, word16 b) { return times
 
 static inline void copied(number *out, const bf16 *in, mask16 some) { store_wide(out, load_some(in, some)); }
 
+/* AHEAD: rows by which what is widened comes from memory before. */
+enum { AHEAD = 12 };
+
 static inline const number *numbers(number *room, const bf16 *in, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t depth,
                                     ptrdiff_t *apart) {
     const ptrdiff_t whole = depth / 16 * 16;
     const mask16 rest = first(depth - whole);
     for (ptrdiff_t i = 0; i < rows; i++, in += stride) {
         number *out = room + i * depth;
-        for (ptrdiff_t d = 0; d < whole; d += 16) store_wide(out + d, load(in + d));
+        for (ptrdiff_t d = 0; d < whole; d += 16) {
+            if (d % 32 == 0) foreseen(in + AHEAD * stride + d, stride, 1);
+            store_wide(out + d, load(in + d));
+        }
         if (whole < depth) store_some_wide(out + whole, rest, load_some(in + whole, rest));
     }
     *apart = depth;
