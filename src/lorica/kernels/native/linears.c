@@ -5,8 +5,8 @@
 
 x (T, K), W_i (N_i, K) as it is or in codes, A (R, K) of all branches, B_i (N_i, r_i), c_i (N_i,); K and every N are multiples of 32.
 
-Weights are laid out in strips that all rows meet: `tiling.h`. Sums of a row are made in the order of K, whatever rows
-stand beside it and whatever threads there are; y is rounded once. */
+Weights are laid out in strips that all rows meet: `tiling.h`. Sums of a row are made in one order, whatever rows stand
+beside it and whatever threads there are; y is rounded once. */
 
 #include "few_columns.h"
 #include "tiling.h"
