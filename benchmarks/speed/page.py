@@ -1,5 +1,6 @@
 """The result as a page, `docs/speed.md`: what was wanted, and a table and a drawing for each topic."""
 
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -98,7 +99,21 @@ def floor(found: Mapping[str, Any]) -> list[str]:
         f"The best of a sweep of products, by {by}: {found['peak_gflops']:,.0f} GFLOP/s, the median of "
         f"{len(best['gflops'])} sweeps between the steps. At that rate the operations take {at['adapter']:.2f} s with "
         f"adapters ({at['adapter, without its own']:.2f} s without the adapter's own), {at['full']:.2f} s in full.",
+        *held(found, best),
         "",
+    ]
+
+
+def held(found: Mapping[str, Any], best: Mapping[str, Any]) -> list[str]:
+    """The same beside a product made for about as long as a step is."""
+    if "held_gflops" not in best:
+        return []
+    rate = statistics.median(best["held_gflops"])
+    share = found["operations"]["adapter"] / rate / 1e9 / found["sides"]["lorica"]["step_seconds"]["median"]
+    return [
+        "",
+        f"Made over and over for as long as a step, the best of each sweep comes to {rate:,.0f} GFLOP/s (median); "
+        f"of that Lorica's step reaches {share:.0%}.",
     ]
 
 

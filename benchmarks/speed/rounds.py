@@ -14,6 +14,8 @@ from typing import Any
 from benchmarks.speed.process import Worker
 
 Told = Callable[[str], None]
+FACTS = ("rows", "cells", "gflops", "held_gflops", "shape", "by")
+"""What a step of some sides says beside its seconds, loss and tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +46,7 @@ class Side:
         seconds = [step["seconds"] for step in steps]
         rates = [sum(s["tokens"] for s in turn) / sum(s["seconds"] for s in turn) for turn in self.turns]
         whole = sum(s["tokens"] for s in steps) / sum(seconds)
-        extra = {
-            name: [s[name] for s in steps] for name in ("rows", "cells", "gflops", "shape", "by") if name in steps[0]
-        }
+        extra = {name: [step[name] for step in steps] for name in FACTS if name in steps[0]}
         return {
             "step_seconds": spread(seconds),
             "processor_seconds": spread([step["processor"] for step in steps]),

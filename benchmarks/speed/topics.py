@@ -165,7 +165,7 @@ def _with_floor(
 
 
 def _products(setting: Setting) -> dict[str, Any]:
-    small: dict[str, Any] = {"shapes": [[256, 256, 256], [128, 64, 128]]} if setting.quick else {}
+    small: dict[str, Any] = {"shapes": [[256, 256, 256], [128, 64, 128]], "held_s": 0.01} if setting.quick else {}
     return setting.order("products", **small)
 
 
