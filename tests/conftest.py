@@ -18,7 +18,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-os.environ["LORICA_CACHE"] = tempfile.mkdtemp(prefix="lorica-tests-")
+CACHE = tempfile.TemporaryDirectory(prefix="lorica-tests-")
+os.environ["LORICA_CACHE"] = CACHE.name
 
 gc.disable()
 
