@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import pytest
+
 from lorica.serve.engine.fair import FairQueues
 
 
@@ -60,6 +62,23 @@ def test_a_queue_whose_first_may_not_go_is_passed_over_and_keeps_its_place():
     assert everything(queues, lambda each: each.lease.name == "here") == ["here", "here"]
     assert len(queues) == 3
     assert everything(queues) == ["away"] * 3
+
+
+def test_clients_that_ask_one_thing_after_another_keep_no_dear_request_waiting():
+    """Each sends its next request when its last is taken, so that one always waits that costs little."""
+    quantum, clients, cost, dear = 256, 40, 30, 4000
+    queues = FairQueues(quantum)
+    queues.put(document("dear", dear))
+    for client in range(clients):
+        queues.put(document(f"client {client}", cost))
+    others = []
+    for _ in range(dear // quantum * clients * quantum // cost + 1):
+        taken = queues.take(lambda each: True)
+        if taken.lease.name == "dear":
+            return
+        others.append(taken)
+        queues.put(document(taken.lease.name, cost))
+    pytest.fail(f"{len(others)} requests went first, more than the share of all others")
 
 
 def test_what_is_put_back_is_first_again_and_costs_nothing():

@@ -2,7 +2,8 @@
 
     each round grants every queue `quantum` tokens;   in turn, each sends a document that its grant covers
 
-A queue comes with the grant of a round, so that a single request has its turn at once.
+A queue comes with the grant of a round, so that a single request has its turn at once; one that empties and comes
+again in the same round has what it had left, or clients that ask one thing after another would never end a round.
 Shreedhar and Varghese 1995, "Efficient fair queueing using deficit round robin".
 """
 
@@ -30,6 +31,7 @@ class FairQueues:
         self.quantum = quantum
         self._turns: deque[Queue] = deque()
         self._by_name: dict[str, Queue] = {}
+        self._left: dict[str, int] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -62,6 +64,7 @@ class FairQueues:
         rounds = min(-(-queue.lacks // self.quantum) for queue in able)
         for queue in able:
             queue.granted += rounds * self.quantum
+        self._left.clear()
         return self._taken(next(queue for queue in able if not queue.lacks))
 
     def remove(self, document: Document) -> None:
@@ -86,11 +89,12 @@ class FairQueues:
     def _queue(self, document: Document) -> Queue:
         name = document.lease.name
         if name not in self._by_name:
-            self._by_name[name] = Queue(name, self.quantum)
+            self._by_name[name] = Queue(name, self._left.pop(name, self.quantum))
             self._turns.append(self._by_name[name])
         return self._by_name[name]
 
     def _close(self, queue: Queue) -> None:
-        """A grant is not saved up by a queue that has nothing to send."""
+        """A grant is not saved up by a queue that has nothing to send, nor is it given twice in a round."""
+        self._left[queue.name] = min(queue.granted, self.quantum)
         del self._by_name[queue.name]
         self._turns.remove(queue)
