@@ -93,6 +93,7 @@ class FakeEngine:
     delay: float = 0.0
     room: int = 1000
     alive: bool = True
+    context: int = 1 << 20
     asked: list[Request] = field(default_factory=list)
     cancelled: int = 0
     running: int = 0
@@ -102,6 +103,9 @@ class FakeEngine:
 
     def close(self, timeout: float = 10) -> None:
         return None
+
+    def longest(self, prompt: int) -> int:
+        return self.context - prompt + 1
 
     def submit(self, request: Request, listener: Callable[[object], None]) -> Ticket:
         if isinstance(request.choice, str) and request.choice not in self.shelf.names:

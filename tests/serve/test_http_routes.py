@@ -168,6 +168,12 @@ def test_what_is_not_said_is_as_openai_has_it() -> None:
     completion, chat = here.engine.asked
     assert (completion.max_tokens, completion.temperature, completion.top_p) == (16, 1.0, 1.0)
     assert chat.max_tokens == 100
+    here.engine.context = 40
+    here.chat()
+    assert here.engine.asked[-1].max_tokens == 40 - len(chat.tokens) + 1, "what there is room for"
+    here.engine.context = 1
+    here.chat()
+    assert here.engine.asked[-1].max_tokens == 1, "whose place the engine refuses, and says why"
     assert here.chat(max_tokens=None, stop=None, tools=None, temperature=None).status == 200, "null says nothing"
 
 

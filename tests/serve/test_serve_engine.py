@@ -375,6 +375,7 @@ def test_what_the_cache_can_never_hold_is_refused(shelf):
     engine = engine_on(shelf, cache_bytes=2 * BLOCK_BYTES)
     with pytest.raises(RequestError, match="the cache holds 32"):
         ask(engine, prompt(20), 14)
+    assert engine.longest(20) == 13
     heard = ask(engine, prompt(20), 13)
     finish(engine)
     assert heard.tokens == answer(None, prompt(20), 13)

@@ -53,6 +53,9 @@ def serve(
             "--adapters-root", metavar="DIR", help="Where requests find adapters, by folder name.", show_default=False
         ),
     ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", metavar="N", min=1, help="The most that an answer may have.")
+    ] = 4096,
     dtype: Dtype = None,
     merge: Annotated[
         str | None,
@@ -82,6 +85,7 @@ def serve(
         adapters_root=adapters_root,
         dtype=dtype,
         merge=merge,
+        limits=serving.HttpLimits(max_tokens=max_tokens),
         allow_hosts=allow_host or (),
         allow_origins=allow_origin or (),
         ready=lambda listening: show(listening, as_json),

@@ -279,19 +279,32 @@ class Engine:
         ends_at = None if request.deadline is None else time.monotonic() + request.deadline
         return Document.of(request, listener, lease, room, ends_at, root)
 
+    def longest(self, prompt: int) -> int:
+        """How many tokens can be written after a prompt of so many; below 1 where it has no room itself.
+
+        The last one is never read, so it needs neither position nor block.
+        """
+        return min([self._held, *self._contexts()]) - prompt + 1
+
     def _room(self, request: Request) -> int:
-        """How many tokens may be written.  The last one is never read, so it needs neither position nor block."""
-        prompt, room = len(request.tokens), request.max_tokens
-        limits = [limit for limit in (self.limits.context, context_limit(self.model)) if limit is not None]
-        if limits and prompt > min(limits):
-            raise RequestError(f"tokens: a prompt of {prompt}, and at most {min(limits)} are read; shorten it")
-        room = min([room, *(limit - prompt + 1 for limit in limits)])
-        most = self._scheduler.blocks.count * BLOCK
-        if prompt + room - 1 > most:
+        """How many tokens may be written."""
+        prompt, contexts = len(request.tokens), self._contexts()
+        if contexts and prompt > min(contexts):
+            raise RequestError(f"tokens: a prompt of {prompt}, and at most {min(contexts)} are read; shorten it")
+        room = min([request.max_tokens, *(most - prompt + 1 for most in contexts)])
+        if prompt + room - 1 > self._held:
             raise RequestError(
-                f"tokens: {prompt} and {room} to be written, and the cache holds {most}; ask for fewer tokens"
+                f"tokens: {prompt} and {room} to be written, and the cache holds {self._held}; ask for fewer tokens"
             )
         return room
+
+    def _contexts(self) -> list[int]:
+        return [most for most in (self.limits.context, context_limit(self.model)) if most is not None]
+
+    @property
+    def _held(self) -> int:
+        """Tokens that the cache has room for."""
+        return self._scheduler.blocks.count * BLOCK
 
     def _require_place(self) -> None:
         if self._closed:

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -37,7 +37,7 @@ def begun(http: HttpRequest, asked: WriteAsked, chosen: Chosen, prompts: Sequenc
     early = asked.stream or bool(asked.stop)
     return Writing.begun(
         engine,
-        list(_requests(here, asked, chosen, record.tenant, texts.stop_ids, prompts)),
+        list(_requests(here, asked, chosen, record.tenant, texts.stop_ids, prompts, engine.longest)),
         partial(texts.unfolding, asked.stop) if early else texts.folded,
         Inbox() if early else PatientInbox(),
         record=record,
@@ -54,13 +54,15 @@ def _requests(
     tenant: str,
     stop_ids: frozenset[int],
     prompts: Sequence[tuple[int, ...]],
+    longest: Callable[[int], int],
 ) -> Iterator[Request]:
-    """The first draws from the seed that was given, as one that is alone does; the others from seeds made of it."""
+    """The first draws from the seed that was given, as one that is alone does; the others from seeds made of it.  A
+    length that nobody asked for is what there is room for."""
     seed = secrets.randbits(63) if asked.seed is None else asked.seed
     for number, prompt in enumerate(prompt for prompt in prompts for _ in range(asked.n)):
         yield Request(
             tokens=prompt,
-            max_tokens=asked.length or here.limits.max_tokens,
+            max_tokens=asked.length or max(1, min(here.limits.max_tokens, longest(len(prompt)))),
             choice=chosen.choice,
             temperature=asked.temperature,
             top_p=asked.top_p,
@@ -77,7 +79,8 @@ def _require_within(documents: int, tokens: int, asked: WriteAsked, prompts: int
     if prompts * asked.n > documents:
         raise ApiError(400, f"n: {prompts} prompts with n = {asked.n} are more than {documents} answers", param="n")
     if (asked.length or 0) > tokens:
-        raise ApiError(400, f"max_tokens: {asked.length} is more than {tokens}", param="max_tokens")
+        said = f"max_tokens: {asked.length} is more than the {tokens} that this server writes (--max-tokens)"
+        raise ApiError(400, said, param="max_tokens")
 
 
 async def while_there(http: HttpRequest, work: Awaitable[T]) -> T:

@@ -9,7 +9,7 @@ class HttpLimits:
     header_bytes, header_seconds   of its head
     depth                          of nested JSON
     requests, connections          open at once; more requests get 429, more connections 503
-    max_tokens                     that a request may ask for, and that a chat writes where it asks for none
+    max_tokens                     that a request may ask for, and that a chat writes at most where it asks for none
     documents                      prompts times n of one request
     inputs                         texts of one request for embeddings or classes
     seconds                        of a whole request, from its head to its last byte
