@@ -119,3 +119,11 @@ def test_masked_attention_passes_gradcheck() -> None:
     q, k, v = (torch.randn(1, 2, n, 3, dtype=torch.float64, requires_grad=True) for n in (4, 5, 5))
     sees = torch.ones(1, 1, 4, 5, dtype=torch.bool).tril()
     assert torch.autograd.gradcheck(lambda q, k, v: masked_attention(q, k, v, sees, 0.4), (q, k, v))
+
+
+def test_a_mask_that_was_computed_has_its_gradient() -> None:
+    """Relative positions of Parakeet, for one, are products of queries that come as what is added to the scores."""
+    q, k, v = (torch.randn(2, 2, n, 3, dtype=torch.float64, requires_grad=True) for n in (4, 5, 5))
+    for size in ((2, 2, 4, 5), (1, 2, 4, 5), (2, 1, 1, 5)):
+        mask = torch.randn(size, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda *leaves: masked_attention(*leaves, 0.4), (q, k, v, mask))

@@ -91,6 +91,17 @@ def test_a_document_is_the_same_to_the_bit_alone_and_in_company() -> None:
         assert all(torch.equal(a, t[begin : begin + n]) for a, t in zip(alone, together, strict=True))
 
 
+def test_documents_that_were_answered_in_inference_are_learned_from() -> None:
+    documents = (13, 21)
+    *parts, towards = drawn(documents, 2, 1, 16)
+    wanted = values(lambda q, k, v: document_attention(q, k, v, documents), parts, towards)
+    kernel.starts_of.cache_clear()
+    with torch.inference_mode():
+        document_attention(*parts, documents)
+    found = values(lambda q, k, v: document_attention(q, k, v, documents), parts, towards)
+    assert all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
+
+
 def test_the_number_of_threads_changes_no_bit() -> None:
     documents, before = (40, 333), torch.get_num_threads()
     *parts, towards = drawn(documents, 4, 2, 32)

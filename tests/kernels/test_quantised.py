@@ -94,6 +94,15 @@ def test_eight_bits_are_bitsandbytes_own(monkeypatch):
     assert torch.equal(found.codes.float().abs().amax(1), torch.full((37,), 127.0))
 
 
+def test_what_is_read_in_inference_first_is_read_outside_of_it_as_well(monkeypatch):
+    """Answers before training: memory that was made for them is written to again by a step."""
+    monkeypatch.setattr(quantised, "_workspaces", quantised._Workspaces())
+    weight, x = quantised.quantised(drawn(37, 50), "nf4"), drawn(3, 50)
+    with torch.inference_mode():
+        first = weight.product(x).clone()
+    assert torch.equal(weight.product(x), first)
+
+
 def test_the_published_errors_on_normal_numbers():
     """20.73 dB; +0.05 % for quantised scales; 4.127 bits a number."""
     W = drawn(2048, 2048)

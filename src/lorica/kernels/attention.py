@@ -148,7 +148,8 @@ class _Masked(torch.autograd.Function):
         q, k, v, mask = ctx.saved_tensors
         p = _weights(q, k, mask)
         inner = torch.ops.aten._softmax_backward_data(grad @ v.mT, p, -1, p.dtype)
-        return (inner @ k).mul_(ctx.scale), inner.mT @ q, p.mT @ grad, None, None
+        of_mask = inner.sum_to_size(mask.shape) if ctx.needs_input_grad[3] else None
+        return (inner @ k).mul_(ctx.scale), inner.mT @ q, p.mT @ grad, of_mask, None
 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:

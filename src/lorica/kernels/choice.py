@@ -168,6 +168,13 @@ def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def is_recast(x: Tensor, weight: torch.dtype) -> bool:
+    """Whether autocast computes a product of x and such a weight in another type than both have: torch's own functions
+    alone follow it there, so that the definition is what is taken."""
+    kind = x.device.type
+    return torch.is_autocast_enabled(kind) and not x.dtype == weight == torch.get_autocast_dtype(kind)
+
+
 @cache
 def has_triton() -> bool:
     """Found without importing it."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from lorica.kernels.choice import is_recast
 from lorica.kernels.low_rank_linear import alone, siblings
 from lorica.kernels.noise import Noise
 from lorica.kernels.siblings import Branch, Group, factors, gradients, outputs
@@ -26,7 +27,8 @@ def reference(x: Tensor, gate: Branch, up: Branch, down: Branch, noise: Noise | 
 def gated_mlp(x: Tensor, gate: Branch, up: Branch, down: Branch, noise: Noise | None = None) -> Tensor:
     """`reference`, as one function where all three branches fuse, and no gain is zero."""
     branches = (gate, up, down)
-    if not all(branch.low_rank and branch.fuses(noise) for branch in branches) or not (gate.divides and up.divides):
+    fuses = all(branch.low_rank and branch.fuses(noise) for branch in branches) and gate.divides and up.divides
+    if not fuses or any(is_recast(x, branch.weight.dtype) for branch in branches):
         g, u = siblings(x, (gate, up), noise)
         (y,) = siblings(swiglu(g, u), (down,), noise)
         return y

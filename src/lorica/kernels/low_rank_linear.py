@@ -3,7 +3,7 @@
 no dropout      as siblings of one
 dropout         _Dropped
 A frozen        _FrozenA, with a trained bias or without
-any other gain  the definition, under autograd
+any other gain  the definition, under autograd; and so is all that autocast computes in another type
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lorica.kernels.choice import is_recast
 from lorica.kernels.frozen_weight import FrozenWeight
 from lorica.kernels.low_rank import LowRank, reference
 from lorica.kernels.noise import Noise
@@ -22,6 +23,8 @@ def low_rank_linear(
     x: Tensor, weight: FrozenWeight, bias: Tensor | None, low_rank: LowRank, noise: Noise | None = None
 ) -> Tensor:
     """`reference`.  A and B are cast to x.dtype (they are small); x is never cast."""
+    if is_recast(x, weight.dtype):
+        return reference(x, weight, bias, low_rank, noise)
     branch = Branch(weight, bias, low_rank)
     if branch.fuses(noise):
         return fused(x, (branch,))[0]
@@ -43,7 +46,8 @@ def alone(x: Tensor, branch: Branch, noise: Noise | None = None) -> Tensor:
 
 def siblings(x: Tensor, branches: Sequence[Branch], noise: Noise | None = None) -> tuple[Tensor, ...]:
     """x (..., d_in) -> (..., d_out) of each branch; branches that do not fuse are called alone."""
-    if any(branch.low_rank for branch in branches) and all(branch.fuses(noise) for branch in branches):
+    adapted = any(branch.low_rank for branch in branches)
+    if adapted and all(branch.fuses(noise) and not is_recast(x, branch.weight.dtype) for branch in branches):
         return fused(x, branches)
     return tuple(alone(x, branch, noise) for branch in branches)
 

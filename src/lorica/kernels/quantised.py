@@ -48,7 +48,8 @@ def workspace(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     held = _workspaces.held.get(dtype)
     if held is None or held.numel() < count:
         _workspaces.held.pop(dtype, None)
-        held = _workspaces.held[dtype] = torch.empty(count, dtype=dtype)
+        with torch.inference_mode(False):  # what is made in inference can be written to nowhere else
+            held = _workspaces.held[dtype] = torch.empty(count, dtype=dtype)
     return held[:count].view(shape)
 
 

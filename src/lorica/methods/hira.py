@@ -93,8 +93,9 @@ class HiRALinear(AroundLinear):
 
     def forward(self, x: Tensor, base: nn.Module, flow: Flow) -> Tensor:
         weight = FrozenWeight.of(base)
-        A, B = self.A.to(x.dtype), self.B.to(x.dtype)
-        return product_of(base, x) + _Modulated.apply(self.dropped(x, flow), A, B, weight)
+        y, dropped = product_of(base, x), self.dropped(x, flow)
+        # autocast may have chosen another type than that of x
+        return y + _Modulated.apply(*(part.to(y.dtype) for part in (dropped, self.A, self.B)), weight)
 
 
 class _Modulated(torch.autograd.Function):

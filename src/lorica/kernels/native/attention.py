@@ -46,7 +46,8 @@ def _functions() -> tuple[Function, Function]:
 @lru_cache(maxsize=64)
 def starts_of(documents: tuple[int, ...]) -> Tensor:
     """(D + 1,) int64: where each begins, and where the last ends."""
-    return torch.tensor([0, *accumulate(documents)])
+    with torch.inference_mode(False):  # kept for backward passes, which refuse what was made in inference
+        return torch.tensor([0, *accumulate(documents)])
 
 
 class _Attention(torch.autograd.Function):
