@@ -44,6 +44,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama 3 frequencies": ("Llama", {"rope_parameters": LLAMA3}),
     "llama linear frequencies": ("Llama", {"rope_parameters": LINEAR}),
     "llama yarn frequencies": ("Llama", {"rope_parameters": YARN}),
+    "llama with the window of another family": ("Llama", {"sliding_window": 4}),
     "mistral": ("Mistral", {"sliding_window": None}),
     "mistral sliding": ("Mistral", {"sliding_window": 4}),
     "qwen2": ("Qwen2", {}),

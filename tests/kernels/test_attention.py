@@ -1,5 +1,6 @@
 """Causal attention by blocks of queries: outputs and gradients are the definition's at lengths around a block."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lorica.kernels import attention as kernel
-from lorica.kernels.attention import BLOCK, by_blocks, causal_attention, masked_attention, reference
+from lorica.kernels.attention import BLOCK, by_blocks, causal_attention, masked_attention, reference, sdpa
 
 SHAPES = [(1, 1, 1, 1, 4), (2, 5, 2, 3, 8), (1, BLOCK, 1, 2, 16), (2, BLOCK + 1, 1, 1, 8), (1, 2 * BLOCK + 7, 2, 2, 4)]
 """D, L, K, G, E."""
@@ -91,6 +92,28 @@ MASKS = {
     "keys": torch.arange(6) < torch.tensor([[[[6]]], [[[2]]]]),
     "added": torch.randn(2, 1, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
 }
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_heads_that_are_repeated_are_those_that_are_shared(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (torch.randn(2, heads, 9, 8, dtype=torch.float64) for heads in (6, 2, 2))
+    mask = torch.ones(9, 9, dtype=torch.bool).tril() if masked else None
+    shared = sdpa(q, k, v, mask)
+    monkeypatch.setattr(kernel, "takes_shared_heads", lambda q, masked: False)
+    assert (sdpa(q, k, v, mask) - shared).abs().max() < 1e-14
+
+
+def test_on_a_gpu_only_flash_reads_shared_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def takes(dtype: torch.dtype, major: int, masked: bool, is_cuda: bool = True) -> bool:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
+        return kernel.takes_shared_heads(SimpleNamespace(is_cuda=is_cuda, dtype=dtype, device="cuda"), masked=masked)
+
+    assert takes(torch.bfloat16, 8, masked=False)
+    assert takes(torch.float16, 9, masked=False)
+    assert not takes(torch.bfloat16, 8, masked=True)
+    assert not takes(torch.float32, 8, masked=False)
+    assert not takes(torch.float16, 7, masked=False)
+    assert takes(torch.float32, 0, masked=True, is_cuda=False)
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:

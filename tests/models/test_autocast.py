@@ -1,4 +1,4 @@
-"""Under autocast, as HF Trainer with `bf16=True` has it, a float32 base learns what it learns without, but for rounding."""
+"""Under autocast, as HF Trainer has it with `bf16=True`, a float32 base learns the same, but for rounding."""
 
 import pytest
 import torch

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import decoder_family
 from decoder_family import KINDS, ours, theirs, tokens
+from lorica.errors import ModelError
 from lorica.models import attention
 from lorica.models.cache import KVCache
 from lorica.models.causal_lm import CausalLM
@@ -172,8 +173,8 @@ def test_the_matmul_attention_of_bfloat16_equals_torchs_own(heads_kv: int, windo
     q = torch.randn(2, 4, 17, 8, generator=generator, dtype=torch.float64)
     k, v = torch.randn(2, 2, heads_kv, 17, 8, generator=generator, dtype=torch.float64).unbind()
     behind = torch.arange(17)[:, None] - torch.arange(17)
-    mask = ((behind >= 0) & (behind < (window or 17)))[None]
-    wanted = attention._by_sdpa(q, k, v, mask)
+    mask = ((behind >= 0) & (behind < (window or 17)))[None, None]
+    wanted = attention.sdpa(q, k, v, mask)
     assert difference(attention._by_matmul(q, k, v, mask), wanted) < 1e-14
     half = attention._by_matmul(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask)
     assert half.dtype == torch.bfloat16
@@ -228,3 +229,11 @@ def test_a_layout_of_one_pass_names_its_documents() -> None:
     assert places.tolist() == [2, 3, 6, 7, 8]
     assert longer.route is not None
     assert longer.route.tolist() == [0] * 4 + [1] * 5
+
+
+def test_what_a_decoder_does_not_take_is_named_whatever_it_holds() -> None:
+    model, ids = ours("llama", torch.float64), tokens(2, 5)
+    for value in (torch.zeros(1), torch.zeros_like(ids)):
+        with pytest.raises(ModelError, match="not token_type_ids"):
+            model(ids, token_type_ids=value)
+    assert model(ids, use_cache=False, output_attentions=None, logits_to_keep=0).logits.shape[:2] == ids.shape

@@ -47,3 +47,11 @@ def test_a_base_in_another_type_keeps_its_own() -> None:
     model = BERT.build(torch.float32)
     foreign_attention.use(model)
     assert model.config._attn_implementation == foreign_attention.INSTEAD_OF
+
+
+def test_a_base_that_chooses_its_keys_keeps_its_own() -> None:
+    """DeepSeek-V3.2 heeds its choice under the names eager and sdpa alone."""
+    model = BERT.build(torch.bfloat16)
+    model.bert.encoder.layer[0].attention.indexer = None
+    foreign_attention.use(model)
+    assert model.config._attn_implementation == foreign_attention.INSTEAD_OF

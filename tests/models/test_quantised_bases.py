@@ -141,6 +141,20 @@ def test_damaged_parts_of_a_quantised_checkpoint_are_named(folder: Path, tmp_pat
             load_base(place)
 
 
+def test_int8_in_tiles_of_an_older_bitsandbytes_is_refused(folder: Path, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    eight = BitsAndBytesConfig(load_in_8bit=True)
+    AutoModelForCausalLM.from_pretrained(folder, quantization_config=eight).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    formats = [name for name in tensors if name.endswith(".weight_format")]
+    assert formats
+    tensors[formats[0]] = torch.full_like(tensors[formats[0]], 2)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="lies in tiles of an older bitsandbytes"):
+        load_base(tmp_path)
+
+
 def as_it_is(model: nn.Module) -> Any:
     """Of eight bits objects and codes alone: their own forward moves the scales from the weight to the module."""
     if any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):

@@ -1,6 +1,6 @@
 """Tensors in, tensors out."""
 
-from lorica.kernels.attention import causal_attention, masked_attention
+from lorica.kernels.attention import causal_attention, masked_attention, sdpa
 from lorica.kernels.choice import is_native
 from lorica.kernels.cross_entropy import head_cross_entropy
 from lorica.kernels.few_shapes import rounded, with_rows
@@ -58,6 +58,7 @@ __all__ = [
     "row_squares",
     "rowwise",
     "rowwise_swiglu",
+    "sdpa",
     "siblings",
     "site_id",
     "swiglu",

@@ -33,13 +33,28 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         return by_blocks(q, k, v, window)
     mask = None if window is None else _sees(q.shape[1], 0, window).to(q.device)
-    out = nn.functional.scaled_dot_product_attention(
-        *(part.transpose(1, 2) for part in (q, k, v)),
-        attn_mask=mask,
-        is_causal=mask is None,
-        enable_gqa=q.shape[2] != k.shape[2],
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    return sdpa(q, k, v, mask).transpose(1, 2)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """torch's own.  q (D, K G, L, E); k and v (D, K, S, E); mask broadcast to (D, K G, L, S), None: causal."""
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1 and not takes_shared_heads(q, masked=mask is not None):
+        k, v, groups = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1), 1
+    return nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=groups > 1
     )
-    return out.transpose(1, 2)
+
+
+def takes_shared_heads(q: Tensor, *, masked: bool) -> bool:
+    """Whether a kernel of torch that keeps no L x L scores reads keys that heads share: on a GPU flash alone does, of
+    16 bits, without a mask, from Ampere on.  Where none does, all scores of a pass would exist at once."""
+    if not q.is_cuda:
+        return True
+    return (
+        not masked and q.dtype in (torch.bfloat16, torch.float16) and torch.cuda.get_device_capability(q.device)[0] >= 8
+    )
 
 
 def by_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:

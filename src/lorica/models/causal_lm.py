@@ -4,7 +4,6 @@ model(input_ids, attention_mask, labels) -> .loss, .logits     rows of a batch; 
 model.hidden(tokens, layout), model.head                        flat documents; the loss of a task takes these
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,7 +158,11 @@ def _refuse(unsupported: dict[str, Any]) -> None:
     """Options of transformers' models that mean something else than the default are refused, not ignored."""
     from lorica.errors import ModelError
 
-    harmless: Sequence[Any] = (None, False)
-    asked = [name for name, value in unsupported.items() if name != "return_dict" and value not in harmless]
+    asked = [name for name, value in unsupported.items() if name != "return_dict" and not _says_nothing(value)]
     if asked:
         raise ModelError(f"the decoder takes input_ids, attention_mask and labels, not {', '.join(sorted(asked))}")
+
+
+def _says_nothing(value: Any) -> bool:
+    """None, False or 0; a tensor says something whatever it holds."""
+    return value is None or (isinstance(value, int) and not value)

@@ -55,6 +55,8 @@ class DecoderConfig:
 
 
 def _windows(config: Any) -> tuple[int | None, ...]:
+    if config.model_type == "llama":  # has none, whatever a checkpoint's config has kept of another family's
+        return (None,) * config.num_hidden_layers
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if kinds is None:

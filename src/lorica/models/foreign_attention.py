@@ -58,7 +58,7 @@ def use(model: Any) -> None:
     """The model's attention goes through ours, where it is on CPU, in bfloat16, and takes a function by name."""
     place = next(model.parameters())
     implementation = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    if implementation != INSTEAD_OF or place.device.type != "cpu" or place.dtype != torch.bfloat16:
+    if implementation != INSTEAD_OF or place.device.type != "cpu" or place.dtype != torch.bfloat16 or selects(model):
         return
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
     from transformers.modeling_utils import AttentionInterface
@@ -67,6 +67,11 @@ def use(model: Any) -> None:
     AttentionMaskInterface.register(FUNCTION, sdpa_mask)
     with quiet():
         model.set_attn_implementation(FUNCTION)
+
+
+def selects(module: nn.Module) -> bool:
+    """Whether an indexer chooses the keys (DeepSeek-V3.2), which is heeded under the names `eager` and `sdpa` alone."""
+    return any(hasattr(each, "indexer") for each in module.modules())
 
 
 def attend(

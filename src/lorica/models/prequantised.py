@@ -90,5 +90,11 @@ def _eight_bit(stored: Stored, name: str) -> Packed:
         raise ModelError(
             f"{stored.folder}: {scales} has no int8 weight of as many rows beside it; fetch the base again"
         )
-    layout = f"{name}_format"
-    return Packed(name, "int8", entry.shape, {}, (name, scales, *([layout] if layout in stored.entries else [])))
+    layout = stored.entries.get(f"{name}_format")
+    if layout is None:
+        return Packed(name, "int8", entry.shape, {}, (name, scales))
+    if any(layout.bytes()):
+        raise ModelError(
+            f"{stored.folder}: {name} lies in tiles of an older bitsandbytes; have it write the base again, in rows"
+        )
+    return Packed(name, "int8", entry.shape, {}, (name, scales, layout.name))

@@ -60,6 +60,10 @@ def _refuse(site: Site, attention: nn.Module) -> None:
             f"{site.name}: {type(attention).__name__} takes no prefix; the decoder family and those of transformers "
             "that use its AttentionInterface do (BERT, T5, ViT, GPT-2)"
         )
+    if foreign_attention.selects(attention):
+        raise TargetError(
+            f"{site.name}: {type(attention).__name__} chooses its keys by an indexer, and takes no prefix"
+        )
     if implementation not in UNDERSTOOD or getattr(attention, "reorder_and_upcast_attn", False):
         raise TargetError(
             f"{site.name}: a prefix needs attention by eager or sdpa, not {implementation}; "
