@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from lorica.data import MarksGeneration, from_rows
 from lorica.errors import DataError, ModelError
 from lorica.models import renderer
-from lorica.models.chat import plain_tokenizer
+from lorica.models.chat import plain_tokenizer, turn_end
 
 MARKED = (
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}] "
@@ -44,6 +44,25 @@ def test_a_chat_is_rendered_as_transformers_renders_it(template: str, prompt: bo
     wanted = tokenizer(template).apply_chat_template(CHAT, tokenize=False, add_generation_prompt=prompt)
     assert render(CHAT, add_generation_prompt=prompt) == wanted
     assert "{{ 1 + 1 }}" in wanted
+
+
+def chatml(*added: str) -> Any:
+    """As Qwen2.5 comes: turns end with a token that is not the end token of the base."""
+    made = tokenizer("{% for m in messages %}[{{ m.role }}] {{ m.content }}<|im_end|>\n{% endfor %}")
+    made.add_special_tokens({"additional_special_tokens": list(added)})
+    return made
+
+
+def test_what_a_template_ends_a_turn_with_ends_an_answer() -> None:
+    inner = chatml("<|im_start|>", "<|im_end|>")
+    assert turn_end(inner, renderer(inner)) == inner.convert_tokens_to_ids("<|im_end|>") != inner.eos_token_id
+    assert turn_end(tokenizer(MARKED), renderer(tokenizer(MARKED))) == 1
+    assert turn_end(chatml(), renderer(chatml())) is None, "letters, which answers have as well"
+    assert turn_end(tokenizer(), None) is None
+    refusing = tokenizer("{{ raise_exception('no') }}")
+    assert turn_end(refusing, renderer(refusing)) is None
+    silent = tokenizer("{{ messages[0].content }}")
+    assert turn_end(silent, renderer(silent)) is None
 
 
 def test_marks_say_which_characters_the_assistant_says() -> None:

@@ -94,6 +94,7 @@ class FakeEngine:
     room: int = 1000
     alive: bool = True
     context: int = 1 << 20
+    reused: int = 0
     asked: list[Request] = field(default_factory=list)
     cancelled: int = 0
     running: int = 0
@@ -116,7 +117,7 @@ class FakeEngine:
         self.running += 1
         stop = threading.Event()
         threading.Thread(target=self._answer, args=(request, listener, stop), daemon=True).start()
-        return Ticket(stop.set)
+        return Ticket(stop.set, lambda: Usage(prompt_tokens=len(request.tokens), reused=self.reused))
 
     def _answer(self, request: Request, listener: Callable[[object], None], stop: threading.Event) -> None:
         written, reason, message = 0, "length", ""

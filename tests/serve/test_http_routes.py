@@ -119,12 +119,13 @@ def test_a_stop_string_ends_the_work_and_what_is_behind_is_not_told() -> None:
     def script(request):
         yield from b"one\n\ntwo and much more"
 
-    here = made(script=script, delay=0.005)
+    here = made(script=script, delay=0.005, reused=3)
     answer = here.complete(stop=["\n\n"], logprobs=1, max_tokens=40).json
     (choice,) = answer["choices"]
     assert (choice["text"], choice["finish_reason"]) == ("one", "stop")
     assert choice["logprobs"]["tokens"] == ["o", "n", "e"]
     assert answer["usage"]["completion_tokens"] == 5
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 3, "known before the engine ends it"
     until = time.monotonic() + 2
     while here.engine.running and time.monotonic() < until:
         time.sleep(0.005)
@@ -389,6 +390,11 @@ def test_embeddings_are_numbers_or_base64_of_them() -> None:
     packed = here.ask("POST", "/v1/embeddings", {**body, "encoding_format": "base64", "input": "ab"}).json
     assert packed["data"][0]["embedding"] == "AAAAQAAAAD8="
     assert here.ask("POST", "/v1/embeddings", {**body, "dimensions": 3}).status == 400
+    assert len(here.ask("POST", "/v1/embeddings", {**body, "input": ["a"] * 2048}).json["data"]) == 2048
+    for ids in ([1, 2], [[1, 2], [3]]):
+        refused = here.ask("POST", "/v1/embeddings", {**body, "input": ids})
+        assert refused.status == 400
+        assert "check_embedding_ctx_length" in refused.error["message"]
     assert here.ask("POST", "/v1/embeddings", {**body, "model": "none"}).status == 404
     assert here.chat().status == 400, "it writes nothing"
     assert made().ask("POST", "/v1/embeddings", body).status == 400, "and a base that writes makes none"

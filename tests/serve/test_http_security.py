@@ -172,6 +172,8 @@ OUTSIDE = (
     "link",
     "linked_file",
     "pipe",
+    "linked_run",
+    "run/adapter",
     ".",
     "",
     "%2e%2e",
@@ -195,6 +197,12 @@ def folders(tmp_path: Path) -> Path:
         folder.mkdir(parents=True)
     (outside / "secret").write_text("x")
     (root / "link").symlink_to(outside)
+    for run in (root / "run", root / "linked_run", outside / "adapter"):
+        (run / "checkpoints").mkdir(parents=True)
+    (root / "run/adapter").mkdir()
+    for adapter in (root / "run/adapter", outside / "adapter"):
+        (adapter / "adapter_config.json").write_text("{}")
+    (root / "linked_run/adapter").symlink_to(outside / "adapter")
     (root / "linked_file/adapter_config.json").symlink_to(outside / "secret")
     os.mkfifo(root / "pipe/adapter_config.json")
     return root
@@ -213,6 +221,8 @@ def adapters_are_found_by_name_under_the_root_alone(tmp_path: Path) -> None:
             assert answer.status in (400, 404), name
     assert "new" not in here.shelf.names
     assert here.ask("POST", "/v1/adapters", {"name": "new", "folder": "inside"}, key=ADMIN).status == 201
+    assert here.ask("POST", "/v1/adapters", {"name": "run"}, key=ADMIN).status == 201
+    assert here.served.names.origins["run"].folder == "run", "whose adapter lies one deeper"
 
 
 @row(set_to(loading.Root, "folder", anywhere))

@@ -8,11 +8,14 @@ import pytest
 from fake_engine import END, ByteTokenizer
 from http_app import texts
 
-from lorica.models import load_tokenizer
+from lorica.api.answers import Speaker
+from lorica.models import load_base, load_tokenizer, renderer
 from lorica.models.chat import plain_tokenizer
+from lorica.models.generate import own_stop_ids
 from lorica.serve.engine import Wrote
 from lorica.serve.http.errors import ApiError
 from lorica.serve.http.schemas import Message
+from lorica.serve.http.texts import Texts
 from lorica.serve.http.unfolding import Folded, Unfolding
 
 WORDS = ("naïve ", "日本語", "🙂🙃", "stop", "\n\n", "  two", "e\u0301", "x", "\t", "ß\n", "### ")
@@ -140,3 +143,16 @@ def test_a_base_without_a_template_reads_one_message_as_it_is() -> None:
     assert bare.reads_as_it_is([turn])
     assert not bare.reads_as_it_is([other, turn])
     assert not texts().reads_as_it_is([turn])
+
+
+def test_an_answer_ends_where_the_template_ends_a_turn() -> None:
+    """With a token that is not the base's own end, as Qwen2.5's <|im_end|>; served and in `lorica chat` alike."""
+    model = load_base("embedded")
+    own, inner = frozenset(own_stop_ids(model)), model.tokenizer
+    inner.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}"
+    inner.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    ends = own | {inner.convert_tokens_to_ids("<|im_end|>")}
+    assert len(ends) == len(own) + 1
+    assert Texts.of(model).stop_ids == ends
+    assert Speaker(model, plain_tokenizer(inner), renderer(inner), begins=False).ends == ends
+    assert Speaker(model, plain_tokenizer(inner), None, begins=True).ends == own, "rows that were no chats"

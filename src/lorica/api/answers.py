@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lorica.data import Renderer, Tokenizer, own_renderer
 from lorica.data.encode import Encoder, Piece, Speech
 from lorica.errors import RequestError
 from lorica.models import generate as generate_tokens
+from lorica.models.chat import turn_end
 from lorica.models.generate import own_stop_ids
 from lorica.tasks import Task, require_task
 
@@ -142,6 +144,12 @@ class Speaker:
             holder, tokenizer, written if chats else None, begins=not chats or (own is None and template is None)
         )
 
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end an answer: the base's own, and what the template ends a turn with."""
+        end = turn_end(getattr(self.model, "tokenizer", None), self.renderer)
+        return frozenset((*own_stop_ids(self.model), *([] if end is None else [end])))
+
     def __str__(self) -> str:
         named = getattr(self.model, "source", type(self.model).__name__)
         return f"{named}: {'a chat' if self.renderer else 'each line is a prompt of its own'}"
@@ -159,11 +167,12 @@ class Speaker:
         if not said:
             raise RequestError("the prompt is empty")
         prompt = self._prompt(said, room=longest(self.model) - max_tokens)
-        written = Stream(self.tokenizer, frozenset(own_stop_ids(self.model)), on_text or (lambda text: None))
+        written = Stream(self.tokenizer, self.ends, on_text or (lambda text: None))
         generate_tokens(
             self.model,
             [prompt],
             max_tokens,
+            stop_ids=self.ends,
             temperature=temperature,
             seed=seed,
             on_token=lambda row, token: written.add(token),

@@ -31,7 +31,7 @@ from lorica.serve.http.choosing import Names, Origin
 from lorica.serve.http.limits import HttpLimits
 from lorica.serve.http.listening import address_of, bound, is_loopback
 from lorica.serve.http.listening import serve as listen
-from lorica.serve.http.loading import NAME, Loads, Root, plain
+from lorica.serve.http.loading import NAME, Loads, Root, adapter_in, named, plain
 from lorica.serve.http.logs import Log
 from lorica.serve.http.metrics import Metrics
 from lorica.serve.http.outside import Outside
@@ -41,7 +41,6 @@ from lorica.serve.http.served import Served
 from lorica.serve.http.texts import Texts
 from lorica.tasks.sequence import SequenceTask
 
-CONFIG = "adapter_config.json"
 ANY = ("0.0.0.0", "::")
 """Hosts that are every address of this machine, and the name of none."""
 
@@ -146,13 +145,7 @@ def _folders(adapters: Mapping[str, str | Path]) -> dict[str, Path]:
         raise RequestError.of(
             [f"--adapter {name}: a name is letters, digits, dots, dashes and underscores, at most 64" for name in wrong]
         )
-    return {name: _adapter_in(folder_of(source)) for name, source in adapters.items()}
-
-
-def _adapter_in(folder: Path) -> Path:
-    """A run's folder holds the adapter in one of its own."""
-    inside = folder / "adapter"
-    return inside if not (folder / CONFIG).exists() and (inside / CONFIG).exists() else folder
+    return {name: adapter_in(folder_of(source)) for name, source in adapters.items()}
 
 
 def _root(path: Path) -> Root:
@@ -172,7 +165,7 @@ def served(model: nn.Module, order: Order, log: Log) -> Served:
         created=int(time.time()),
         adapters=kept,
         merged=order.merge,
-        origins={name: Origin(folder=folder.name, plain=plain(folder)) for name, folder in others.items()},
+        origins={name: Origin(folder=named(folder), plain=plain(folder)) for name, folder in others.items()},
         classifiers=tuple(classifiers),
     )
     metrics = Metrics(None if engine is None else engine.stats)

@@ -5,7 +5,7 @@ also reads `{% generation %}` marks.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from lorica.models.quiet import first_line
 
 Message = Mapping[str, Any]
 Span = tuple[int, int]
+SAID = "qzx"
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -66,6 +67,21 @@ def renderer(tokenizer: Any) -> ChatRenderer | None:
     if not template:
         return None
     return ChatRenderer(template, dict(tokenizer.special_tokens_map))
+
+
+def turn_end(tokenizer: Any, render: Callable[[Sequence[Message]], str] | None) -> int | None:
+    """The added token that a template writes behind what an assistant says, as <|im_end|> of ChatML; None where it is
+    none.  Chats are taught to end with it, while the end token of many bases is another (Qwen2.5's <|endoftext|>)."""
+    if render is None:
+        return None
+    try:
+        text = render([{"role": "user", "content": "-"}, {"role": "assistant", "content": SAID}])
+    except Exception:
+        # A template is a program of its own, and its failures reach here as any type at all.
+        return None
+    mark = text.rpartition(SAID)[2].strip()
+    first = tokenizer(mark, add_special_tokens=False)["input_ids"][:1] if mark else []
+    return next((token for token in first if token in tokenizer.added_tokens_decoder), None)
 
 
 @dataclass(frozen=True)

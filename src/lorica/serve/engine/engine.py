@@ -100,7 +100,7 @@ class Engine:
             self.shelf.give_back(lease)
             raise
         self._wake.set()
-        return Ticket(lambda: self._withdraw(document))
+        return Ticket(lambda: self._withdraw(document), lambda: document.usage)
 
     def stats(self) -> Stats:
         """From any thread; numbers that belong together may be a step apart."""

@@ -113,6 +113,12 @@ class Ticket:
     """The handle on a request that was taken."""
 
     withdraw: Callable[[], None]
+    told: Callable[[], Usage] = Usage
+
+    @property
+    def usage(self) -> Usage:
+        """What it has come to by now."""
+        return self.told()
 
     def cancel(self) -> None:
         """The request ends with "cancelled" within a step, and holds nothing afterwards.  Any thread; any number of

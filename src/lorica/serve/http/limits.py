@@ -24,5 +24,5 @@ class HttpLimits:
     connections: int = 1024
     max_tokens: int = 4096
     documents: int = 32
-    inputs: int = 256
+    inputs: int = 2048
     seconds: float = 600.0

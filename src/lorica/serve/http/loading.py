@@ -24,6 +24,7 @@ from lorica.serve.http.metrics import Metrics
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 CHATS = ("messages", "sharegpt", "alpaca")
+CONFIG, ADAPTER = "adapter_config.json", "adapter"
 THREADS = 8
 PENDING = 16
 """Loads and unloads that may wait at once: an unload waits for the requests in flight."""
@@ -48,13 +49,26 @@ class Root:
     path: Path
 
     def folder(self, name: str) -> Path:
-        """The folder of this name, with nothing but files of its own in it.  ApiError 404."""
+        """The adapter's folder of this name, or of a run of this name, with nothing but files of its own in it.
+        ApiError 404."""
         if NAME.fullmatch(name):
             root = self.path.resolve()
-            found = (root / name).resolve()
-            if found.is_relative_to(root) and found != root and found.is_dir() and _own_files(found):
+            found = adapter_in((root / name).resolve())
+            inside = found.is_relative_to(root) and found != root and not found.is_symlink()
+            if inside and found.is_dir() and _own_files(found):
                 return found
         raise ApiError(404, "no adapter folder of that name under the adapters' root", code="adapter_not_found")
+
+
+def adapter_in(folder: Path) -> Path:
+    """A run's folder holds the adapter in one of its own."""
+    inside = folder / ADAPTER
+    return inside if not (folder / CONFIG).exists() and (inside / CONFIG).exists() else folder
+
+
+def named(folder: Path) -> str:
+    """What an adapter's folder is called: as the run that it is in."""
+    return folder.parent.name if folder.name == ADAPTER else folder.name
 
 
 def _own_files(folder: Path) -> bool:
@@ -87,7 +101,7 @@ class Loads:
             inside = found.relative_to(root.path.resolve())
             with in_words(root):
                 await self._timed("replace" if replace else "load", name, lambda: put(name, inside))
-            self.names.origins[name] = Origin(folder=found.name, plain=await self._beside(lambda: plain(found)))
+            self.names.origins[name] = Origin(folder=named(found), plain=await self._beside(lambda: plain(found)))
 
     async def unload(self, name: str) -> None:
         """Waits for the requests that it still answers.  ApiError 404, 429."""

@@ -79,6 +79,14 @@ def _several(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _texts(value: Any) -> Any:
+    """Clients that count tokens beforehand do so with the vocabulary of OpenAI's models."""
+    several = _several(value)
+    if isinstance(several, list) and any(isinstance(each, int | list) for each in several):
+        raise ValueError("texts, not token ids: another vocabulary's (LangChain: check_embedding_ctx_length=False)")
+    return several
+
+
 class Message(Asked):
     harmless: ClassVar[frozenset[str]] = frozenset({"refusal", "annotations"})
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {"tool_calls": ([],)}
@@ -239,7 +247,7 @@ class EmbeddingsAsked(Asked):
 
     model: Name
     adapters: Annotated[list[Part], Field(min_length=1, max_length=PARTS)] | None = None
-    input: Annotated[list[str], BeforeValidator(_several), Field(min_length=1, max_length=2048)]
+    input: Annotated[list[str], BeforeValidator(_texts), Field(min_length=1, max_length=2048)]
     encoding_format: Literal["float", "base64"] = "float"
 
 

@@ -16,7 +16,7 @@ from lorica.data import Renderer, Tokenizer, own_renderer
 from lorica.data.encode import Encoder, Piece, Speech
 from lorica.errors import ModelError
 from lorica.models import context_limit, renderer
-from lorica.models.chat import plain_tokenizer
+from lorica.models.chat import plain_tokenizer, turn_end
 from lorica.models.generate import own_stop_ids
 from lorica.serve.engine import Wrote
 from lorica.serve.http.errors import ApiError
@@ -35,7 +35,7 @@ SYSTEM = {"developer": "system"}
 class Texts:
     """What one base reads and writes.
 
-    stop_ids     tokens that end an answer
+    stop_ids     tokens that end an answer: the base's own, and what its template ends a turn with
     limit        tokens of a prompt and its answer together; None where the base has no end of positions
     vocabulary   token ids are below it
     widest       characters of the longest token: a text of more than `limit` times as many cannot fit
@@ -62,10 +62,11 @@ class Texts:
         if inner is None:
             raise ModelError("this base brings no tokenizer; load it from a folder that has one")
         tokenizer, own = plain_tokenizer(inner), renderer(inner)
+        end = turn_end(inner, own)
         return cls(
             tokenizer,
             own or own_renderer(tokenizer),
-            frozenset(own_stop_ids(model)),
+            frozenset((*own_stop_ids(model), *([] if end is None else [end]))),
             context_limit(model),
             _vocabulary(model, inner),
             max(map(len, inner.get_vocab())),

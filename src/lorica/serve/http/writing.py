@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lorica.serve.engine import Ended, Engine, Request, Ticket, Usage, Wrote
+from lorica.serve.engine import Ended, Engine, Request, Ticket, Wrote
 from lorica.serve.http.errors import AGAIN, ApiError
 from lorica.serve.http.metrics import Metrics
 from lorica.serve.http.records import Record
@@ -37,7 +37,6 @@ class Document:
     unfolding: Unfolding
     ticket: Ticket
     written: int = 0
-    reused: int = 0
     at: float | None = None
     reason: Reason | None = None
     tokens: list[Wrote] = field(default_factory=list)
@@ -125,7 +124,7 @@ class Writing:
         return Tokens(
             sum(len(document.request.tokens) for document in prompts),
             sum(document.written for document in self.documents),
-            sum(document.reused for document in prompts),
+            sum(document.ticket.usage.reused for document in prompts),
         )
 
     def _expire(self) -> None:
@@ -158,8 +157,6 @@ class Writing:
         document.at = at
 
     def _ended(self, document: Document, number: int, ended: Ended) -> Told:
-        usage: Usage = ended.usage
-        document.reused = usage.reused
         if ended.reason not in ("stop", "length"):
             self._record.problem = ended.message
             raise _failure(ended)
