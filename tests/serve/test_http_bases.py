@@ -1,6 +1,8 @@
 """Bases of other kinds behind the same routes: an adapter merged in, an encoder, adapters with heads of their own."""
 
+import hashlib
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from http_app import ADMIN, KEY, Answer, Made
+from safetensors.torch import load_file, save_file
 
 import lorica
 from lorica.adapter import Bank
@@ -77,6 +80,26 @@ def test_an_adapter_that_does_not_check_out_stops_the_start(tmp_path: Path) -> N
         bare = lorica.load_base("embedded", dtype="float32")
         with pytest.raises(AdapterError, match="effect"):
             serving.answering(bare, {"zero": tmp_path / "zero"}, order(merge))
+
+
+def changed(adapter: Path) -> Path:
+    """Other numbers, whose files are recorded as they are now: its proof alone can tell."""
+    weights, manifest = adapter / "adapter_model.safetensors", adapter / "lorica.json"
+    before = hashlib.sha256(weights.read_bytes()).hexdigest()
+    save_file({name: 1.5 * tensor for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    recorded = manifest.read_text()
+    assert before in recorded
+    manifest.write_text(recorded.replace(before, hashlib.sha256(weights.read_bytes()).hexdigest()))
+    return adapter
+
+
+def test_an_adapter_of_an_encoder_proves_itself_as_well(heads: dict[str, Path], tmp_path: Path) -> None:
+    bare = lorica.load_base(ENCODER, dtype="float32")
+    topics = changed(saved(bare, tmp_path / "topics", lorica.LoRA(r=2)))
+    kind = changed(shutil.copytree(heads["kind"], tmp_path / "kind"))
+    for name, folder in {"topics": topics, "kind": kind}.items():
+        with pytest.raises(AdapterError, match="proof"):
+            served(ENCODER, {name: folder})
 
 
 @pytest.fixture(scope="module")

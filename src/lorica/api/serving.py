@@ -16,11 +16,12 @@ from typing import Any, TextIO
 from torch import nn
 
 from lorica import adapter as adapters_room
-from lorica.adapter import AdapterFile, Bank, read
+from lorica.adapter import AdapterFile, Bank, Verification, read
 from lorica.adapter.fetch import folder_of
 from lorica.api.lessons import reader_of
 from lorica.api.recorded import loaded
 from lorica.api.tasked import recorded_head, task_for
+from lorica.api.verifying import verify
 from lorica.errors import AdapterError, RequestError, did_you_mean
 from lorica.models import load_base
 from lorica.serve.classifier import Classifier
@@ -204,11 +205,15 @@ def _merged(model: nn.Module, folders: Mapping[str, Path], name: str) -> Merged:
         raise RequestError(f"--merge {name}: one adapter is merged, and no other can be served beside it")
     read_once: list[AdapterFile] = []
     found = adapters_room.verify(folders[name], lambda file: read_once.append(file) or model)
-    if found.status == "failed" or not read_once:
-        raise AdapterError.of([f"{name}: {check.name}: {check.detail}" for check in found.checks if not check.ok])
+    _require_ok(name, found)
     (file,) = read_once
     adapters_room.load(model, file, trainable=False).merge()
     return Merged(name, digest=file.digest or "", method=" + ".join(method.kind for method in file.methods))
+
+
+def _require_ok(name: str, found: Verification) -> None:
+    if found.status == "failed":
+        raise AdapterError.of([f"{name}: {check.name}: {check.detail}" for check in found.checks if not check.ok])
 
 
 def writes(model: Any) -> bool:
@@ -229,6 +234,7 @@ def _has_head(folder: Path) -> bool:
 
 
 def _classifier(folder: Path, order: Order) -> Classifier:
+    _require_ok(named(folder), verify(folder, model=order.source, dtype=order.dtype))
     model, manifest = loaded(folder, order.source, dtype=order.dtype)
     task = task_for(model, None, manifest)
     if not isinstance(task, SequenceTask):

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lorica.adapter import Bank, read
+from lorica.adapter import AdapterFile, Bank
 from lorica.adapter.mixes import Choice
 from lorica.errors import RequestError
 from lorica.models import context_limit
 from lorica.models.folder import folder_of
 from lorica.serve.engine import Described
+from lorica.serve.engine.verified import Verifier
 
 POOLING = "1_Pooling/config.json"
 ROWS = 16
@@ -35,14 +36,14 @@ class Resident:
     @classmethod
     def on(cls, bank: Bank, folders: Mapping[str, Path]) -> "Resident":
         """AdapterError for one that does not check out."""
-        return cls(tuple(_added(bank, name, folder) for name, folder in folders.items()))
+        verified = Verifier(bank.model)
+        return cls(tuple(_added(bank, name, verified(folder).file) for name, folder in folders.items()))
 
     def list(self) -> tuple[Described, ...]:
         return self.described
 
 
-def _added(bank: Bank, name: str, folder: Path) -> Described:
-    file = read(folder)
+def _added(bank: Bank, name: str, file: AdapterFile) -> Described:
     bank.add(name, file)
     return Described(
         name=name,
