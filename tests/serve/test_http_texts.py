@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 from fake_engine import END, ByteTokenizer
 from http_app import texts
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from lorica.api.answers import Speaker
 from lorica.models import load_base, load_tokenizer, renderer
@@ -156,3 +158,33 @@ def test_an_answer_ends_where_the_template_ends_a_turn() -> None:
     assert Texts.of(model).stop_ids == ends
     assert Speaker(model, plain_tokenizer(inner), renderer(inner), begins=False).ends == ends
     assert Speaker(model, plain_tokenizer(inner), None, begins=True).ends == own, "rows that were no chats"
+
+
+def sentencepiece() -> PreTrainedTokenizerFast:
+    """As Llama 2's: a blank is put before every text, and taken off what is decoded."""
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"dehlorwx", "▁w", "▁wo"]
+    inner = Tokenizer(
+        models.BPE(
+            vocab={word: at for at, word in enumerate(words)},
+            merges=[("▁", "w"), ("▁w", "o")],
+            byte_fallback=True,
+            unk_token="<unk>",
+        )
+    )
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    blank = decoders.Replace("▁", " ")
+    inner.decoder = decoders.Sequence([blank, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def test_what_continues_a_text_keeps_its_first_blank() -> None:
+    tokenizer = plain_tokenizer(sentencepiece())
+    base = replace(texts(), tokenizer=tokenizer, stop_ids=frozenset())
+    whole = tokenizer.encode("hello world\n  x")
+    for cut in range(1, len(whole)):
+        prompt, answer = whole[:cut], whole[cut:]
+        rest = tokenizer.decode(whole)[len(tokenizer.decode(prompt)) :]
+        for unfolding in (base.unfolding((), continues=True), base.folded(continues=True)):
+            assert told(unfolding, answer) == (rest, answer)
+        assert "".join(map(base.word, answer)) == rest
+    assert told(base.unfolding(()), tokenizer.encode("hello"))[0] == "hello", "the turn of a chat begins anew"

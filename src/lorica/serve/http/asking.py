@@ -34,11 +34,13 @@ def begun(http: HttpRequest, asked: WriteAsked, chosen: Chosen, prompts: Sequenc
     here, record = served(http), record_of(http.scope)
     engine, texts = here.writes()
     _require_within(here.limits.documents, here.limits.max_tokens, asked, len(prompts))
-    early = asked.stream or bool(asked.stop)
+    early, continues = asked.stream or bool(asked.stop), isinstance(asked, CompletionAsked)
     return Writing.begun(
         engine,
         list(_requests(here, asked, chosen, record.tenant, texts.stop_ids, prompts, engine.longest)),
-        partial(texts.unfolding, asked.stop) if early else texts.folded,
+        partial(texts.unfolding, asked.stop, continues=continues)
+        if early
+        else partial(texts.folded, continues=continues),
         Inbox() if early else PatientInbox(),
         record=record,
         metrics=here.metrics,

@@ -54,6 +54,7 @@ class Texts:
 
     def __post_init__(self) -> None:
         self._encoder = Encoder(self.tokenizer)
+        self._lead = self.tokenizer.encode(self._encoder.lead) if self._encoder.lead else []
 
     @classmethod
     def of(cls, model: nn.Module) -> "Texts":
@@ -98,16 +99,21 @@ class Texts:
         """Whether the base alone is given one message without a template: it has none of its own, and learned none."""
         return self.begins and len(messages) == 1 and messages[0].role == "user"
 
-    def unfolding(self, stops: Sequence[str]) -> Unfolding:
-        return Unfolding(self.tokenizer.decode, tuple(stops), self.stop_ids)
+    def unfolding(self, stops: Sequence[str], *, continues: bool = False) -> Unfolding:
+        """continues: the answer goes on with a text, whose last word a blank may stand behind."""
+        return Unfolding(self.behind if continues else self.tokenizer.decode, tuple(stops), self.stop_ids)
 
-    def folded(self) -> Folded:
-        return Folded(self.tokenizer.decode, ends=self.stop_ids)
+    def folded(self, *, continues: bool = False) -> Folded:
+        return Folded(self.behind if continues else self.tokenizer.decode, ends=self.stop_ids)
+
+    def behind(self, tokens: Sequence[int]) -> str:
+        """What tokens say behind others: SentencePiece decoders (Llama 2, Mistral) take the blank off a first one."""
+        return self.tokenizer.decode([*self._lead, *tokens])[len(self._encoder.lead) :]
 
     def word(self, token: int) -> str:
         """The text of one token by itself; a replacement character where it is a part of one."""
         if token not in self._words:
-            self._words[token] = self.tokenizer.decode([token])
+            self._words[token] = self.behind([token])
         return self._words[token]
 
     def close(self) -> None:
