@@ -73,12 +73,25 @@ def beside(found: Mapping[str, Any]) -> list[str]:
     head = ["side", "seconds a step", "real tokens/s", *(["samples/s"] if samples else []), "peak memory"]
     rows = [_side(name, side, samples) for name, side in sides.items()]
     rates = any("cells" in side for side in sides.values()) and "operations" not in found
-    shown = {name: side["tokens_per_second" if rates else "step_seconds"] for name, side in sides.items()}
-    title = "real tokens a second" if rates else "seconds a step, with the least and the most"
+    shown = {name: _rate(side["tokens_per_second"]) if rates else side["step_seconds"] for name, side in sides.items()}
+    title = (
+        "real tokens a second, with the least and the most of a turn"
+        if rates
+        else "seconds a step, with the least and the most"
+    )
     drawn = bars(title, shown, "" if rates else "s")
     counts = sorted({len(side["seconds"]) for side in sides.values()})
     timed = f"Timed steps of each side: {', '.join(map(str, counts))}."
     return [*table(head, rows), "", timed, "", *floor(found), agreed(found), "", drawn]
+
+
+def _rate(found: Mapping[str, Any]) -> dict[str, float]:
+    """Over all steps, as the table has it, with the least and the most of a turn."""
+    return {
+        "median": found["whole"],
+        "low": min(found["low"], found["whole"]),
+        "high": max(found["high"], found["whole"]),
+    }
 
 
 def _side(name: str, side: Mapping[str, Any], samples: bool) -> list[str]:

@@ -86,7 +86,7 @@ def shapes_of(config: dict[str, Any], dtype: torch.dtype = torch.bfloat16) -> nn
     from transformers import LlamaConfig
 
     with torch.device("meta"):
-        return CausalLM(LlamaConfig(tie_word_embeddings=False, **config)).to(dtype)
+        return CausalLM(LlamaConfig(**{"tie_word_embeddings": False, **config})).to(dtype)
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -108,6 +108,23 @@ def test_arithmetic_of_a_token_is_the_published_formula() -> None:
     long = budget.forecast(plan, Workload(length=2048, recomputed=None), place, decoder=True)
     assert short.flops_per_token == pytest.approx(27.14e9, rel=5e-4)
     assert long.flops_per_token == pytest.approx(42.12e9, rel=5e-4)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_arithmetic_of_a_token_is_six_a_weight_where_all_are_trained(tied: bool) -> None:
+    """Forward 2, and both gradients; an embedding is looked up, and is the head as well where they are tied."""
+    plan = adapter.plan(shapes_of({**KNOWN["Llama-2-7B"][0], "tie_word_embeddings": tied}), Full())
+    shapes = Shapes.of(plan.base)
+    found = budget.forecast(plan, Workload(length=512), budget.machine("cpu", 1e12), decoder=True).flops_per_token
+    attention = 7 * 512 * shapes.q * shapes.layers
+    assert found == 6 * (shapes.linear_parameters + shapes.head_parameters) + attention
+
+
+def test_arithmetic_of_a_token_leaves_out_what_is_made_once_a_pass() -> None:
+    plan = adapter.plan(shapes_of(KNOWN["Llama-2-7B"][0]), Prefix())
+    shapes = Shapes.of(plan.base)
+    found = budget.forecast(plan, Workload(length=512), budget.machine("cpu", 1e12), decoder=True).flops_per_token
+    assert found == 4 * (shapes.linear_parameters + shapes.head_parameters) + 7 * 512 * shapes.q * shapes.layers
 
 
 def test_shapes_are_read_off_the_sites() -> None:

@@ -115,6 +115,8 @@ class Speaker:
     renderer: Renderer | None
     begins: bool
     history: list[dict[str, str]] = field(default_factory=list)
+    forgotten: int = 0
+    """Exchanges that the last answer had no room for."""
 
     @classmethod
     def of(
@@ -166,7 +168,9 @@ class Speaker:
         """Answers, and remembers both sides in a chat; `on_text` is called with each piece of text as it is written."""
         if not said:
             raise RequestError("the prompt is empty")
-        prompt = self._prompt(said, room=longest(self.model) - max_tokens)
+        most = longest(self.model)
+        # an answer that may be as long as the context would leave a chat no memory
+        prompt = self._prompt(said, room=most - min(max_tokens, most // 2))
         written = Stream(self.tokenizer, self.ends, on_text or (lambda text: None))
         generate_tokens(
             self.model,
@@ -183,11 +187,13 @@ class Speaker:
         return Answer(text, tuple(written.tokens))
 
     def _prompt(self, said: str, room: int) -> list[int]:
-        """The earliest turns of a chat are forgotten when there is no room for them."""
+        """The earliest turns of a chat are forgotten when there is no room for them; `forgotten` says how many."""
+        before = len(self.history)
         ids = self._encoded(said)
         while self.history and len(ids) > room:
             del self.history[:2]
             ids = self._encoded(said)
+        self.forgotten = (before - len(self.history)) // 2
         return ids
 
     def _encoded(self, said: str) -> list[int]:

@@ -1,7 +1,10 @@
 """A plan with what it costs: `lorica plan`.
 
-flops a token = 4 N_linear + 4 N_head + 7 S Q layers + 6 N_trained        forward 2, gradient of the input 2 a weight,
-                (+ 2 N_linear + 2 S Q layers + 2 N_trained recomputed)     of a trained one 2 more; S length, Q width
+flops a token = 4 N_linear + 4 N_head + 7 S Q layers + 2 N_in_place + 6 N_added     S length, Q width
+                (+ 2 N_linear + 2 S Q layers             + 2 N_added recomputed)
+
+Forward 2 a weight, gradient of the input 2, of a trained weight 2 more.  N_in_place: matrices of the base that are
+trained themselves; an embedding is looked up.  N_added: around linears and behind sublayers; prefixes are made once.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -12,7 +15,8 @@ from lorica.budget.cautions import Caution, Training, cautions
 from lorica.budget.corrections import Correction
 from lorica.budget.elsewhere import Elsewhere, elsewhere, moved
 from lorica.budget.machine import Machine
-from lorica.budget.memory import Memory, Moments, Workload, gigabytes, memory_of, shapes_of, two_moments
+from lorica.budget.memory import Memory, Moments, Shapes, Workload, gigabytes, memory_of, shapes_of, two_moments
+from lorica.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +148,14 @@ def forecast(
 def flops_a_token(plan: Plan, work: Workload) -> int:
     shapes = shapes_of(plan)
     attention = work.length * shapes.q * shapes.layers
-    trained = plan.trainable_parameters
-    flops = 4 * shapes.linear_parameters + 4 * shapes.head_parameters + 7 * attention + 6 * trained
-    again = 2 * shapes.linear_parameters + 2 * attention + 2 * trained
+    in_place = sum(edit.parameters for edit in plan.edits if edit.whole and _multiplies(edit.site, shapes))
+    added = sum(edit.parameters for edit in plan.edits if edit.edit.place in ("around", "after"))
+    flops = 4 * shapes.linear_parameters + 4 * shapes.head_parameters + 7 * attention + 2 * in_place + 6 * added
+    again = 2 * shapes.linear_parameters + 2 * attention + 2 * added
     share = 1.0 if work.recomputed is None else min(work.recomputed / max(shapes.layers, 1), 1.0)
     return int(flops + share * again)
+
+
+def _multiplies(site: Site, shapes: Shapes) -> bool:
+    """Whether a parameter is a matrix that tokens are multiplied with; an embedding is where it is the head as well."""
+    return len(site.shape) == 2 and ("embed" not in site.roles or shapes.tied)

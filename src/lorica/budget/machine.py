@@ -55,12 +55,13 @@ def _tflops(dtype: torch.dtype, kind: str) -> float:
 
 def machine(device: str | None = None, memory: float | None = None) -> Machine:
     """The device that `device` names (None: the GPU where there is one), or that kind with `memory` bytes instead."""
-    kind = known_device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
+    place = known_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    kind = place.type
     if memory is not None:
         if memory <= 0:
             raise RequestError(f"--memory: {memory / 1e9:g} GB is no amount of memory; give decimal GB, as in 24")
         return Machine(f"a {kind}", kind, int(memory))
     if kind == "cpu" or (kind == "cuda" and torch.cuda.is_available()):
-        name = f"cpu, {os.cpu_count()} cores" if kind == "cpu" else torch.cuda.get_device_name()
-        return Machine(name, kind, free_memory(torch.device(kind))[0])
+        name = f"cpu, {os.cpu_count()} cores" if kind == "cpu" else torch.cuda.get_device_name(place)
+        return Machine(name, kind, free_memory(place)[0])
     return Machine(kind, kind, 0)

@@ -19,6 +19,8 @@ def talk(
         except KeyboardInterrupt:
             say(" (stopped)")
         print(flush=True)
+        if speaker.forgotten:
+            say(f"(no room for the earliest of the chat: {speaker.forgotten} of its exchanges forgotten)")
 
 
 def _write(text: str) -> None:

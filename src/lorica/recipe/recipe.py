@@ -36,7 +36,7 @@ class ModelConfig(BaseModel):
 
     source: str = Field(min_length=1)
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(default=None, description="None: as stored")
-    quantize: Literal["nf4", "int8"] | None = None
+    quantize: Literal["nf4", "fp4", "int8"] | None = None
     double_quant: bool = False
     device: str | None = Field(default=None, description="None: the GPU where there is one")
     host_layers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
