@@ -1,5 +1,6 @@
 """The arithmetic of memory: published parameter counts and sizes, and what the decoder really keeps."""
 
+import sys
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -260,6 +261,13 @@ def test_no_more_blocks_are_computed_again_than_memory_demands() -> None:
         assert peak(count) <= 0.95 * memory < peak(count - 1)
     assert chosen(8) is None
     assert budget.fewest_recomputed(plan, work, Machine("?", "cuda", 0), counts, decoder=True, moments=two_moments) == 0
+
+
+def test_the_card_that_is_named_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {torch.device(device).index}")
+    monkeypatch.setattr(sys.modules[Machine.__module__], "free_memory", lambda device: (10 + device.index, 99))
+    assert budget.machine("cuda:1") == Machine("card 1", "cuda", 11)
 
 
 def test_shapes_alone_are_planned_for_this_machine() -> None:
