@@ -98,12 +98,13 @@ class FakeEngine:
     asked: list[Request] = field(default_factory=list)
     cancelled: int = 0
     running: int = 0
+    closed: bool = False
 
     def start(self) -> None:
         return None
 
     def close(self, timeout: float = 10) -> None:
-        return None
+        self.closed = True
 
     def longest(self, prompt: int) -> int:
         return self.context - prompt + 1
@@ -125,7 +126,7 @@ class FakeEngine:
             for token in self.script(request):
                 if self.delay:
                     time.sleep(self.delay)
-                if stop.is_set():
+                if stop.is_set() or self.closed:
                     reason, self.cancelled = "cancelled", self.cancelled + 1
                     break
                 if request.deadline is not None and request.deadline < self.delay * (written + 1):

@@ -191,15 +191,14 @@ async def events(stream: AsyncIterator[Any]) -> list[Any]:
 @contextmanager
 def listening(made: Made, limits: HttpLimits = HttpLimits()):  # noqa: B008 (frozen)
     """The application on a free port, in a thread of this process; gives the port."""
-    import uvicorn
 
     from lorica.serve.http import listening as module
 
     sock, ready, kept = bound("127.0.0.1", 0), threading.Event(), []
 
     class Kept(module.Announced):
-        def __init__(self, config: uvicorn.Config, tell: Any) -> None:
-            super().__init__(config, tell)
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
             kept.append(self)
 
     before, module.Announced = module.Announced, Kept  # type: ignore[misc]

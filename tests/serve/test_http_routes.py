@@ -1,15 +1,17 @@
 """The routes on a scripted engine: shapes, choices, streams, adapters that come and go, metrics and the page."""
 
 import asyncio
+import itertools
 import json
 import threading
 import time
 
 import pytest
 from fake_engine import END
-from http_app import ADMIN, asked, made
+from http_app import ADMIN, KEY, asked, listening, made, raw
 
 from lorica.errors import AdapterError, RequestError
+from lorica.serve.http import listening as listening_module
 from lorica.serve.http import loading
 from lorica.serve.http.choosing import Names, Origin
 from lorica.serve.http.limits import HttpLimits
@@ -417,3 +419,29 @@ def test_classes_are_told_with_their_odds() -> None:
     assert told["usage"]["prompt_tokens"] == 9
     assert here.ask("POST", "/v1/classify", {"model": "length", "input": {"text": "x"}}).status == 400
     assert here.ask("POST", "/v1/classify", {"model": "sql", "input": "x"}).status == 404
+
+
+def test_who_is_still_answered_when_the_server_stops_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening_module, "STOPPING", 1.5)
+    here, told = made(script=lambda request: itertools.repeat(97), delay=0.01), []
+    body = b'{"model": "sql", "prompt": "x", "max_tokens": 4000%s}'
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\n" % KEY.encode()
+    head += b"Content-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
+    bodies = [body % b"", body % b', "stream": true']
+    asking = [
+        threading.Thread(target=lambda each=each: told.append(raw(port, head % (len(each), each), 10.0)))
+        for each in bodies
+    ]
+    with listening(here) as port:
+        for each in asking:
+            each.start()
+        until = time.monotonic() + 10
+        while here.engine.running < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+    for each in asking:
+        each.join(10)
+    whole, streamed = sorted(told, key=lambda answer: b"text/event-stream" in answer)
+    assert whole.startswith(b"HTTP/1.1 503")
+    assert b"retry-after" in whole.lower()
+    assert b"the server is stopping" in whole
+    assert b"the server is stopping" in streamed

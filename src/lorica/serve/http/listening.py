@@ -7,6 +7,8 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import h11
@@ -15,11 +17,13 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lorica.errors import RequestError, RunError
+from lorica.serve.engine import Engine
 from lorica.serve.http.limits import HttpLimits
 from lorica.serve.http.logs import Log, taken_over
 
-STOPPING = 10
-"""Seconds that requests in flight get when the server is stopped."""
+STOPPING, LAST = 10.0, 1.0
+"""Seconds in which requests may end by themselves once the server stops, and those of them at the end in which they are
+told that it does: then uvicorn breaks them off."""
 
 
 def is_loopback(host: str) -> bool:
@@ -67,23 +71,38 @@ def serve(app: FastAPI, listening: socket.socket, limits: HttpLimits, log: Log, 
         proxy_headers=False,
         server_header=False,
         limit_concurrency=limits.connections,
-        timeout_graceful_shutdown=STOPPING,
+        timeout_graceful_shutdown=STOPPING,  # type: ignore[arg-type]
         h11_max_incomplete_event_size=limits.header_bytes,
     )
-    Announced(config, ready).run(sockets=[listening])
+    Announced(config, ready, partial(_ended, app.state.served.engine)).run(sockets=[listening])
+
+
+def _ended(engine: Engine | None) -> None:
+    """What is still written ends with "cancelled", which clients are told of."""
+    if engine is not None:
+        with suppress(RunError):  # a pass that takes longer is broken off
+            engine.close(LAST)
 
 
 class Announced(uvicorn.Server):
-    """Says when it answers."""
+    """Says when it answers.  `last` is called, in a thread, shortly before requests are broken off."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], last: Callable[[], None]) -> None:
         super().__init__(config)
-        self.ready = ready
+        self.ready, self.last = ready, last
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self.ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        late = loop.call_later(STOPPING - LAST, lambda: loop.run_in_executor(None, self.last))
+        try:
+            await super().shutdown(sockets)
+        finally:
+            late.cancel()
 
 
 def patient(seconds: float) -> type[asyncio.Protocol]:
