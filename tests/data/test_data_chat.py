@@ -176,6 +176,17 @@ def test_tool_calls_without_content_are_learned_as_the_template_writes_them():
     assert learned(Bytes(), chat(turns, Plain(calls))[0]) == '[{"name": "f"}]<|im_end|>'
 
 
+@pytest.mark.parametrize("loss_on", ["completion", "all"])
+def test_a_template_that_leaves_tools_out_teaches_nothing_in_their_place(loss_on):
+    """The call would be an empty turn, learned as an answer."""
+    called = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "sky"}}]}
+    with pytest.raises(DataError, match=r"messages\[1\]: the chat template does not write 'sky'"):
+        chat([TURNS[1], called], loss_on=loss_on)
+    listed = {"messages": TURNS, "tools": [{"type": "function", "function": {"name": "sky", "parameters": {}}}]}
+    with pytest.raises(DataError, match="tools: the chat template does not write 'sky'"):
+        from_rows([listed], Bytes(), None, config=DataConfig(train="rows", loss_on=loss_on), limit=1000)
+
+
 @pytest.mark.parametrize("template", [MARKED, DEFAULT_TEMPLATE], ids=["marked", "default"])
 def test_marked_spans_are_those_transformers_finds(template):
     from transformers.utils.chat_template_utils import render_jinja_template

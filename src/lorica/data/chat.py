@@ -7,8 +7,9 @@ A template that marks what the assistant says with `{% generation %}` is believe
 turn must be a true prefix of the whole, or masking would be a guess.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lorica.data.faces import Marked, MarksGeneration, Message, Renderer, Span
 from lorica.data.shapes import Chat
@@ -31,6 +32,7 @@ def spoken(chat: Chat, renderer: Renderer) -> Spoken:
     turns = [number for number, message in enumerate(chat.messages) if message["role"] == "assistant"]
     chat = Chat(chat.messages[: turns[-1] + 1], chat.tools, chat.skipped)
     text, spans = _from_marks(chat, renderer, len(turns)) or _from_prefixes(chat, renderer, turns)
+    _require_tools(chat, text)
     spans = with_end_marks(text, spans)
     learned = tuple(span for turn, span in zip(turns, spans, strict=True) if learns(chat, turn))
     return Spoken(text, learned, ended=_ended(chat, text[: spans[-1][1]]))
@@ -39,7 +41,26 @@ def spoken(chat: Chat, renderer: Renderer) -> Spoken:
 def whole(chat: Chat, renderer: Renderer) -> Spoken:
     """A chat of which everything is learned. Raises `DataError`."""
     text = _render(renderer, chat, chat.messages).rstrip()
+    _require_tools(chat, text)
     return Spoken(text, ((0, len(text)),), ended=_ended(chat, text))
+
+
+def _require_tools(chat: Chat, text: str) -> None:
+    """A template that leaves a call out would teach the model to say nothing in its place."""
+    calls = [(f"messages[{n}]", call) for n, turn in enumerate(chat.messages) for call in turn.get("tool_calls") or ()]
+    for at, tool in [*calls, *(("tools", tool) for tool in chat.tools or ())]:
+        name = _name_of(tool)
+        if name and name not in text:
+            raise DataError(
+                f"{at}: the chat template does not write {name!r}; give data.template one that writes tools and their "
+                "calls, or take them out of the row"
+            )
+
+
+def _name_of(tool: Any) -> str | None:
+    inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    name = inner.get("name") if isinstance(inner, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 def _ended(chat: Chat, text: str) -> bool:
