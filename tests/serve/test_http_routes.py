@@ -445,3 +445,18 @@ def test_who_is_still_answered_when_the_server_stops_is_told(monkeypatch: pytest
     assert b"retry-after" in whole.lower()
     assert b"the server is stopping" in whole
     assert b"the server is stopping" in streamed
+
+
+def test_a_chat_with_what_was_taught_another_template_is_refused(tmp_path) -> None:
+    """It would be asked in words that it never read."""
+    here = made(root=tmp_path)
+    for name, shape in {"own": "messages", "pairs": "prompt_completion"}.items():
+        (tmp_path / name).mkdir()
+        recorded = {"data": {"shape": shape}, "recipe": {"data": {"train": "x", "template": "chatml.jinja"}}}
+        (tmp_path / name / "lorica.json").write_text(json.dumps(recorded))
+        assert here.ask("POST", "/v1/adapters", {"name": name}, key=ADMIN).status == 201
+    refused = here.chat(model="own")
+    assert refused.status == 400
+    assert "ask /v1/completions" in refused.error["message"]
+    assert here.complete(model="own").status == 200
+    assert here.chat(model="pairs").status == 200, "whose rows were written without one"

@@ -28,11 +28,11 @@ from lorica.serve.classifier import Classifier
 from lorica.serve.encoder import Encoder, Resident
 from lorica.serve.engine import Engine, Limits, Merged, Shelf
 from lorica.serve.http.app import app
-from lorica.serve.http.choosing import Names, Origin
+from lorica.serve.http.choosing import Names
 from lorica.serve.http.limits import HttpLimits
 from lorica.serve.http.listening import address_of, bound, is_loopback
 from lorica.serve.http.listening import serve as listen
-from lorica.serve.http.loading import NAME, Loads, Root, adapter_in, named, plain
+from lorica.serve.http.loading import NAME, Loads, Root, adapter_in, named, origin_of
 from lorica.serve.http.logs import Log
 from lorica.serve.http.metrics import Metrics
 from lorica.serve.http.outside import Outside
@@ -166,7 +166,7 @@ def served(model: nn.Module, order: Order, log: Log) -> Served:
         created=int(time.time()),
         adapters=kept,
         merged=order.merge,
-        origins={name: Origin(folder=named(folder), plain=plain(folder)) for name, folder in others.items()},
+        origins={name: origin_of(folder) for name, folder in others.items()},
         classifiers=tuple(classifiers),
     )
     metrics = Metrics(None if engine is None else engine.stats)

@@ -29,6 +29,7 @@ async def chat(request: Request) -> Response:
     _, texts = here.writes()
     asked = await read(request, ChatAsked, here.limits)
     chosen = chosen_for(request, asked)
+    here.names.require_this_template(chosen)
     plain = here.names.plain(chosen) or (not chosen.names and texts.reads_as_it_is(asked.messages))
     prompt = await texts.chat(asked.messages, plain)
     writing = begun(request, asked, chosen, [prompt])

@@ -37,10 +37,12 @@ class Chosen:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """folder: its name alone.  plain: it was taught prompts and completions, not chats."""
+    """folder: its name alone.  plain: it was taught prompts and completions, not chats.  templated: chats, through a
+    template of its own, which is not run here."""
 
     folder: str
     plain: bool = False
+    templated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +126,14 @@ class Names:
         """Whether all that was chosen was taught prompts and completions."""
         origins = [self.origins.get(name) for name in chosen.names]
         return bool(origins) and all(origin is not None and origin.plain for origin in origins)
+
+    def require_this_template(self, chosen: Chosen) -> None:
+        """ApiError 400 for one that would be asked in words it was not taught."""
+        for name in chosen.names:
+            origin = self.origins.get(name)
+            if origin is not None and origin.templated:
+                said = f"{name} was taught chats through a template of its own, which a server does not run: write the "
+                raise ApiError(400, said + "prompt as that template does, and ask /v1/completions", param="model")
 
 
 def _unknown(model: str, known: Sequence[str], param: str = "model") -> ApiError:

@@ -7,7 +7,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -101,7 +101,7 @@ class Loads:
             inside = found.relative_to(root.path.resolve())
             with in_words(root):
                 await self._timed("replace" if replace else "load", name, lambda: put(name, inside))
-            self.names.origins[name] = Origin(folder=named(found), plain=await self._beside(lambda: plain(found)))
+            self.names.origins[name] = await self._beside(lambda: origin_of(found))
 
     async def unload(self, name: str) -> None:
         """Waits for the requests that it still answers.  ApiError 404, 429."""
@@ -196,13 +196,23 @@ def _require_name(name: str) -> None:
         )
 
 
-def plain(folder: Path) -> bool:
-    """Whether the adapter records that it was taught rows that are no chats."""
+def origin_of(folder: Path) -> Origin:
+    """What an adapter records of the rows that it was taught."""
+    recorded = _recorded(folder)
+    shape = _within(recorded, "data").get("shape")
+    plain = isinstance(shape, str) and shape not in CHATS
+    templated = _within(_within(recorded, "recipe"), "data").get("template") is not None
+    return Origin(folder=named(folder), plain=plain, templated=templated and not plain)
+
+
+def _recorded(folder: Path) -> Any:
     with suppress(OSError, ValueError):
         written = folder / MANIFEST
         if written.stat().st_size <= LARGEST_MANIFEST:
-            recorded = json.loads(written.read_text(encoding="utf-8"))
-            made = recorded.get("data") if isinstance(recorded, dict) else None
-            shape = made.get("shape") if isinstance(made, dict) else None
-            return isinstance(shape, str) and shape not in CHATS
-    return False
+            return json.loads(written.read_text(encoding="utf-8"))
+    return None
+
+
+def _within(recorded: Any, key: str) -> Mapping[str, Any]:
+    found = recorded.get(key) if isinstance(recorded, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
