@@ -4,10 +4,16 @@ import pytest
 from byte_tokenizer import Bytes, learned, whole
 
 from lorica.data import DataConfig, from_rows
+from lorica.data.shapes import understand
 from lorica.errors import DataError
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
 SHOWN = "<s><|user|>\nHi\n<|assistant|>\nYo</s>"
+
+
+def called(arguments):
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    return [CHAT[0], {"role": "assistant", "content": None, "tool_calls": [call]}]
 
 
 def load(*rows, shape=None):
@@ -77,6 +83,8 @@ def test_rows_that_fit_two_shapes_are_read_when_one_is_stated():
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, r"content\[0\]': only parts of type 'text'"),
         ({"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}, r"messages\[0\].weight': 0 or 1"),
         ({"messages": CHAT, "tools": "f"}, "field 'tools': a list"),
+        ({"messages": called("{")}, r"field 'messages\[1\].tool_calls\[0\].function.arguments': an object"),
+        ({"messages": called("[1]")}, r"arguments': an object, or one as JSON, not '\[1\]'"),
         ({"conversations": [{"from": "humann", "value": "a"}]}, r"conversations\[0\].from.*did you mean 'human'"),
         ({"conversations": [{"role": "user", "content": "a"}]}, r"'conversations\[0\].from' is missing"),
     ],
@@ -85,6 +93,12 @@ def test_a_field_that_does_not_fit_is_named_with_its_row(row, said):
     with pytest.raises(DataError, match=rf"^rows\[0\]: .*{said}") as caught:
         load(row)
     assert str(caught.value).count("\n") == 0
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "Paris"}', {"city": "Paris"}])
+def test_arguments_that_openai_keeps_as_text_are_the_object_that_templates_write(arguments):
+    turns = understand({"messages": called(arguments)}, "messages")
+    assert turns.messages[1]["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Paris"}}
 
 
 def test_mixed_shapes_name_the_first_row_that_differs():

@@ -62,6 +62,8 @@ def test_a_config_survives_its_own_dump():
         ({"learning_rate": "nan"}, "learning_rate"),
         ({"learning_rate": 0}, "greater than 0"),
         ({"steps": True}, "not true or false"),
+        ({"evaluate_every": True}, "not true or false"),
+        ({"checkpoint_every": True}, "not true or false"),
         ({"steps": 2.5}, "steps"),
         ({"warmup": 1.5}, "neither a share below 1 nor a whole number"),
         ({"min_lr_ratio": 1.1}, "less than or equal to 1"),

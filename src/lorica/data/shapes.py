@@ -7,6 +7,7 @@ alpaca             {instruction, input?, output, system?}     -> Chat
 text               {text}                                     -> Text
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +97,29 @@ def _message(message: Fields, at: str) -> dict[str, Any]:
     _known(text_of(message, "role", at), ROLES, f"{at}.role")
     # Parquet gives every message the fields of all of them, null where it has none.
     kept = {key: value for key, value in message.items() if value is not None and key != "weight"}
+    if isinstance(kept.get("tool_calls"), list):
+        calls = kept["tool_calls"]
+        kept["tool_calls"] = [_call(call, f"{at}.tool_calls[{number}]") for number, call in enumerate(calls)]
     return kept | {"content": _content(message, at)}
+
+
+def _call(call: Any, at: str) -> Any:
+    """With its arguments as the object that they are: OpenAI keeps them as JSON in a text, which templates that write
+    JSON would quote once more."""
+    if not isinstance(call, Mapping):
+        return call
+    if isinstance(call.get("function"), Mapping):
+        return {**call, "function": _call(call["function"], f"{at}.function")}
+    written = call.get("arguments")
+    if not isinstance(written, str):
+        return call
+    try:
+        arguments = json.loads(written or "{}")
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise DataError(f"field '{at}.arguments': an object, or one as JSON, not {written[:40]!r}")
+    return {**call, "arguments": arguments}
 
 
 def _content(message: Fields, at: str) -> str:

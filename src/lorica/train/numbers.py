@@ -30,8 +30,12 @@ def _size(value: Any) -> Any:
         raise ValueError(f"{value!r} is no size; write it as 500MB, 2GB or 1GiB") from None
 
 
-def _number_or_word(value: Any) -> Any:
-    return value if value in ("epoch", "auto", True, False) else _number(value)
+def _number_or_epoch(value: Any) -> Any:
+    return value if value == "epoch" else _number(value)
+
+
+def _number_or_layers(value: Any) -> Any:
+    return value if value == "auto" or isinstance(value, bool) else _number(value)
 
 
 Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -42,5 +46,5 @@ AtLeastOne = Annotated[float, BeforeValidator(_number), Field(ge=1, allow_inf_na
 Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
 Size = Annotated[int, BeforeValidator(_size), Field(ge=1)]
 Seed = Annotated[int, BeforeValidator(_number), Field(ge=0)]
-Every = Annotated[Literal["epoch"] | Annotated[int, Field(ge=1)], BeforeValidator(_number_or_word)]
-Layers = Annotated[Literal["auto"] | bool | Annotated[int, Field(ge=1)], BeforeValidator(_number_or_word)]
+Every = Annotated[Literal["epoch"] | Annotated[int, Field(ge=1)], BeforeValidator(_number_or_epoch)]
+Layers = Annotated[Literal["auto"] | bool | Annotated[int, Field(ge=1)], BeforeValidator(_number_or_layers)]
