@@ -4,14 +4,16 @@ import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lorica import adapter
 from lorica.errors import AdapterError, TargetError
-from lorica.methods import Full, LoRA
+from lorica.methods import Full, LoRA, Prefix
 from ten_line_methods import Bottleneck
 from tiny_bases import BASES, BERT, LLAMA, VIT, stir
 
 EPS = torch.finfo(torch.float64).eps
+FROZEN = [LoRA(r=2, bias="lora_only"), LoRA(r=2, init="pissa"), Prefix(length=2)]
 
 
 @torch.no_grad()
@@ -191,6 +193,31 @@ def test_a_state_returns_to_the_bit_and_a_foreign_one_copies_nothing():
     assert f"{first}: missing" in str(refused.value)
     assert "more: not part" in str(refused.value)
     assert all(torch.equal(value, kept[key]) for key, value in attached.state().items())
+
+
+@pytest.mark.parametrize("method", FROZEN, ids=["lora", "pissa", "prefix"])
+def test_what_is_frozen_is_saved_all_the_same(method):
+    """Loaded for its answers alone, or its A kept as it is: the file holds every tensor."""
+    attached = adapter.attach(LLAMA.build(), method)
+    stir(attached.named_parameters())
+    whole = attached.file().tensors
+    for parameter in list(attached.parameters())[::2]:
+        parameter.requires_grad_(False)
+    frozen = attached.file().tensors
+    assert frozen.keys() == whole.keys()
+    assert all(torch.equal(frozen[key], whole[key]) for key in whole)
+
+
+def test_an_adapter_loaded_to_answer_is_saved_and_banked(tmp_path):
+    attached = adapter.attach(LLAMA.build(), LoRA(r=2))
+    stir(attached.named_parameters())
+    attached.save(tmp_path / "first")
+    loaded = adapter.load(LLAMA.build(), tmp_path / "first", trainable=False)
+    loaded.save(tmp_path / "second")
+    files = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("first", "second")]
+    assert files[0].keys() == files[1].keys()
+    assert all(torch.equal(files[0][key], files[1][key]) for key in files[0])
+    adapter.Bank(LLAMA.build()).add("a", loaded)
 
 
 def test_training_mode_can_leave_the_base_in_evaluation():

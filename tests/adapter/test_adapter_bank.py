@@ -130,6 +130,64 @@ def test_any_other_number_of_choices_than_rows_is_refused(base):
         output(base, model)
 
 
+class TokensFirst(torch.nn.Module):
+    """As FSMT and XLNet: what its linear sees is (tokens, rows, d)."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(8, 4)
+        self.proj = torch.nn.Linear(4, 4)
+
+    def forward(self, ids):
+        return self.proj(self.embed(ids).transpose(0, 1)).transpose(0, 1)
+
+
+class Routed(TokensFirst):
+    """Its expert sees every second token, whosesoever it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+
+    def forward(self, ids):
+        return self.experts[0](self.embed(ids).flatten(0, 1)[::2])
+
+
+@pytest.mark.parametrize("kind", [TokensFirst, Routed])
+def test_rows_that_a_site_cannot_tell_apart_are_refused_and_one_choice_is_not(kind):
+    """Four tokens of two rows, so that either count divides the other."""
+    torch.manual_seed(0)
+    model, ids = kind(), torch.arange(8).reshape(2, 4)
+    names = ["experts.0"] if kind is Routed else ["proj"]
+    alone = adapter.attach(model, LoRA(r=1, target_modules=names))
+    stir(alone.named_parameters())
+    file, expected = alone.file(), alone(ids).detach()
+    alone.detach()
+    bank = adapter.Bank(model)
+    bank.add("a", file, other_base=True)
+    with bank.use(["a", None]), pytest.raises(AdapterError, match="does not tell whose row"):
+        model(ids)
+    with bank.use("a"):
+        assert torch.allclose(model(ids), expected)
+
+
+def test_a_family_that_counts_tokens_first_has_one_adapter_for_a_batch():
+    from transformers import LongformerConfig, LongformerModel
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    model = LongformerModel(LongformerConfig(vocab_size=16, attention_window=[4], **sizes)).eval()
+    attached = adapter.attach(model, LoRA(r=1, target_modules=["query"]))
+    stir(attached.named_parameters())
+    file = attached.file()
+    attached.detach()
+    bank = adapter.Bank(model)
+    bank.add("a", file)
+    with pytest.raises(AdapterError, match="longformer counts tokens before rows"), bank.use(["a", None]):
+        pass
+    with bank.use(["a", "a"]):
+        model(torch.arange(4).reshape(2, 2))
+
+
 def test_names_are_checked_with_the_nearest_one():
     bank = adapter.Bank(LLAMA.build())
     bank.add("json", files(LLAMA)["a"])

@@ -370,6 +370,24 @@ def test_what_has_no_delta_is_refused_with_the_reason(case, folders, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_matrix_that_is_not_the_bases_is_never_left_behind(folders, tmp_path):
+    """PEFT writes embeddings whole where the vocabulary was resized; only the base tells whether they were trained."""
+    own = LLAMA.build(torch.float32).model.embed_tokens.weight.detach()
+    for change in (0, 1):
+        brought = {"base_model.model.model.embed_tokens.weight": own + change}
+        forged(folders["a"], lambda tensors, _, brought=brought: tensors.update(brought))
+        with pytest.raises(AdapterError, match=r"embed_tokens\.weight: brings a matrix of its base"):
+            lorica.combine(weights_of(folders), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("r", [4, 10**9])
+def test_a_rank_that_the_tensors_do_not_have_is_refused_before_it_takes_memory(r, folders, tmp_path):
+    forged(folders["b"], lambda _, config: config.update(r=r, rank_pattern={}))
+    with pytest.raises(AdapterError, match=rf"q_proj: A is \(2, 32\) in the file, \({r}, 32\) by adapter_config.json"):
+        lorica.combine(weights_of(folders), tmp_path / "out")
+
+
 def test_all_that_is_wrong_with_the_adapters_is_told_at_once(folders, tmp_path):
     strange = made(tmp_path / "dora", DoRA(r=2, alpha=5))
     prompt = made(tmp_path / "prompt", Prompt(length=3))

@@ -25,7 +25,7 @@ from lorica.adapter.attach import frozen, occupy
 from lorica.adapter.attached import Attached
 from lorica.adapter.file import AdapterFile, read
 from lorica.adapter.installed import Modules, Undo, undone
-from lorica.adapter.load import filled, plan_on, require_base
+from lorica.adapter.load import filled, plan_on, require_base, require_tokens
 from lorica.adapter.mixes import Choice, Mixes, mix_of
 from lorica.adapter.plan import Plan
 from lorica.adapter.resized import settled
@@ -35,6 +35,8 @@ from lorica.models import ambient, enter, install, weight_of
 from lorica.models.quantised import unpacked
 from lorica.site import Site
 
+TOKENS_FIRST = frozenset({"bros", "fsmt", "led", "longformer", "wavlm", "xlnet"})
+"""Families with linears that see (tokens, rows, d), which a batch of as many tokens as rows does not show."""
 KEPT = 8
 """Compositions of a pass of which a site keeps its terms: the documents being decoded, and chunks of others."""
 
@@ -128,6 +130,7 @@ class Bank:
         """All of `add` that takes time, with its errors: read, checked, fitted to this base and laid out for rows."""
         file = adapter.file() if isinstance(adapter, Attached) else adapter
         file = file if isinstance(file, AdapterFile) else read(file)
+        require_tokens(file, self.model)
         if not other_base:
             require_base(file, self.model)
         file = settled(self.model, file)
@@ -146,9 +149,9 @@ class Bank:
         with self._lock:
             self._require(name)
             held = self.adapters.pop(name)
+            self.mixes.forget(name)
             for site in self._sites.values():
                 site.drop(name)
-            self.mixes.forget(name)
         return held
 
     def bytes(self, name: str) -> int:
@@ -169,9 +172,12 @@ class Bank:
     def use(self, choice: Choice | Sequence[Choice]) -> Iterator[nn.Module]:
         """Inside the block the model answers with these adapters: one choice for every row, or a list with one a row.
 
-        AdapterError for a name that the bank does not hold.
+        AdapterError for a name that the bank does not hold, and where the model does not keep its rows apart.
         """
         rows = [choice] if choice is None or isinstance(choice, str | Mapping) else list(choice)
+        family = getattr(getattr(self.model, "config", None), "model_type", None)
+        if family in TOKENS_FIRST and any(row != rows[0] for row in rows):
+            raise AdapterError(f"bank: {family} counts tokens before rows inside; choose one adapter for all rows")
         route = torch.tensor([self.number(row) for row in rows], device=next(self.model.parameters()).device)
         with ambient.entered(replace(ambient.current.get(), route=route)):
             yield self.model
@@ -294,8 +300,8 @@ class BankSite(nn.Module):
         if found is None:
             found = self._compose(rows)
             self._composed = {**dict(list(self._composed.items())[1 - KEPT :]), rows: found}
-        self._last = replace(found, rows=rows)
-        return self._last
+        self._last = found = replace(found, rows=rows)
+        return found
 
     def _compose(self, rows: tuple[int, ...]) -> "Composed":
         taken = [
@@ -336,15 +342,20 @@ class BankSite(nn.Module):
 
 
 def _per_row(route: Tensor, x: Tensor, site: str) -> Tensor:
-    """The route of each row of x.  One choice serves any number of rows; beams of one row lie side by side."""
+    """The route of each row of x.  One choice serves any number of rows; what is one row's (tokens, windows) lies side
+    by side, except where a router sends tokens to experts, or tokens are counted first."""
     rows = x.shape[0]
-    if len(route) == rows:
+    if rows == len(route):
         return route
     if len(route.unique()) == 1:
         return route[:1].expand(rows)
-    if rows % len(route) == 0:
-        return route.repeat_interleave(rows // len(route))
-    raise AdapterError(f"bank: {site} gets {rows} rows for {len(route)} choices; choose one adapter, or one a row")
+    tokens_first = x.dim() > 2 and x.shape[1] == len(route)
+    if rows % len(route) or tokens_first or "experts" in site.split("."):
+        raise AdapterError(
+            f"bank: {site} gets {tuple(x.shape)} for {len(route)} choices, which does not tell whose row is whose; "
+            "choose one adapter for all rows"
+        )
+    return route.repeat_interleave(rows // len(route))
 
 
 def _added(

@@ -20,6 +20,7 @@ from lorica.adapter.manifest import Ground
 from lorica.adapter.peft_format import config_without_base
 from lorica.adapter.plan import Plan, PlannedEdit, plan
 from lorica.adapter.proof import Unprobed
+from lorica.adapter.rebuilt import untold
 from lorica.adapter.resized import settled
 from lorica.adapter.spectra import Product
 from lorica.errors import AdapterError
@@ -140,12 +141,12 @@ def saved(
 
 
 def _refuse_brought(parents: Sequence[AdapterFile]) -> None:
-    """PEFT writes the embedding beside an adapter on it, resized and trained or not."""
+    """PEFT writes embeddings and heads whole, beside an adapter on them or where the vocabulary was resized, trained or
+    not."""
     problems = [
         f"{parent.where}: {key}: brings a matrix of its base; name the base with --model, to see that it is its own"
         for parent in parents
-        for key in parent.tensors
-        if key.endswith(".base_layer.weight")
+        for key in untold(parent)
     ]
     if problems:
         raise AdapterError.of(problems)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from lorica.adapter.installed import Modules
 from lorica.adapter.plan import Plan, plan
-from lorica.methods.contract import stored
 
 
 @torch.no_grad()
@@ -36,4 +35,5 @@ def _held(file: Plan, modules: Modules) -> dict[str, Tensor]:
 
 
 def _values(module: nn.Module) -> Mapping[str, Tensor]:
-    return module.finished() if hasattr(module, "finished") else stored(module)  # type: ignore[operator]
+    """Frozen parameters too: someone may have frozen what the plan trains."""
+    return module.finished() if hasattr(module, "finished") else module.state_dict(keep_vars=True)  # type: ignore[operator]

@@ -258,7 +258,7 @@ def _planned_edits(methods: Sequence[Method], pairs: Sequence[tuple[Edit, Method
     shared: dict[int, dict[str, nn.Module]] = {id(each): {} for each in methods}
     held: dict[int, Tensor] = {}
     for edit, each in pairs:
-        module = _on_meta(edit, shared[id(each)])
+        module = on_meta(edit, shared[id(each)])
         keys = {name: marks[id(each)] + each.file_name(edit, name, around) for name in stored(module)}
         tensors = {keys[name]: _planned(edit, each, name, kept) for name, kept in stored(module).items()}
         new = {id(t): t for name, t in module.named_buffers() if name not in keys and t.is_floating_point()}
@@ -285,7 +285,8 @@ def _method(given: Any, sites: tuple[Site, ...]) -> Method:
     return method_of_peft(given).from_peft(given, sites).resolved(sites)
 
 
-def _on_meta(edit: Edit, shared: dict[str, nn.Module]) -> nn.Module:
+def on_meta(edit: Edit, shared: dict[str, nn.Module]) -> nn.Module:
+    """The edit's module in shape alone."""
     shape = edit.site.shape
     weight = DenseWeight(torch.empty(shape, device=META)) if edit.place in READING else None
     parameter = torch.empty(shape, device=META) if edit.place == "instead" else None

@@ -1,6 +1,6 @@
 """The modules of an adapter file, built from its tensors alone: what can be said of an adapter without its base."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lorica.adapter.file import AdapterFile
-from lorica.adapter.plan import key_marks
+from lorica.adapter.plan import key_marks, on_meta
 from lorica.adapter.tensors import refusal
-from lorica.errors import AdapterError, LoricaError
+from lorica.errors import LoricaError
 from lorica.kernels import DenseWeight
 from lorica.methods import Method, peft_parts
 from lorica.methods.contract import Edit, Start, neighbours, stored
@@ -33,11 +33,37 @@ class Rebuilt:
 
 def rebuilt(file: AdapterFile) -> Iterator[Rebuilt]:
     """One edit after the other, parts of one module in the order in which it has them.  AdapterError where a tensor of
-    one is missing."""
-    parts = list(zip(file.methods, _tensors_of_methods(file), strict=True))
+    one is missing, or of another shape than adapter_config.json says."""
+    parts, shared = list(_parts(file)), {id(method): dict[str, nn.Module]() for method in file.methods}
+    problems = [problem for part in parts for problem in _misfits(part)]
+    if problems:
+        raise refusal(file.where, problems)
+    for part in parts:
+        yield Rebuilt(part.edit, part.method, _module(part, shared[id(part.method)]))
+
+
+def untold(file: AdapterFile) -> list[str]:
+    """Keys of tensors that no edit takes: whether they are the base's own, the base alone can tell."""
+    taken = {(id(part.method), key) for part in _parts(file) for key in part.keys}
+    held = zip(file.methods, _tensors_of_methods(file), strict=True)
+    return [key for method, tensors in held for key in tensors if (id(method), key) not in taken]
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One edit, the tensors that its module keeps, in shape alone, and what of them the file holds under these keys."""
+
+    edit: Edit
+    method: Method
+    kept: Mapping[str, Tensor]
+    held: Mapping[str, Tensor]
+    keys: Collection[str]
+
+
+def _parts(file: AdapterFile) -> Iterator[_Part]:
     found = [
         (edit, method, tensors)
-        for method, tensors in parts
+        for method, tensors in zip(file.methods, _tensors_of_methods(file), strict=True)
         for edit in method.edits_of_file(
             tuple(peft_parts.with_owners(tuple(_sites_of_tensors(method, tensors, file.config))))
         )
@@ -45,8 +71,10 @@ def rebuilt(file: AdapterFile) -> Iterator[Rebuilt]:
     around = neighbours(edit.site.name for edit, _, _ in found if edit.place == "around")
     shared: dict[int, dict[str, nn.Module]] = {id(method): {} for method in file.methods}
     for edit, method, tensors in found:
-        module = _module(edit, method, tensors, around, shared[id(method)], file.where)
-        yield Rebuilt(edit, method, module)
+        kept = stored(on_meta(edit, shared[id(method)]))
+        keys = {name: method.file_name(edit, name, around) for name in kept}
+        held = {name: tensors[key] for name, key in keys.items() if key in tensors}
+        yield _Part(edit, method, kept, held, set(keys.values()))
 
 
 def in_order(name: str) -> list[tuple[int, str]]:
@@ -81,22 +109,22 @@ def _sites_of_tensors(method: Method, tensors: Mapping[str, Tensor], config: Map
             yield site
 
 
-def _module(
-    edit: Edit,
-    method: Method,
-    tensors: Mapping[str, Tensor],
-    around: Mapping[str, Sequence[str]],
-    shared: dict[str, nn.Module],
-    where: str,
-) -> nn.Module:
-    blank = torch.zeros(edit.site.shape)
-    weight = DenseWeight(blank) if edit.place == "around" else None
+def _module(part: _Part, shared: dict[str, nn.Module]) -> nn.Module:
+    blank = torch.zeros(()).expand(part.edit.site.shape)
+    weight = DenseWeight(blank) if part.edit.place == "around" else None
     start = Start(torch.Generator(), torch.device("cpu"), torch.float32, weight, blank, shared=shared)
-    module = edit.build(start)
-    held = {name: tensors.get(method.file_name(edit, name, around)) for name in stored(module)}
-    missing = [name for name, tensor in held.items() if tensor is None]
-    if missing:
-        raise AdapterError(f"{where}: {edit.site.name} lacks {', '.join(missing)}")
+    module = part.edit.build(start)
     for name, tensor in stored(module).items():
-        tensor.data = held[name].float()  # type: ignore[union-attr]
+        tensor.data = part.held[name].float()
     return module
+
+
+def _misfits(part: _Part) -> Iterator[str]:
+    """A frozen tensor may be of the whole base's size (VeRA), which a file does not tell."""
+    for name, kept in part.kept.items():
+        held = part.held.get(name)
+        if held is None:
+            yield f"{part.edit.site.name} lacks {name}"
+        elif isinstance(kept, nn.Parameter) and held.shape != kept.shape:
+            shapes = f"{tuple(held.shape)} in the file, {tuple(kept.shape)} by adapter_config.json"
+            yield f"{part.edit.site.name}: {name} is {shapes}"
