@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lorica.errors import TargetError
 from lorica.kernels import DenseWeight
-from lorica.methods import Method, method_of_peft
+from lorica.methods import Method, method_of_peft, peft_config
 from lorica.methods.contract import Edit, Role, Start, neighbours, stored
 from lorica.models import sites as sites_of
 from lorica.site import Site
@@ -236,7 +236,10 @@ def plan(
     statistics: what was read off training data for starts that need it; without them a plan counts the ranks asked for.
     """
     sites = sites_of(base) if isinstance(base, nn.Module) else tuple(base)
-    methods = tuple(_method(each, sites) for each in (method if isinstance(method, list | tuple) else (method,)))
+    family = getattr(getattr(base, "config", None), "model_type", None)
+    methods = tuple(
+        _method(each, sites, family) for each in (method if isinstance(method, list | tuple) else (method,))
+    )
     if not methods:
         raise TargetError("method: the list is empty; name at least one")
     statistics = statistics or {}
@@ -275,14 +278,15 @@ def key_marks(methods: Sequence[Method]) -> tuple[str, ...]:
     return tuple(f"{m.kind}{f'-{n + 1}' if n else ''}." for m, n in zip(methods, before, strict=True))
 
 
-def _method(given: Any, sites: tuple[Site, ...]) -> Method:
+def _method(given: Any, sites: tuple[Site, ...], family: str | None) -> Method:
     """A method, or the one that a config object of PEFT describes, with its words for this base written out."""
     if isinstance(given, Method):
         return given.resolved(sites)
     peft_type = getattr(given, "peft_type", None)
     if peft_type is None:
         raise TargetError(f"method: {type(given).__name__} is none; give lorica.LoRA(r=8), or a config of PEFT")
-    return method_of_peft(given).from_peft(given, sites).resolved(sites)
+    names = [site.name for site in sites if site.kind != "parameter"]
+    return method_of_peft(given).from_peft(peft_config.of_family(given, family, names), sites).resolved(sites)
 
 
 def on_meta(edit: Edit, shared: dict[str, nn.Module]) -> nn.Module:

@@ -99,8 +99,6 @@ class IA3(OnLayers):
     @classmethod
     def where_of_config(cls, given: Mapping[str, Any], sites: tuple[Site, ...]) -> tuple[dict[str, Any], list[str]]:
         ours, problems = super().where_of_config(given, sites)
-        if given.get("target_modules") is None:
-            ours["target_modules"] = "kv-ffn"
         if given.get("init_ia3_weights") is False:
             problems.append("init_ia3_weights: False starts at noise; every gain starts at one here")
         side, strange = _names(given.get("feedforward_modules"))

@@ -24,6 +24,7 @@ from lorica.site import Kind, Site
 MOST_LOOKED_FOR = 1_000_000
 """Names times modules: a file that asks for more only wants the time."""
 
+UNNAMED = "where PEFT chooses by its table for the model's family; name them, or give lorica.attach the config object"
 OF_FINISHED = ("modules_to_save", "ensure_weight_tying")
 """A finished adapter computes the same whether tied layers were kept tied or not."""
 
@@ -165,7 +166,9 @@ class OnLayers(Saving):
         problems: list[str] = []
         if isinstance(targets, str) and targets != "all-linear":
             problems = [f"target_modules: PEFT reads {targets!r} as a regular expression; give a list or a glob"]
-        listed = targets if isinstance(targets, str) else tuple(sorted(targets or ())) or "minimal"
+        if targets is None and not given.get("target_parameters"):
+            problems = [f"target_modules: left out, {UNNAMED}"]
+        listed = targets if isinstance(targets, str) else tuple(sorted(targets or ()))
         saved, strange = peft_config.names(given.get("modules_to_save"), "modules_to_save")
         heads = peft_config.heads(given, [s.owner for s in sites if s.kind == "parameter"])
         saved = (*saved, *(head for head in heads if head not in saved))

@@ -6,6 +6,7 @@ patterns are literal names here: PEFT would run them as regular expressions, `re
 """
 
 import re
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, is_dataclass
 from types import MappingProxyType
@@ -53,6 +54,20 @@ def fields(config: Any) -> dict[str, Any]:
     if is_dataclass(config) and not isinstance(config, type):
         return asdict(config)
     raise RecipeError(f"from_peft takes a PEFT config or a dict of its fields, not {type(config).__name__}")
+
+
+def of_family(config: Any, family: str | None, names: Collection[str]) -> dict[str, Any]:
+    """The fields, with the targets that PEFT chooses for this family of transformers where the config names none: its
+    tables are those of the package that the config object is of, and may name layers that are not among `names`."""
+    given = fields(config)
+    tables = sys.modules.get(f"{type(config).__module__.partition('.')[0]}.utils.constants")
+    method = getattr(given.get("peft_type"), "value", given.get("peft_type"))
+    for field in ("target_modules", "feedforward_modules"):
+        table = f"TRANSFORMERS_MODELS_TO_{method}_{field.upper()}_MAPPING"
+        chosen = getattr(tables, table, {}).get(family)
+        if chosen is not None and given.get(field, chosen) is None:
+            given[field] = [end for end in chosen if any(matches(name, end) for name in names)]
+    return given
 
 
 def problems(
