@@ -75,7 +75,8 @@ def test_peft_reads_it_on_the_base_that_bitsandbytes_quantised(folder: Path, tmp
 
 
 def test_a_config_of_peft_names_it():
-    assert LoRA.from_peft({"init_lora_weights": "loftq"}).init == LoftQ()
-    assert LoRA.from_peft({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}).init == LoftQ()
+    given = {"init_lora_weights": "loftq", "target_modules": ["q_proj"]}
+    assert LoRA.from_peft(given).init == LoftQ()
+    assert LoRA.from_peft({**given, "loftq_config": {"loftq_bits": 4}}).init == LoftQ()
     with pytest.raises(lorica.errors.RecipeError, match=r"loftq_config.loftq_iter: 5 has no counterpart"):
-        LoRA.from_peft({"init_lora_weights": "loftq", "loftq_config": {"loftq_iter": 5}})
+        LoRA.from_peft({**given, "loftq_config": {"loftq_iter": 5}})

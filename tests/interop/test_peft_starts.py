@@ -132,7 +132,7 @@ def test_what_peft_converts_of_its_own_loads_here(tmp_path):
     ],
 )
 def test_a_config_of_peft_names_our_start(fields, init):
-    assert LoRA.from_peft(fields).init == init
+    assert LoRA.from_peft({"target_modules": ["q_proj"], **fields}).init == init
 
 
 @pytest.mark.parametrize(
@@ -146,4 +146,4 @@ def test_a_config_of_peft_names_our_start(fields, init):
 )
 def test_an_option_without_a_counterpart_is_refused_by_name(fields, words):
     with pytest.raises(RecipeError, match=words):
-        LoRA.from_peft(fields)
+        LoRA.from_peft({"target_modules": ["q_proj"], **fields})
