@@ -7,6 +7,7 @@ import torch
 import transformers as hf
 from safetensors import safe_open
 
+from adapter_folders import forged
 from lorica import adapter
 from lorica.errors import AdapterError, RunError
 from lorica.methods import Bottleneck, Full, LoRA, Prefix, Prompt, PTuning, PTuningV2
@@ -96,6 +97,25 @@ def test_shards_keep_their_names_and_type_and_only_adapted_weights_change(tmp_pa
     assert sorted(set(index["weight_map"].values())) == shards
     with torch.no_grad():  # bfloat16 rounds the merged weight: 2**-9 of it, through a few layers
         assert distance(load_base(tmp_path / "out")(input_ids=IDS).logits.float(), expected.float()) < 0.05
+
+
+@pytest.mark.parametrize("name", ["llama", "tied"])
+@pytest.mark.parametrize("end", ["base_layer.weight", "weight"], ids=["beside", "whole"])
+def test_a_matrix_of_another_base_is_refused_without_a_probe_too(name, end, tmp_path):
+    """PEFT writes the embedding beside an adapter on it, and whole where the vocabulary was resized."""
+    base = base_folder(name, tmp_path / "base")
+    trained(base, tmp_path / "adapter", LoRA(r=3, target_modules=["embed_tokens" if "base" in end else "q_proj"]))
+    own = load_base(base).get_parameter("model.embed_tokens.weight").detach()
+    for change in (0, 1):
+        brought = {f"base_model.model.model.embed_tokens.{end}": own + change}
+        forged(tmp_path / "adapter", lambda tensors, _, brought=brought: tensors.update(brought))
+        out = tmp_path / f"out{change}"
+        if change:
+            with pytest.raises(AdapterError, match=r"which is not this base|nothing in adapter_config\.json asks"):
+                adapter.merge_checkpoint(base, tmp_path / "adapter", out, unprobed="too large")
+            assert not out.exists()
+        else:
+            adapter.merge_checkpoint(base, tmp_path / "adapter", out, unprobed="too large")
 
 
 def _differing(before, after):

@@ -20,6 +20,7 @@ from lorica.adapter.tensors import SHOWN, refusal
 from lorica.errors import AdapterError, LoricaError, did_you_mean
 from lorica.methods import Method
 from lorica.models import sites as sites_of
+from lorica.models.stored import Stored
 from lorica.models.vocabulary import missing_tokens
 from lorica.models.walking import base_modules, tied_names
 from lorica.site import Site
@@ -61,8 +62,11 @@ def load(
     return attached
 
 
-def plan_on(model: nn.Module, file: AdapterFile) -> Plan:
-    """The plan that puts each tensor of the file in its place on this base.  AdapterError unless all fit."""
+def plan_on(model: nn.Module, file: AdapterFile, stored: Stored | None = None) -> Plan:
+    """The plan that puts each tensor of the file in its place on this base.  AdapterError unless all fit.
+
+    stored: the checkpoint that has the values of a base which is there in shape alone.
+    """
     found = sites_of(model)
     try:
         planned = plan(
@@ -71,7 +75,7 @@ def plan_on(model: nn.Module, file: AdapterFile) -> Plan:
     except LoricaError as error:
         strangers = list(_strangers(model, file, found)) if file.peft else []
         raise refusal(file.where, strangers or str(error).splitlines()) from error
-    own = _own_keys(model, file) - planned.tensors.keys()
+    own = _own_keys(model, file, stored) - planned.tensors.keys()
     problems = [*_key_problems(model, file, planned, own), *_value_problems(file, planned)]
     problems += _surplus_problems(file, own)
     methods = planned.methods if file.peft else ()
@@ -180,18 +184,16 @@ def _value_problems(file: AdapterFile, planned: Plan) -> Iterator[str]:
             yield f"{key}: holds values that are not finite"
 
 
-def _own_keys(model: nn.Module, file: AdapterFile) -> set[str]:
+def _own_keys(model: nn.Module, file: AdapterFile, stored: Stored | None) -> set[str]:
     """Keys whose tensors are this base's own, unchanged: PEFT writes embeddings beside an adapter on them, and every
     module whose path holds `lora_`."""
     if not file.peft:
         return set()
     (method,) = file.methods
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    named = {key: parameters.get(method.parameter_name(key)) for key in file.tensors}
+    named = {key: method.parameter_name(key) for key in file.tensors}
     return {
-        key
-        for key, parameter in named.items()
-        if parameter is not None and _same(file.tensors[key], parameter, unseen=method.surplus(key))
+        key for key, name in named.items() if name in parameters and _is_own(file.tensors[key], name, model, stored)
     }
 
 
@@ -205,14 +207,20 @@ def _surplus_problems(file: AdapterFile, own: set[str]) -> Iterator[str]:
             yield f"{key}: the file brings its own {name}, which is not this base's; resize or choose the base it names"
 
 
-def _same(stored: Tensor, parameter: Tensor, unseen: bool) -> bool:
-    """Whether the values agree in the narrower type; `unseen` where the base is there in shape alone."""
-    if stored.shape != parameter.shape:
+def _is_own(held: Tensor, name: str, model: nn.Module, stored: Stored | None) -> bool:
+    """Whether the values of a tensor of the file and of the base's parameter agree in the narrower type."""
+    value = model.get_parameter(name).detach()
+    if held.shape != value.shape:
         return False
-    if parameter.is_meta:
-        return unseen
-    narrow = min(stored.dtype, parameter.dtype, key=lambda dtype: dtype.itemsize)
-    return torch.equal(stored.to(narrow), parameter.detach().to("cpu", narrow))
+    if value.is_meta:
+        assert stored is not None
+        prefix, names = getattr(model, "base_model_prefix", ""), (name, *tied_names(model).get(name, ()))
+        found = next((s for s in (stored.named(each, prefix) for each in names) if s is not None), None)
+        if found is None:
+            return False
+        value = stored.entries[found].tensor()
+    narrow = min(held.dtype, value.dtype, key=lambda dtype: dtype.itemsize)
+    return torch.equal(held.to(narrow), value.to("cpu", narrow))
 
 
 def require_base(file: AdapterFile, model: nn.Module) -> None:

@@ -224,7 +224,7 @@ class _Merge:
     """Whether some edit that was merged changes what the base computes."""
 
     def __post_init__(self) -> None:
-        self.plan: Plan = plan_on(self.model, self.file)
+        self.plan: Plan = plan_on(self.model, self.file, self.stored)
         require_in_weights(self.plan)
         self.ties = tied_names(self.model)
         self.edits: dict[str, PlannedEdit] = {}
