@@ -11,6 +11,7 @@ import lorica
 from lorica import adapter, budget
 from lorica.errors import AdapterError, ModelError, TargetError
 from lorica.methods import LoRA
+from tiny_bases import LLAMA as TINY
 
 WORDS = ("<sql>", "</sql>")
 IDS = torch.tensor([[3, 257, 9, 258, 4, 11]])
@@ -282,3 +283,13 @@ def test_a_base_in_half_precision_trains_rows_in_float32(folders):
     assert {p.dtype for p in attached.parameters()} == {torch.float32}
     assert model.model.embed_tokens.weight.dtype == torch.bfloat16
     assert min(attached.update_norms().values()) > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_matrix_that_rows_are_put_into_moves_with_the_model(dtype):
+    """As it does to another device: W that stayed behind would be looked up with tokens that are elsewhere."""
+    attached = adapter.attach(TINY.build(dtype), LoRA(r=2, trainable_token_indices=(1, 2)))
+    rows = attached.modules["model.embed_tokens.weight", "instead"]
+    assert rows().dtype == dtype
+    attached.model.double()
+    assert rows().dtype == torch.float64

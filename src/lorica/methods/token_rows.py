@@ -30,12 +30,12 @@ class TokenRows(nn.Module):
     def __init__(self, tokens: Sequence[int], start: Start) -> None:
         super().__init__()
         assert start.parameter is not None
-        self.base = (start.parameter.detach(),)  # in a tuple, since it is no parameter of this module
+        self.base = (start.parameter,)  # in a tuple, since it is no parameter of this module, and moves with its own
         self.tokens = tuple(tokens)
         self.rows = nn.Parameter(start.parameter.detach()[list(tokens)].to(start.device, start.dtype, copy=True))
 
     def forward(self) -> Tensor:
-        (W,) = self.base
+        W = self.base[0].detach()
         return W.index_copy(0, torch.tensor(self.tokens, device=W.device), self.rows.to(W.dtype))
 
 
