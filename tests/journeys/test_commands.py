@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,17 @@ def lorica(place: Path, *words: str) -> subprocess.Popen[str]:
     """The installed command in a process of its own."""
     command = [sys.executable, "-m", "lorica", *words]
     return subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(process: subprocess.Popen[str], seen: Callable[[], object]) -> None:
+    """While the process lives, and no longer than four minutes."""
+    deadline = time.monotonic() + 240
+    while not seen() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 @pytest.fixture(scope="module")
@@ -174,10 +186,7 @@ def test_chat_answers_each_line_and_ends_on_an_empty_one(
 def test_an_interrupted_run_exits_130_and_resumes_to_the_same_bits(place: Path, trained: dict[str, Any]) -> None:
     words = ("train", "count.yaml", "--set", "output=runs/stopped", "--json")
     process = lorica(place, *words)
-    metrics = place / "runs/stopped/metrics.jsonl"
-    deadline = time.monotonic() + 240
-    while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(process, lambda: size(place / "runs/stopped/metrics.jsonl"))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 130, err
@@ -192,6 +201,21 @@ def test_an_interrupted_run_exits_130_and_resumes_to_the_same_bits(place: Path, 
     )
     assert whole.keys() == stopped.keys()
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_started_again_under_another_recipe(place: Path) -> None:
+    words = ("train", "count.yaml", "--set", "output=runs/early")
+    process = lorica(place, *words, "--set", "train.steps=9999", "--set", "train.checkpoint_every=9999")
+    wait_for(process, lambda: size(place / "runs/early/metrics.jsonl") > 1000)
+    process.kill()
+    process.communicate(timeout=240)
+    assert process.returncode == -signal.SIGKILL
+    again = lorica(place, *words, "--set", "train.steps=2", "--set", "train.warmup=0")
+    _, err = again.communicate(timeout=240)
+    assert again.returncode == 0, err
+    assert "steps: 2" in (place / "runs/early/recipe.yaml").read_text()
+    lines = [json.loads(line) for line in (place / "runs/early/metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], "loss" in line) for line in lines] == [(0, False), (1, True), (2, True), (2, False)]
 
 
 @pytest.mark.parametrize(

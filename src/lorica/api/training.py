@@ -31,7 +31,7 @@ from lorica.train.loop import trying
 from lorica.train.rehearsal import measure
 from lorica.train.reporter import Quiet, Reporter
 from lorica.train.room import Room, compared, evaluated
-from lorica.train.run_folder import HOLDINGS, refuse_occupied
+from lorica.train.run_folder import refuse_occupied
 
 
 def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None) -> Run:
@@ -58,8 +58,6 @@ def _train(recipe: Recipe, resume: bool, reporter: Reporter) -> Run:
     room = Room.of(recipe.train, learned, held, folder=folder, resume=resume, reporter=reporter)
     attached, learned, held = _prepared(recipe, model, methods, learned, held, room, resume)
     _tell(reporter, "train", learned)
-    scored = resume and (folder / "metrics.jsonl").exists()
-    _keep_recipe(recipe, folder)
     run = learn(
         attached,
         recipe.task,
@@ -71,8 +69,9 @@ def _train(recipe: Recipe, resume: bool, reporter: Reporter) -> Run:
         resume=resume,
         identity=_identity(recipe, model),
         facts={"recipe": recipe.to_dict(), "task": recipe.task.to_entry(), "data": learned.to_dict()},
-        before=None if held is None or scored else partial(_before, recipe.task, model, held, room),
+        before=None if held is None else partial(_before, recipe.task, model, held, room),
         room=room,
+        recipe=recipe.to_yaml(),
     )
     if run.adapter is not None:
         _report(recipe, run)
@@ -214,12 +213,6 @@ def _before(task: Task, model: nn.Module, held: Dataset, room: Room) -> dict[str
 
 def _tell(reporter: Reporter, name: str, rows: Dataset) -> None:
     reporter.on_note(f"{name}: {rows}")
-
-
-def _keep_recipe(recipe: Recipe, folder: Path) -> None:
-    """The resolved recipe goes into the run folder, unless a run is there already, whose recipe it would overwrite."""
-    if not any((folder / name).exists() for name in HOLDINGS):
-        durable.write_text(folder / "recipe.yaml", recipe.to_yaml())
 
 
 def _report(recipe: Recipe, run: Run) -> None:

@@ -74,6 +74,7 @@ def fit(
     facts: Mapping[str, Any] | None = None,
     before: Callable[[], Mapping[str, Any]] | None = None,
     room: Room | None = None,
+    recipe: str | None = None,
 ) -> Run:
     """Trains `attached` in place; afterwards it holds the best evaluated adapter, else the last one.
 
@@ -83,6 +84,7 @@ def fit(
     before    scores the base itself on `eval`, which is written as the line of step 0
     facts     handed to `attached.save` for the adapter folder
     room      what the caller has found; None: what the config and the folder say
+    recipe    the text that the folder keeps as recipe.yaml, where the run begins
 
     RequestError when the folder holds a run, or the method has no room in so few steps; CheckpointError when it is
     another one; NoRoomError before the first step where the run does not fit; DivergedError when a loss or gradient is
@@ -102,7 +104,8 @@ def fit(
         place = None
         if folder is not None:
             whole = _identity(identity or {}, attached, task, train, eval, config, seed)
-            place = stack.enter_context(RunFolder(folder, resume=resume, identity=whole, keep=config.keep_checkpoints))
+            kept = RunFolder(folder, resume=resume, identity=whole, keep=config.keep_checkpoints, recipe=recipe)
+            place = stack.enter_context(kept)
         trainer = Trainer(attached, task, train, eval, config, seed=seed, place=place, room=room)
         trainer.begin(stack)
         stack.enter_context(memory.no_slow_products())
@@ -207,9 +210,8 @@ class Trainer:
         return work
 
     def note_base(self, scored: Callable[[], Mapping[str, Any]]) -> None:
-        """The line of step 0, once: it outlives the lines after it when a run is resumed."""
-        lines = self.history if self.place is None else self.place.history
-        if not lines:
+        """The line of step 0, of a run that begins: it outlives the lines after it when it is resumed."""
+        if not self.progress.step:
             self.attached.eval()
             score = scored()
             self.learning_mode(self.config.base_dropout)

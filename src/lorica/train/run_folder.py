@@ -13,14 +13,20 @@ from lorica.errors import CheckpointError, RequestError
 from lorica.train import checkpoint, room
 from lorica.train.checkpoint import Checkpoint
 
-HOLDINGS = ("metrics.jsonl", "checkpoints", "adapter")
+HOLDINGS = ("adapter", "checkpoints/step-*", "report.html")
+"""What a run is kept by; lines of metrics alone lead nowhere."""
 
 
 class RunFolder:
-    """`with RunFolder(path, resume, identity) as run:` then `run.start` is the checkpoint to go on from, or None."""
+    """`with RunFolder(path, resume, identity) as run:` then `run.start` is the checkpoint to go on from, or None.
 
-    def __init__(self, path: Path, *, resume: bool, identity: Mapping[str, Any], keep: int) -> None:
-        self.path, self.resume, self.identity, self.keep = path, resume, identity, keep
+    recipe: the text of recipe.yaml, where the run has one.
+    """
+
+    def __init__(
+        self, path: Path, *, resume: bool, identity: Mapping[str, Any], keep: int, recipe: str | None = None
+    ) -> None:
+        self.path, self.resume, self.identity, self.keep, self.recipe = path, resume, identity, keep, recipe
         self.metrics_file = path / "metrics.jsonl"
         self.start: Checkpoint | None = None
         self.skipped: list[tuple[Path, str]] = []
@@ -34,8 +40,11 @@ class RunFolder:
             if self.resume:
                 self._find_start()
             else:
+                durable.sweep(self.path / "checkpoints")
                 refuse_occupied(self.path)
                 room.forget(self.path)
+            if self.start is None:
+                self._begin()
             self._metrics = held.enter_context(durable.JsonLines(self.metrics_file))
             self._held = held.pop_all()
         return self
@@ -58,14 +67,22 @@ class RunFolder:
         checkpoint.save(self.path / "checkpoints", step, groups, state, keep=self.keep, identity=self.identity)
 
     def how_to_resume(self) -> str:
-        recipe = self.path / "recipe.yaml"
-        return f"lorica train {recipe} --resume" if recipe.exists() else "resume=True and the same arguments"
+        if self.recipe is None:
+            return "resume=True and the same arguments"
+        return f"lorica train {self.path / 'recipe.yaml'} --resume"
+
+    def _begin(self) -> None:
+        """What stands there of a run that saved nothing may be of another recipe, the base's score included."""
+        durable.remove(self.metrics_file)
+        if self.recipe is not None:
+            durable.write_text(self.path / "recipe.yaml", self.recipe)
 
     def _find_start(self) -> None:
         self.start, self.skipped = checkpoint.newest(self.path / "checkpoints")
-        if self.start is not None:
-            self._require_same(self.start)
-        durable.truncate_after(self.metrics_file, 0 if self.start is None else self.start.step)
+        if self.start is None:
+            return
+        self._require_same(self.start)
+        durable.truncate_after(self.metrics_file, self.start.step)
         with durable.reporting(self.metrics_file):
             text = self.metrics_file.read_text() if self.metrics_file.exists() else ""
         self.history = [json.loads(line) for line in text.splitlines()]
@@ -90,8 +107,8 @@ def start_of(path: Path) -> Mapping[str, Tensor] | None:
 
 
 def refuse_occupied(path: Path) -> None:
-    """RequestError where a run is in the folder already."""
-    held = [name for name in HOLDINGS if (path / name).exists()]
+    """RequestError where a run is kept in the folder already."""
+    held = sorted({found.relative_to(path).parts[0] for name in HOLDINGS for found in path.glob(name)})
     if held:
         raise RequestError(
             f"{path}: holds a run already ({', '.join(held)}); continue it with --resume (resume=True), "

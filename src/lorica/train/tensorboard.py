@@ -9,14 +9,14 @@ from lorica.train.reporter import Quiet
 
 
 class TensorBoard(Quiet):
-    """Writes event files to `folder`; steps that a resume repeats are overwritten in the display (`purge_step`)."""
+    """Writes event files to `folder`; steps made again are overwritten in the display (`purge_step`)."""
 
     def __init__(self, folder: Path, done_steps: int = 0) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise RequestError("train.tensorboard: is not installed; pip install 'lorica[track]'") from None
-        self._writer = SummaryWriter(str(folder), purge_step=done_steps + 1 if done_steps else None)
+        self._writer = SummaryWriter(str(folder), purge_step=done_steps + 1)
 
     def on_step(self, record: StepRecord) -> None:
         self._scalars("train", record.to_dict(), record.step)
