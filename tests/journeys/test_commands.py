@@ -31,6 +31,9 @@ def wait_for(process: subprocess.Popen[str], seen: Callable[[], object]) -> None
         time.sleep(0.01)
 
 
+NO_CHECKPOINT = "runs/short: holds no checkpoint to make an adapter of; train first, or name the run's output"
+
+
 def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
@@ -201,6 +204,27 @@ def test_an_interrupted_run_exits_130_and_resumes_to_the_same_bits(place: Path, 
     )
     assert whole.keys() == stopped.keys()
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
+def test_a_killed_run_gives_up_its_best_adapter_which_says_that_it_was_cut_short(place: Path, said, refused) -> None:
+    words = ("train", "count.yaml", "--set", "output=runs/short")
+    assert refused(*words, "--finish") == (2, ["error: " + NO_CHECKPOINT])
+    assert not (place / "runs/short").exists()
+    process = lorica(place, *words, "--set", "train.steps=9999")
+    checkpoints = place / "runs/short/checkpoints"
+    wait_for(process, lambda: any(checkpoints.glob("step-*/best.safetensors")))
+    process.kill()
+    process.communicate(timeout=240)
+    assert process.returncode == -signal.SIGKILL
+    found = said("train", "runs/short/recipe.yaml", "--finish")
+    kept = load_file(max(checkpoints.glob("step-*")) / "best.safetensors")
+    adapter = load_file(place / found["adapter"] / "adapter_model.safetensors")
+    assert kept.keys() == adapter.keys()
+    assert all(torch.equal(kept[name], adapter[name]) for name in kept)
+    assert found["status"] == "cut short"
+    assert said("inspect", found["adapter"])["cut_short"] == {"after": found["steps"], "of": 9999}
+    assert f"made after step {found['steps']} of a run of 9999" in (place / found["adapter"] / "README.md").read_text()
+    assert said("verify", found["adapter"])["ok"]
 
 
 def test_a_run_killed_before_its_first_checkpoint_is_started_again_under_another_recipe(place: Path) -> None:

@@ -206,6 +206,52 @@ def test_a_divergence_saves_nothing_and_keeps_what_was_saved(tmp_path):
     assert [checkpoint.load(folder).step for folder in kept] == plan
 
 
+def test_an_evaluation_that_diverges_says_how_the_best_adapter_is_kept(tmp_path, monkeypatch):
+    attached = adapted()
+    task = Scripted(attached, [5.0, 4.0, 4.5, math.nan])
+    config = TrainConfig(steps=20, rows_per_step=4, evaluate_every=2, checkpoint_every=3, learning_rate=1e-2)
+    with pytest.raises(DivergedError, match=r"finish=True .* makes the adapter that .*/step-00000006 holds$"):
+        train(tmp_path / "run", config, task=task, attached=attached, held_out=dataset(2))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    task.seen.pop()
+    run = train(tmp_path / "run", config, task=task, attached=adapted(), held_out=dataset(2), finish=True)
+    assert (run.status, run.exit_status, run.steps, run.total_steps, run.best_step) == ("cut short", 0, 6, 20, 4)
+    assert all(map(torch.equal, saved(run), shown(task, 1)))
+    told = json.loads((tmp_path / "run/adapter/lorica.json").read_text())
+    assert told["cut_short"] == {"after": 6, "of": 20}
+    assert told["metrics"]["step"] == 4
+
+
+def test_a_run_that_was_cut_short_still_goes_on_to_the_same_bits(tmp_path):
+    config = TrainConfig(steps=9, rows_per_step=4, learning_rate=1e-2)
+    whole = train(tmp_path / "whole", config, attached=adapted())
+    reporter = Interrupting(4, signal.SIGINT)
+    train(tmp_path / "run", config, attached=adapted(), reporter=reporter)
+    assert reporter.notes[-1].endswith("/run/checkpoints/step-00000004 holds")
+    cut = train(tmp_path / "run", config, attached=adapted(), finish=True)
+    last = checkpoint.load(tmp_path / "run/checkpoints/step-00000004").tensors["adapter"]
+    assert all(map(torch.equal, saved(cut), [last[name] for name in sorted(last)]))
+    rest = train(tmp_path / "run", config, attached=adapted(), resume=True)
+    assert all(map(torch.equal, saved(rest), saved(whole)))
+    assert "cut_short" not in json.loads((tmp_path / "run/adapter/lorica.json").read_text())
+    assert train(tmp_path / "run", config, attached=adapted(), finish=True).status == "finished"
+
+
+def test_no_adapter_is_made_of_another_run_or_of_a_damaged_checkpoint(tmp_path):
+    config = TrainConfig(steps=6, rows_per_step=4)
+    train(tmp_path / "run", config, reporter=Interrupting(2, signal.SIGINT))
+    with pytest.raises(CheckpointError, match=r"train\.seed: saved with 0, now 5"):
+        train(tmp_path / "run", config.model_copy(update={"seed": 5}), finish=True)
+    before = (tmp_path / "run/metrics.jsonl").read_bytes()
+    (tmp_path / "run/checkpoints/step-00000002/MANIFEST.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no checkpoint verifies.*step-00000002: has no MANIFEST"):
+        train(tmp_path / "run", config, finish=True)
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
+    assert not (tmp_path / "run/adapter").exists()
+    with pytest.raises(RequestError, match="a run without a folder has no checkpoint"):
+        train(None, config, finish=True)
+
+
 def test_an_evaluation_that_is_not_finite_is_a_divergence(tmp_path):
     attached = adapted()
     task = Scripted(attached, [math.nan])

@@ -39,7 +39,15 @@ def _what(plan: Plan, base: str | None) -> str:
 
 
 def _unfinished(facts: Mapping[str, Any]) -> list[str]:
-    return [f"> **Not finished.** {facts['unfinished']}"] if "unfinished" in facts else []
+    """What its method, or its run, did not come to the end of."""
+    told = [f"> **Not finished.** {facts['unfinished']}"] if "unfinished" in facts else []
+    return told + [f"> **Cut short.** {line}" for line in cut_short(facts)]
+
+
+def cut_short(facts: Mapping[str, Any]) -> list[str]:
+    """A line of an adapter that was made of a run with steps left; also of a file by others."""
+    cut = facts.get("cut_short")
+    return [f"made after step {cut.get('after')} of a run of {cut.get('of')}"] if isinstance(cut, Mapping) else []
 
 
 def _made_from(facts: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorica.adapter.card import cut_short
 from lorica.adapter.deltas import factors_of
 from lorica.adapter.fetch import folder_of
 from lorica.adapter.file import TENSORS, read
@@ -107,6 +108,7 @@ class Inspection:
             "verified": self.manifest is not None,
             "effect": self.effect,
             "metrics": manifest.get("metrics"),
+            "cut_short": manifest.get("cut_short"),
             "data": manifest.get("data"),
             "versions": manifest.get("versions"),
             "sites": [site.to_dict() for site in self.sites],
@@ -128,7 +130,8 @@ class Inspection:
         ]
         tree = ["  made from", *(f"  {line}" for line in self.lineage.lines())] if self.lineage.parents else []
         ranks = [] if self.ranks is None else [f"  {line}" for line in str(self.ranks).splitlines()]
-        return "\n".join([*lines, *_table(self.sites), *ranks, *_metrics(self.manifest), *tree])
+        cut = [f"  {line}" for line in cut_short(self.manifest or {})]
+        return "\n".join([*lines, *cut, *_table(self.sites), *ranks, *_metrics(self.manifest), *tree])
 
     @property
     def ranks(self) -> RankGrid | None:

@@ -31,32 +31,37 @@ from lorica.train.loop import trying
 from lorica.train.rehearsal import measure
 from lorica.train.reporter import Quiet, Reporter
 from lorica.train.room import Room, compared, evaluated
-from lorica.train.run_folder import refuse_occupied
+from lorica.train.run_folder import refuse_occupied, require_saved
 
 
-def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None) -> Run:
+def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None, *, finish: bool = False) -> Run:
     """Trains what a recipe says into `recipe.output`: adapter, checkpoints, metrics, the recipe and a report.
 
-    resume: goes on from the newest checkpoint that verifies.  Ctrl-C and SIGTERM save and give a Run whose status is
-    "interrupted".  Raises `RequestError` where the recipe does not fit the base or the data, `RunError` when the work
-    fails.
+    resume: goes on from the newest checkpoint that verifies.  finish: takes no step, and makes the adapter that this
+    checkpoint holds, the best evaluated so far, else the last; the status of a run with steps left is then "cut short",
+    and it may still be resumed.  Ctrl-C and SIGTERM save and give a Run whose status is "interrupted".  Raises
+    `RequestError` where the recipe does not fit the base or the data, `RunError` when the work fails.
     """
     reporter = reporter or Quiet()
     folder = Path(recipe.output)
-    if not resume:
+    if finish:
+        require_saved(folder)
+    elif not resume:
         refuse_occupied(folder)
     with advised(recipe):
-        return _train(recipe, resume, reporter)
+        return _train(recipe, resume or finish, finish, reporter)
 
 
-def _train(recipe: Recipe, resume: bool, reporter: Reporter) -> Run:
+def _train(recipe: Recipe, resume: bool, finish: bool, reporter: Reporter) -> Run:
     folder = Path(recipe.output)
-    if recipe.train.measure:
+    if recipe.train.measure and not finish:
         require_room(recipe)
     recipe, model, methods = _loaded(recipe)
     learned, held = from_files(model, recipe.data, recipe.task)
     room = Room.of(recipe.train, learned, held, folder=folder, resume=resume, reporter=reporter)
-    attached, learned, held = _prepared(recipe, model, methods, learned, held, room, resume)
+    if not finish:
+        learned, held = _compared(recipe.task, model, learned, held, room)
+    attached = _adapted(recipe, model, methods, learned, resume)
     _tell(reporter, "train", learned)
     run = learn(
         attached,
@@ -67,6 +72,7 @@ def _train(recipe: Recipe, resume: bool, reporter: Reporter) -> Run:
         folder=folder,
         reporter=reporter,
         resume=resume,
+        finish=finish,
         identity=_identity(recipe, model),
         facts={"recipe": recipe.to_dict(), "task": recipe.task.to_entry(), "data": learned.to_dict()},
         before=None if held is None else partial(_before, recipe.task, model, held, room),
@@ -88,7 +94,8 @@ def measured(recipe: Recipe) -> Measured:
     weights = memory.held_bytes(place) - (0 if place.type == "cuda" else context)
     learned, held = from_files(model, recipe.data, recipe.task)
     room = Room.of(recipe.train, learned, held, reporter=Quiet())
-    attached, learned, held = _prepared(recipe, model, methods, learned, held, room, resume=False)
+    learned, held = _compared(recipe.task, model, learned, held, room)
+    attached = _adapted(recipe, model, methods, learned, resume=False)
     with trying(attached, recipe.task, learned, held, recipe.train, room) as trainer:
         return measure(trainer, weights, context)
 
@@ -112,21 +119,16 @@ def _loaded(recipe: Recipe) -> tuple[Recipe, nn.Module, tuple[Method, ...]]:
     return recipe, model, methods
 
 
-def _prepared(
-    recipe: Recipe,
-    model: nn.Module,
-    methods: tuple[Method, ...],
-    learned: Dataset,
-    held: Dataset | None,
-    room: Room,
-    resume: bool,
-) -> tuple[Attached, Dataset, Dataset | None]:
-    """The base adapted, what it learns and what it is scored on."""
-    task = recipe.task
-    learned = compared(task, model, learned, room)
-    held = None if held is None else compared(task, model, held, room)
-    start = for_run(model, methods, learned, task, Path(recipe.output), resume)
-    return attach(model, methods, seed=recipe.train.seed, statistics=start), learned, held
+def _compared(
+    task: Task, model: nn.Module, learned: Dataset, held: Dataset | None, room: Room
+) -> tuple[Dataset, Dataset | None]:
+    """What is learned and what it is scored on, with what the bare base says of them."""
+    return compared(task, model, learned, room), None if held is None else compared(task, model, held, room)
+
+
+def _adapted(recipe: Recipe, model: nn.Module, methods: tuple[Method, ...], learned: Dataset, resume: bool) -> Attached:
+    start = for_run(model, methods, learned, recipe.task, Path(recipe.output), resume)
+    return attach(model, methods, seed=recipe.train.seed, statistics=start)
 
 
 def fit(
@@ -137,13 +139,15 @@ def fit(
     task: TaskLike | None = None,
     output: str | Path | None = None,
     resume: bool = False,
+    finish: bool = False,
     reporter: Reporter | None = None,
     **settings: Any,
 ) -> Run:
     """Trains an adapter in place on rows in memory, data sets, or sources by name.
 
     settings: the entries of a recipe's `train` (`epochs=3`, `learning_rate=2e-4`) and, for how rows are encoded, of
-    its `data` (`max_length`, `shape`, `template`, `loss_on`, `over_length`).  output: a run folder, none by default.
+    its `data` (`max_length`, `shape`, `template`, `loss_on`, `over_length`).  output: a run folder, none by default;
+    resume and finish: as `train` has them.
     task: None is the one that the base was loaded for, or the adapter fitted for before; causal language modelling
     where neither was said.  `evaluate` and `generate` then know it, also of a run that was interrupted.
     """
@@ -165,6 +169,7 @@ def fit(
         folder=None if output is None else Path(output),
         reporter=reporter,
         resume=resume,
+        finish=finish,
         identity={"base": fingerprint(attached.model), **_stored(attached.model), "method": _methods(attached)},
         facts={"task": chosen.to_entry(), "data": learned.to_dict()},
     )

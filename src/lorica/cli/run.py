@@ -70,10 +70,13 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest checkpoint that verifies.")
     ] = False,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Train no further: make the adapter of that checkpoint, the best so far.")
+    ] = False,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train an adapter as a recipe says. Ctrl-C saves; --resume goes on from there."""
+    """Train an adapter as a recipe says. Ctrl-C saves; --resume goes on from there, --finish keeps what there is."""
     from lorica import api
     from lorica.cli.progress import live
     from lorica.train import room
@@ -85,7 +88,7 @@ def train(
         room.keep(Path(resolved.output), note.tokens)
     say(api.plan(resolved))
     with live(note) as reporter:
-        done = api.train(resolved, resume=resume, reporter=reporter)
+        done = api.train(resolved, resume=resume, finish=finish, reporter=reporter)
     show(done, as_json)
     if done.exit_status:
         raise typer.Exit(done.exit_status)

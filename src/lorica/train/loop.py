@@ -19,7 +19,7 @@ from lorica.budget import Workload
 from lorica.data import Dataset, Example, Schedule, micro_batches, rectangles
 from lorica.data import steps as schedule_of
 from lorica.data.order import OVERHEAD
-from lorica.errors import ROUNDING, WHAT_FITS, DivergedError, NoRoomError, RunError
+from lorica.errors import ROUNDING, WHAT_FITS, DivergedError, NoRoomError, RequestError, RunError
 from lorica.kernels import pooled
 from lorica.kernels.elsewhere import Store
 from lorica.models import fetched_layers, generators
@@ -70,6 +70,7 @@ def fit(
     seed: int | None = None,
     reporter: Reporter | None = None,
     resume: bool = False,
+    finish: bool = False,
     identity: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
     before: Callable[[], Mapping[str, Any]] | None = None,
@@ -79,6 +80,7 @@ def fit(
     """Trains `attached` in place; afterwards it holds the best evaluated adapter, else the last one.
 
     folder    the run folder; None keeps nothing on the disk.  resume goes on from its newest checkpoint that verifies
+    finish    takes no step: the adapter of that checkpoint is the run's, the best evaluated so far, else the last
     seed      of the order of rows and of dropout; None: config.seed
     identity  what makes a resume wrong when it changes (the base's fingerprint, the method); config and data are added
     before    scores the base itself on `eval`, which is written as the line of step 0
@@ -91,11 +93,13 @@ def fit(
     not finite.  Ctrl-C and SIGTERM finish the step, save, and give a Run with status "interrupted".
     """
     seed = config.seed if seed is None else seed
+    if finish and folder is None:
+        raise RequestError("finish: a run without a folder has no checkpoint to make an adapter of; name its output")
     if attached.life is not None:
         attached.life.begin(len(_schedule(train, config, seed)))
     reporter = reporter or Quiet()
     room = room or Room.of(config, train, eval, folder=folder, resume=resume, reporter=reporter)
-    if task.compares:
+    if task.compares and not finish:
         with attached.off() as base:
             train = compared(task, base, train, room)
             eval = None if eval is None else compared(task, base, eval, room)  # noqa: A001
@@ -104,10 +108,14 @@ def fit(
         place = None
         if folder is not None:
             whole = _identity(identity or {}, attached, task, train, eval, config, seed)
-            kept = RunFolder(folder, resume=resume, identity=whole, keep=config.keep_checkpoints, recipe=recipe)
-            place = stack.enter_context(kept)
+            place = RunFolder(
+                folder, resume=resume, finish=finish, identity=whole, keep=config.keep_checkpoints, recipe=recipe
+            )
+            stack.enter_context(place)
         trainer = Trainer(attached, task, train, eval, config, seed=seed, place=place, room=room)
         trainer.begin(stack)
+        if finish:
+            return trainer.kept(facts or {})
         stack.enter_context(memory.no_slow_products())
         if config.measure:
             rehearse(trainer)
@@ -219,6 +227,12 @@ class Trainer:
             self._write({"step": 0, "epoch": 0.0, "eval_loss": score["loss"], **metrics})
 
     def train(self, wish: Interruption) -> None:
+        try:
+            self._train(wish)
+        except DivergedError as error:
+            raise DivergedError(f"{error}{'' if self.place is None else self.place.how_to_keep()}") from error
+
+    def _train(self, wish: Interruption) -> None:
         while not self.done and not wish.made:
             self._learn()
             if self._due(self.config.evaluate_every) and self.held_out is not None:
@@ -230,6 +244,10 @@ class Trainer:
         if wish.made and not self.done:
             self._say_how_to_resume(wish.made)
             return self._outcome("interrupted", None)
+        return self.kept(facts)
+
+    def kept(self, facts: Mapping[str, Any]) -> Run:
+        """The end, whether all steps were taken or not: the adapter that was best so far, else the last."""
         if self.progress.best:
             self.attached.load_state(self.progress.best)
         if reason := self.attached.unfinished():
@@ -237,8 +255,10 @@ class Trainer:
         adapter = None if self.place is None else self.place.adapter
         if adapter is not None:
             known = {"data": self.data.fingerprint, "metrics": self._metrics()}
-            self.attached.save(adapter, **{**known, **facts})
-        return self._outcome("stopped early" if self.progress.stopped else "finished", adapter)
+            cut = {} if self.done else {"cut_short": {"after": self.progress.step, "of": self.total}}
+            self.attached.save(adapter, **{**known, **cut, **facts})
+        whole: Status = "finished" if self.done else "cut short"
+        return self._outcome("stopped early" if self.progress.stopped else whole, adapter)
 
     @property
     def done(self) -> bool:
@@ -304,7 +324,7 @@ class Trainer:
         largest = max((sum(map(len, part)) for part in rows if len(part) > 1), default=0)
         if not largest:
             longest = max(sum(map(len, part)) for part in rows)
-            kept = "" if self.place is None else f"; what was saved stands, {self.place.how_to_resume()} goes on"
+            kept = "" if self.place is None else f"; what was saved stands, {self.place.how_to('resume')} goes on"
             raise NoRoomError(
                 f"{error} with a single row of {longest:,} tokens; set train.gradient_checkpointing: true or "
                 f"model.quantize: nf4, or lower data.max_length ({WHAT_FITS}){kept}"
@@ -415,7 +435,8 @@ class Trainer:
         if self.place is None:
             self.reporter.on_note(f"{done}; nothing is on the disk, since the run has no folder")
         else:
-            self.reporter.on_note(f"{done}, saved in {self.place.path}; continue with {self.place.how_to_resume()}")
+            on = self.place.how_to("resume")
+            self.reporter.on_note(f"{done}, saved in {self.place.path}; continue with {on}{self.place.how_to_keep()}")
 
     def _metrics(self) -> dict[str, Any]:
         """Of the adapter that is kept."""

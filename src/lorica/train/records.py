@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Status = Literal["finished", "stopped early", "interrupted"]
+Status = Literal["finished", "stopped early", "cut short", "interrupted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,7 @@ class EvalRecord:
 class Run:
     """The outcome of `fit`.
 
+    status      stopped early: by patience; cut short: an adapter was made of a run that had steps left (`finish`)
     adapter     folder of the kept adapter: the best evaluated one, else the last; None without a run folder or when
                 interrupted
     steps       optimiser steps done, of `total_steps`; best_step: the one whose adapter is kept

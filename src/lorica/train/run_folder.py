@@ -20,13 +20,22 @@ HOLDINGS = ("adapter", "checkpoints/step-*", "report.html")
 class RunFolder:
     """`with RunFolder(path, resume, identity) as run:` then `run.start` is the checkpoint to go on from, or None.
 
+    finish: no step follows that checkpoint, so it has to be there, and may be of other versions or threads.
     recipe: the text of recipe.yaml, where the run has one.
     """
 
     def __init__(
-        self, path: Path, *, resume: bool, identity: Mapping[str, Any], keep: int, recipe: str | None = None
+        self,
+        path: Path,
+        *,
+        resume: bool,
+        identity: Mapping[str, Any],
+        keep: int,
+        finish: bool = False,
+        recipe: str | None = None,
     ) -> None:
-        self.path, self.resume, self.identity, self.keep, self.recipe = path, resume, identity, keep, recipe
+        self.path, self.resume, self.finish = path, resume or finish, finish
+        self.identity, self.keep, self.recipe = identity, keep, recipe
         self.metrics_file = path / "metrics.jsonl"
         self.start: Checkpoint | None = None
         self.skipped: list[tuple[Path, str]] = []
@@ -66,10 +75,17 @@ class RunFolder:
         groups = {name: group for name, group in tensors.items() if group}
         checkpoint.save(self.path / "checkpoints", step, groups, state, keep=self.keep, identity=self.identity)
 
-    def how_to_resume(self) -> str:
+    def how_to(self, word: str) -> str:
+        """`word`: resume or finish."""
         if self.recipe is None:
-            return "resume=True and the same arguments"
-        return f"lorica train {self.path / 'recipe.yaml'} --resume"
+            return f"{word}=True and the same arguments"
+        return f"lorica train {self.path / 'recipe.yaml'} --{word}"
+
+    def how_to_keep(self) -> str:
+        """What to say of what was learned where no more will be; nothing before the first checkpoint."""
+        if not (saved := checkpoint.folders(self.path / "checkpoints")):
+            return ""
+        return f"; {self.how_to('finish')} makes the adapter that {saved[-1]} holds"
 
     def _begin(self) -> None:
         """What stands there of a run that saved nothing may be of another recipe, the base's score included."""
@@ -79,6 +95,9 @@ class RunFolder:
 
     def _find_start(self) -> None:
         self.start, self.skipped = checkpoint.newest(self.path / "checkpoints")
+        if self.start is None and self.finish:
+            told = "".join(f"; {folder}: {reason}" for folder, reason in self.skipped)
+            raise CheckpointError(f"{self.path}: no checkpoint verifies, so no adapter can be made of one{told}")
         if self.start is None:
             return
         self._require_same(self.start)
@@ -89,7 +108,7 @@ class RunFolder:
 
     def _require_same(self, start: Checkpoint) -> None:
         """Other data or settings make a resume wrong; other versions or threads keep it from being exact to the bit."""
-        changed = [*start.mismatches(self.identity), *start.drift()]
+        changed = [*start.mismatches(self.identity), *([] if self.finish else start.drift())]
         if changed:
             raise CheckpointError(
                 f"{start.folder}: cannot be continued, since {'; '.join(changed)}; restore that (threads: "
@@ -114,3 +133,9 @@ def refuse_occupied(path: Path) -> None:
             f"{path}: holds a run already ({', '.join(held)}); continue it with --resume (resume=True), "
             "or choose another output"
         )
+
+
+def require_saved(path: Path) -> None:
+    """RequestError where no checkpoint is in the folder."""
+    if not checkpoint.folders(path / "checkpoints"):
+        raise RequestError(f"{path}: holds no checkpoint to make an adapter of; train first, or name the run's output")
