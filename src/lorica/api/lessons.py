@@ -2,15 +2,17 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from torch import nn
 
 from lorica import data
-from lorica.data import DataConfig, Dataset, Renderer, Tokenizer
+from lorica.data import DataConfig, Dataset, Renderer, Teacher, Tokenizer, dated, text_of
 from lorica.errors import DataError, ModelError
 from lorica.models import context_limit, renderer
-from lorica.models.chat import plain_tokenizer
+from lorica.models.chat import ChatRenderer, plain_tokenizer
 from lorica.tasks import TASKS, Reader, Task
 
 Rows = Iterable[Mapping[str, Any]]
@@ -43,23 +45,43 @@ def reader_of(model: nn.Module, task: Task) -> Reader:
     )
 
 
-def from_files(model: nn.Module, config: DataConfig, task: Task = CAUSAL_LM) -> tuple[Dataset, Dataset | None]:
-    """The training and the evaluation data that a config names.  DataError where every row of one was dropped."""
-    learned, held = data.taught(task.sources(config), task.lessons(config, reader_of(model, task)))
+def from_files(
+    model: nn.Module, config: DataConfig, task: Task = CAUSAL_LM, *, began: datetime | None = None
+) -> tuple[Dataset, Dataset | None]:
+    """The training and the evaluation data that a config names.  DataError where every row of one was dropped.
+
+    began: the moment that a template which asks for the date is told, None: now.
+    """
+    learned, held = data.taught(task.sources(config), _teacher(model, config, task, began))
     return _usable(learned, "data.train"), None if held is None else _usable(held, "data.eval")
 
 
 def from_anything(
-    model: nn.Module, source: "str | Rows | Dataset", config: DataConfig | None = None, task: Task = CAUSAL_LM
+    model: nn.Module,
+    source: "str | Rows | Dataset",
+    config: DataConfig | None = None,
+    task: Task = CAUSAL_LM,
+    *,
+    began: datetime | None = None,
 ) -> Dataset:
     """A data set as it is, rows in memory, or a source by name, encoded as `config` says."""
     if isinstance(source, Dataset):
         return source
     if isinstance(source, str):
         kept = config.model_dump(exclude={"train", "eval"}) if config else {}
-        return from_files(model, DataConfig(train=source, **kept), task)[0]
-    teacher = task.lessons(config or DataConfig(train="rows"), reader_of(model, task))
+        return from_files(model, DataConfig(train=source, **kept), task, began=began)[0]
+    teacher = _teacher(model, config or DataConfig(train="rows"), task, began)
     return _usable(teacher.dataset(data.in_memory(source), "rows"), "rows")
+
+
+def _teacher(model: nn.Module, config: DataConfig, task: Task, began: datetime | None) -> Teacher:
+    """With one moment for all rows: a row is rendered in parts, which two dates would make another row."""
+    reader, moment = reader_of(model, task), began or datetime.now()
+    if isinstance(reader.template, ChatRenderer):
+        reader = replace(reader, template=replace(reader.template, template=dated(reader.template.template, moment)))
+    if config.template is not None:
+        config = config.model_copy(update={"template": dated(text_of(config.template), moment)})
+    return task.lessons(config, reader)
 
 
 def _usable(rows: Dataset, what: str) -> Dataset:

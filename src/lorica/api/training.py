@@ -25,13 +25,12 @@ from lorica.methods import Method
 from lorica.models import fingerprint, quantisation_of
 from lorica.recipe import Recipe
 from lorica.tasks import Task
-from lorica.train import Run, TrainConfig, memory
+from lorica.train import Run, TrainConfig, memory, run_folder
 from lorica.train import fit as learn
 from lorica.train.loop import trying
 from lorica.train.rehearsal import measure
 from lorica.train.reporter import Quiet, Reporter
 from lorica.train.room import Room, compared, evaluated
-from lorica.train.run_folder import refuse_occupied, require_saved
 
 
 def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None, *, finish: bool = False) -> Run:
@@ -45,9 +44,9 @@ def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None
     reporter = reporter or Quiet()
     folder = Path(recipe.output)
     if finish:
-        require_saved(folder)
+        run_folder.require_saved(folder)
     elif not resume:
-        refuse_occupied(folder)
+        run_folder.refuse_occupied(folder)
     with advised(recipe):
         return _train(recipe, resume or finish, finish, reporter)
 
@@ -57,7 +56,8 @@ def _train(recipe: Recipe, resume: bool, finish: bool, reporter: Reporter) -> Ru
     if recipe.train.measure and not finish:
         require_room(recipe)
     recipe, model, methods = _loaded(recipe)
-    learned, held = from_files(model, recipe.data, recipe.task)
+    began = run_folder.began(folder, resume=resume)
+    learned, held = from_files(model, recipe.data, recipe.task, began=began)
     room = Room.of(recipe.train, learned, held, folder=folder, resume=resume, reporter=reporter)
     if not finish:
         learned, held = _compared(recipe.task, model, learned, held, room)
@@ -78,6 +78,7 @@ def _train(recipe: Recipe, resume: bool, finish: bool, reporter: Reporter) -> Ru
         before=None if held is None else partial(_before, recipe.task, model, held, room),
         room=room,
         recipe=recipe.to_yaml(),
+        began=began,
     )
     if run.adapter is not None:
         _report(recipe, run)
@@ -153,8 +154,10 @@ def fit(
     """
     config, encoding = _settings(settings)
     chosen = task_for(attached.model, task)
-    learned = from_anything(attached.model, train, encoding, chosen)
-    held = None if eval is None else from_anything(attached.model, eval, encoding, chosen)
+    folder = None if output is None else Path(output)
+    began = run_folder.began(folder, resume=resume or finish)
+    learned = from_anything(attached.model, train, encoding, chosen, began=began)
+    held = None if eval is None else from_anything(attached.model, eval, encoding, chosen, began=began)
     taught(attached, chosen)
     reporter = reporter or Quiet()
     longest = int(max(learned.lengths, default=1))
@@ -166,12 +169,13 @@ def fit(
         learned,
         held,
         config,
-        folder=None if output is None else Path(output),
+        folder=folder,
         reporter=reporter,
         resume=resume,
         finish=finish,
         identity={"base": fingerprint(attached.model), **_stored(attached.model), "method": _methods(attached)},
         facts={"task": chosen.to_entry(), "data": learned.to_dict()},
+        began=began,
     )
 
 

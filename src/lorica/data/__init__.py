@@ -10,7 +10,7 @@ from lorica.data.pack import Packed, Padded, pack, pad
 from lorica.data.report import DataReport, Purpose
 from lorica.data.rows import Row
 from lorica.data.teaching import RowByRow, Teacher
-from lorica.data.template import DEFAULT_TEMPLATE, JinjaRenderer, own_renderer
+from lorica.data.template import DEFAULT_TEMPLATE, JinjaRenderer, dated, own_renderer, text_of
 
 __all__ = [
     "DEFAULT_TEMPLATE",
@@ -32,6 +32,7 @@ __all__ = [
     "Schedule",
     "Teacher",
     "Tokenizer",
+    "dated",
     "epoch_order",
     "from_rows",
     "in_memory",
@@ -44,4 +45,5 @@ __all__ = [
     "rows_of",
     "steps",
     "taught",
+    "text_of",
 ]

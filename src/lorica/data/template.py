@@ -12,6 +12,7 @@ private characters around the text and taken out again.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -42,6 +43,7 @@ DEFAULT_TEMPLATE = """\
 {%- endif -%}
 """
 LARGEST = 64 * 1024
+ASKED_DATE = re.compile(r"""strftime_now\(\s*(["'])([^"'\\]*)\1\s*\)""")
 OPEN, CLOSE = "\ue0f0\ue0f1", "\ue0f1\ue0f0"
 
 
@@ -139,7 +141,7 @@ def special_text(tokenizer: Tokenizer, name: str) -> str:
 def own_renderer(tokenizer: Tokenizer, template: str = DEFAULT_TEMPLATE) -> JinjaRenderer:
     """A renderer for a template that did not come with the tokenizer: Jinja text, or a path ending in `.jinja`."""
     if template.endswith(".jinja"):
-        template = _from_file(Path(template))
+        template = text_of(template)
     elif "{{" not in template and "{%" not in template:
         raise DataError(f"data.template: {template[:40]!r} is neither Jinja text nor a path ending in .jinja")
     rendering = JinjaRenderer(template, special_text(tokenizer, "bos_token"), special_text(tokenizer, "eos_token"))
@@ -147,8 +149,17 @@ def own_renderer(tokenizer: Tokenizer, template: str = DEFAULT_TEMPLATE) -> Jinj
     return rendering
 
 
-def _from_file(path: Path) -> str:
+def text_of(template: str) -> str:
+    """The Jinja text, of a file where a path ending in `.jinja` is given."""
+    if not template.endswith(".jinja"):
+        return template
     try:
-        return path.read_text(encoding="utf-8")
+        return Path(template).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"data.template: {path} cannot be read: {error}") from error
+        raise DataError(f"data.template: {template} cannot be read: {error}") from error
+
+
+def dated(template: str, moment: datetime) -> str:
+    """The template with this moment in the place of each date that it asks for, so that a row reads the same on any
+    day.  transformers lets no other clock into its renderer; a form that the template computes is left to that one."""
+    return ASKED_DATE.sub(lambda asked: json.dumps(moment.strftime(asked[2]), ensure_ascii=False), template)

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,7 @@ def fit(
     before: Callable[[], Mapping[str, Any]] | None = None,
     room: Room | None = None,
     recipe: str | None = None,
+    began: datetime | None = None,
 ) -> Run:
     """Trains `attached` in place; afterwards it holds the best evaluated adapter, else the last one.
 
@@ -87,6 +89,7 @@ def fit(
     facts     handed to `attached.save` for the adapter folder
     room      what the caller has found; None: what the config and the folder say
     recipe    the text that the folder keeps as recipe.yaml, where the run begins
+    began     the date that rows were written with, which the folder keeps likewise
 
     RequestError when the folder holds a run, or the method has no room in so few steps; CheckpointError when it is
     another one; NoRoomError before the first step where the run does not fit; DivergedError when a loss or gradient is
@@ -109,7 +112,13 @@ def fit(
         if folder is not None:
             whole = _identity(identity or {}, attached, task, train, eval, config, seed)
             place = RunFolder(
-                folder, resume=resume, finish=finish, identity=whole, keep=config.keep_checkpoints, recipe=recipe
+                folder,
+                resume=resume,
+                finish=finish,
+                identity=whole,
+                keep=config.keep_checkpoints,
+                recipe=recipe,
+                began=began,
             )
             stack.enter_context(place)
         trainer = Trainer(attached, task, train, eval, config, seed=seed, place=place, room=room)

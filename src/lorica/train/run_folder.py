@@ -1,8 +1,12 @@
-"""runs/NAME/: metrics.jsonl, checkpoints/ and adapter/, held by one process at a time."""
+"""runs/NAME/: metrics.jsonl, checkpoints/ and adapter/, held by one process at a time.
+
+`began.json` keeps when the run began, for the run that goes on: chat templates may write the date into its rows.
+"""
 
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +17,7 @@ from lorica.errors import CheckpointError, RequestError
 from lorica.train import checkpoint, room
 from lorica.train.checkpoint import Checkpoint
 
+BEGAN = "began.json"
 HOLDINGS = ("adapter", "checkpoints/step-*", "report.html")
 """What a run is kept by; lines of metrics alone lead nowhere."""
 
@@ -21,7 +26,7 @@ class RunFolder:
     """`with RunFolder(path, resume, identity) as run:` then `run.start` is the checkpoint to go on from, or None.
 
     finish: no step follows that checkpoint, so it has to be there, and may be of other versions or threads.
-    recipe: the text of recipe.yaml, where the run has one.
+    recipe: the text of recipe.yaml, where the run has one.  began: as `began` finds it.
     """
 
     def __init__(
@@ -33,9 +38,10 @@ class RunFolder:
         keep: int,
         finish: bool = False,
         recipe: str | None = None,
+        began: datetime | None = None,
     ) -> None:
         self.path, self.resume, self.finish = path, resume or finish, finish
-        self.identity, self.keep, self.recipe = identity, keep, recipe
+        self.identity, self.keep, self.recipe, self.began = identity, keep, recipe, began
         self.metrics_file = path / "metrics.jsonl"
         self.start: Checkpoint | None = None
         self.skipped: list[tuple[Path, str]] = []
@@ -92,6 +98,8 @@ class RunFolder:
         durable.remove(self.metrics_file)
         if self.recipe is not None:
             durable.write_text(self.path / "recipe.yaml", self.recipe)
+        if self.began is not None:
+            durable.write_json(self.path / BEGAN, {"began": self.began.isoformat()})
 
     def _find_start(self) -> None:
         self.start, self.skipped = checkpoint.newest(self.path / "checkpoints")
@@ -114,6 +122,13 @@ class RunFolder:
                 f"{start.folder}: cannot be continued, since {'; '.join(changed)}; restore that (threads: "
                 "OMP_NUM_THREADS), or choose another output"
             )
+
+
+def began(path: Path | None, *, resume: bool) -> datetime:
+    """When the run in a folder began, where it is gone on with; otherwise now."""
+    if path is None or not resume or not (path / BEGAN).exists():
+        return datetime.now()
+    return datetime.fromisoformat(durable.read_json(path / BEGAN)["began"])
 
 
 def start_of(path: Path) -> Mapping[str, Tensor] | None:
