@@ -40,6 +40,12 @@ def train(folder, attached, config=CONFIG, **options):
 
 
 class Stopping(Quiet):
+    def __init__(self):
+        self.notes = []
+
+    def on_note(self, text):
+        self.notes.append(text)
+
     def on_step(self, record):
         if record.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -74,6 +80,17 @@ def test_a_run_in_which_it_never_fired_fails(tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"the run is over, and no adapter of it is kept: adalora: 21 singular .* 7"):
         train(tmp_path / "run", adapted())
     assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_no_adapter_is_made_of_a_run_whose_ranks_are_not_chosen_yet(tmp_path):
+    reporter = Stopping()
+    train(tmp_path / "run", adapted(), reporter=reporter)
+    assert "resume=True" in reporter.notes[-1]
+    assert "finish" not in reporter.notes[-1]
+    with pytest.raises(RunError, match=r"step 3: the run is to be resumed \(it has 10 steps\), and no adapter of it"):
+        train(tmp_path / "run", adapted(), finish=True)
+    assert not (tmp_path / "run" / "adapter").exists()
+    assert train(tmp_path / "run", adapted(), resume=True).status == "finished"
 
 
 def test_too_few_steps_are_refused_before_the_folder_is_touched(tmp_path):

@@ -239,7 +239,7 @@ class Trainer:
         try:
             self._train(wish)
         except DivergedError as error:
-            raise DivergedError(f"{error}{'' if self.place is None else self.place.how_to_keep()}") from error
+            raise DivergedError(f"{error}{self._how_to_keep()}") from error
 
     def _train(self, wish: Interruption) -> None:
         while not self.done and not wish.made:
@@ -260,7 +260,8 @@ class Trainer:
         if self.progress.best:
             self.attached.load_state(self.progress.best)
         if reason := self.attached.unfinished():
-            raise RunError(f"step {self.progress.step}: the run is over, and no adapter of it is kept: {reason}")
+            over = "over" if self.done else f"to be resumed (it has {self.total} steps)"
+            raise RunError(f"step {self.progress.step}: the run is {over}, and no adapter of it is kept: {reason}")
         adapter = None if self.place is None else self.place.adapter
         if adapter is not None:
             known = {"data": self.data.fingerprint, "metrics": self._metrics()}
@@ -445,7 +446,11 @@ class Trainer:
             self.reporter.on_note(f"{done}; nothing is on the disk, since the run has no folder")
         else:
             on = self.place.how_to("resume")
-            self.reporter.on_note(f"{done}, saved in {self.place.path}; continue with {on}{self.place.how_to_keep()}")
+            self.reporter.on_note(f"{done}, saved in {self.place.path}; continue with {on}{self._how_to_keep()}")
+
+    def _how_to_keep(self) -> str:
+        """Nothing before the method has ended: no adapter is made then."""
+        return "" if self.place is None or self.attached.unfinished() else self.place.how_to_keep()
 
     def _metrics(self) -> dict[str, Any]:
         """Of the adapter that is kept."""
