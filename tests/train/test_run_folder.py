@@ -1,13 +1,14 @@
-"""A run that ended before its first checkpoint makes way; what a run keeps does not."""
+"""A run that ended before its first checkpoint makes way; what a run keeps does not, and is made an adapter whole."""
 
 import json
+import shutil
 
 import pytest
 
 from campaign.tiny_run import base, dataset, lora
 from crashes import crashes
 from lorica import durable
-from lorica.adapter import attach
+from lorica.adapter import attach, read
 from lorica.errors import RequestError
 from lorica.tasks import TASKS
 from lorica.train import Quiet, TrainConfig, fit
@@ -26,7 +27,8 @@ class Crashing(Quiet):
 
 def train(folder, recipe, before, **options):
     attached = attach(base(), lora(dropout=0.0))
-    config = TrainConfig(steps=options.pop("steps", 2), rows_per_step=4)
+    settings = {name: options.pop(name) for name in TrainConfig.model_fields if name in options}
+    config = TrainConfig(**{"steps": 2, "rows_per_step": 4, **settings})
     task, rows = TASKS["causal_lm"], dataset(12)
     given = {"folder": folder, "recipe": recipe, "before": lambda: {"loss": before}, **options}
     return fit(attached, task, rows, dataset(3), config, **given)
@@ -89,3 +91,25 @@ def test_a_crash_at_any_call_of_a_beginning_leaves_a_folder_to_begin_in(tmp_path
         assert (root / "run/recipe.yaml").read_text() == "the third"
         assert lines(root / "run") == [{"step": 0}]
     assert died > 4
+
+
+def test_a_kill_at_any_call_while_a_cut_run_s_adapter_is_made_leaves_none_or_the_whole(tmp_path):
+    def finish(root):
+        return train(root / "run", "a recipe", 5.0, steps=4, finish=True)
+
+    train(tmp_path / "run", "a recipe", 5.0, steps=4, checkpoint_every=2, measure=False)
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000004")
+    shutil.rmtree(tmp_path / "run/adapter")
+    found = {True: 0, False: 0}
+    for _, root in crashes(
+        tmp_path / "killed", lambda root: shutil.copytree(tmp_path / "run", root / "run"), finish, "killed"
+    ):
+        whole = (root / "run/adapter").exists()
+        found[whole] += 1
+        if whole:
+            read(root / "run/adapter")
+        assert finish(root).status == "cut short"
+        assert read(root / "run/adapter").manifest["cut_short"] == {"after": 2, "of": 4}
+        shutil.rmtree(root)
+    assert found[True]
+    assert found[False] > 10
