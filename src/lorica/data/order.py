@@ -192,12 +192,16 @@ def rectangles(
     if not len(indices):
         return ()
     order = sorted((int(i) for i in indices), key=lambda i: lengths[i])
-    best: list[tuple[int, tuple[int, ...]]] = [(0, ())]
+    least = np.zeros(len(order) + 1, np.int64)
+    begun = np.zeros(len(order) + 1, np.int64)
     for end in range(1, len(order) + 1):
         width = int(lengths[order[end - 1]])
         most = end if micro_batch_tokens is None else max(1, micro_batch_tokens // max(width, 1))
-        starts = range(max(0, end - most), end)
-        cost, start = min((best[start][0] + overhead + (end - start) * width, start) for start in starts)
-        best.append((cost, (*best[start][1], end)))
-    ends = best[-1][1]
-    return tuple(tuple(order[start:end]) for start, end in zip((0, *ends), ends, strict=False))
+        starts = np.arange(max(0, end - most), end)
+        costs = least[starts] + overhead + (end - starts) * width
+        begun[end] = starts[costs.argmin()]
+        least[end] = costs.min()
+    bounds = [len(order)]
+    while bounds[-1]:
+        bounds.append(int(begun[bounds[-1]]))
+    return tuple(tuple(order[start:end]) for start, end in pairwise(reversed(bounds)))

@@ -76,7 +76,7 @@ class CausalLanguageModelling(Task):
         """`loss` per label token, `perplexity`, `rows` and `label_tokens`."""
         device = next(model.parameters()).device
         total, units = 0.0, 0
-        for examples in by_length(dataset, micro_batch_tokens):
+        for examples in by_length(model, dataset, micro_batch_tokens):
             batch = self.batch(examples, device=device)
             total += self.loss(model, batch).item()
             units += self.units(batch)

@@ -96,7 +96,7 @@ class PreferenceTuning(Task):
         known: dict[int, npt.NDArray[np.float64]] = {}
         try:
             with torch.no_grad():
-                for examples in by_length(dataset, micro_batch_tokens):
+                for examples in by_length(base, dataset, micro_batch_tokens):
                     said = self._log_probabilities(base, self._documents(examples, base)).double().cpu().numpy()
                     known.update(zip(map(id, examples), said, strict=True))
         finally:
@@ -145,7 +145,7 @@ class PreferenceTuning(Task):
         """`loss` per pair; `reward_accuracy`, the share of pairs whose chosen answer has the greater reward (equal ones
         count half); `reward_margin`, `reward_chosen`, `reward_rejected`, means over `pairs`."""
         device = next(model.parameters()).device
-        batches = by_length(dataset, micro_batch_tokens)
+        batches = by_length(model, dataset, micro_batch_tokens)
         rewards = torch.cat([self.rewards(model, self.batch(each, device=device)) for each in batches]).double()
         margin = rewards[:, 0] - rewards[:, 1]
         return {

@@ -114,7 +114,7 @@ class ImageClassification(Task):
         """`loss` per row, `accuracy`, `f1` (macro), `rows`."""
         device = next(model.parameters()).device
         total, said, wanted = 0.0, list[np.ndarray](), list[np.ndarray]()
-        for indices in batches_by_length(dataset, micro_batch_tokens):
+        for indices in batches_by_length(model, dataset, micro_batch_tokens):
             batch = self.batch([dataset[index] for index in indices], device=device)
             logits = _logits(model, batch)
             total += nn.functional.cross_entropy(logits, batch.target, reduction="sum").item()

@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lorica.data import Answered, Dataset, Example, micro_batches
+from lorica.data import Answered, Dataset, Example, micro_batches, rectangles
+from lorica.data.order import OVERHEAD, Lengths
 from lorica.kernels import Noise, head_cross_entropy
 from lorica.kernels.cross_entropy import chunks
 from lorica.models.ambient import Pass, entered
+from lorica.models.causal_lm import CausalLM
 from lorica.models.foreign_head import asked_at
-from lorica.models.unpadded import unpadded
+from lorica.models.unpadded import stack_of, unpadded
 from lorica.tasks.contract import Draw
 
 NO_TARGET = -100
@@ -102,13 +105,29 @@ def no_cache(model: nn.Module) -> dict[str, bool]:
     return {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
 
 
-def by_length(dataset: Dataset, micro_batch_tokens: int) -> Iterator[list[Example]]:
+def by_length(model: nn.Module, dataset: Dataset, micro_batch_tokens: int) -> Iterator[list[Example]]:
     """Batches of rows of nearly one length, which pad least."""
-    for indices in batches_by_length(dataset, micro_batch_tokens):
+    for indices in batches_by_length(model, dataset, micro_batch_tokens):
         yield [dataset[index] for index in indices]
 
 
-def batches_by_length(dataset: Dataset, micro_batch_tokens: int) -> tuple[tuple[int, ...], ...]:
+def batches_by_length(model: nn.Module, dataset: Dataset, micro_batch_tokens: int) -> tuple[tuple[int, ...], ...]:
     """The indices of such batches."""
     order = np.argsort(dataset.lengths, kind="stable").tolist()
-    return micro_batches(order, dataset.lengths, micro_batch_tokens)
+    return batches(model, order, dataset.lengths, micro_batch_tokens)
+
+
+def batches(
+    model: nn.Module, indices: Sequence[int], lengths: Lengths, micro_batch_tokens: int
+) -> tuple[tuple[int, ...], ...]:
+    """A step cut into micro-batches, padding counted where the model pads; as few as may be where it costs nothing."""
+    if isinstance(model, CausalLM):
+        return micro_batches(indices, lengths, micro_batch_tokens)
+    overhead = OVERHEAD if stack_of(model) is None else micro_batch_tokens
+    return rectangles(indices, lengths, micro_batch_tokens, overhead=overhead)
+
+
+def computed(model: nn.Module, lengths: npt.NDArray[np.int64]) -> int:
+    """The tokens that the model computes for a micro-batch of such rows."""
+    flat = isinstance(model, CausalLM) or stack_of(model) is not None
+    return int(lengths.sum() if flat else len(lengths) * lengths.max())

@@ -124,7 +124,7 @@ class QuestionAnswering(Task):
         """`loss` per row, `exact_match`, `f1`, `rows`."""
         device = next(model.parameters()).device
         total, exact, overlap = 0.0, 0.0, 0.0
-        for indices in batches_by_length(dataset, micro_batch_tokens):
+        for indices in batches_by_length(model, dataset, micro_batch_tokens):
             rows: list[Any] = [dataset[index] for index in indices]
             batch = padded(rows, device=device)
             start, end = _logits(model, batch)

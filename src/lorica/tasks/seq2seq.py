@@ -121,7 +121,7 @@ class SequenceToSequence(Task):
         `label_tokens`."""
         device = next(model.parameters()).device
         total, units = 0.0, 0
-        for indices in batches_by_length(dataset, micro_batch_tokens):
+        for indices in batches_by_length(model, dataset, micro_batch_tokens):
             batch = self.batch([dataset[index] for index in indices], device=device)
             total += self.loss(model, batch).item()
             units += self.units(batch)

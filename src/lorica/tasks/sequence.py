@@ -90,7 +90,7 @@ class SequenceTask(Task):
         """Logits (N, C) and targets of all rows, in the order of the data set."""
         device = next(model.parameters()).device
         order, logits, targets = [], [], []
-        for indices in batches_by_length(dataset, micro_batch_tokens):
+        for indices in batches_by_length(model, dataset, micro_batch_tokens):
             batch = padded([dataset[index] for index in indices], device=device)  # type: ignore[misc]
             order += indices
             logits.append(wide(answered(model, batch).logits).cpu())

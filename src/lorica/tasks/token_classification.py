@@ -102,7 +102,7 @@ class TokenClassification(Task):
         (macro); `rows` and `words`."""
         device = next(model.parameters()).device
         total, said, wanted = 0.0, list[np.ndarray](), list[np.ndarray]()
-        for indices in batches_by_length(dataset, micro_batch_tokens):
+        for indices in batches_by_length(model, dataset, micro_batch_tokens):
             batch = padded([dataset[i] for i in indices], device=device, places=True)  # type: ignore[misc]
             logits = wide(answered(model, batch).logits)
             total += _summed(logits, batch.target).item()

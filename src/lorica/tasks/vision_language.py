@@ -128,7 +128,7 @@ class VisionLanguage(Task):
         whole: each learned token is the likeliest behind those before it), `rows`, `label_tokens`."""
         device = next(model.parameters()).device
         total, units, exact = 0.0, 0, 0
-        for indices in batches_by_length(dataset, micro_batch_tokens):
+        for indices in batches_by_length(model, dataset, micro_batch_tokens):
             batch = self.batch([dataset[index] for index in indices], device=device)
             losses, right = learned_answers(model, batch.target, lambda batch=batch: _logits(model, batch))
             total += losses.sum().item()

@@ -17,16 +17,14 @@ import torch
 from torch import Tensor
 
 from lorica.budget import Workload
-from lorica.data import Dataset, Example, Schedule, micro_batches, rectangles
+from lorica.data import Dataset, Example, Schedule
 from lorica.data import steps as schedule_of
-from lorica.data.order import OVERHEAD
 from lorica.errors import ROUNDING, WHAT_FITS, DivergedError, NoRoomError, RequestError, RunError
 from lorica.kernels import pooled
 from lorica.kernels.elsewhere import Store
 from lorica.models import fetched_layers, generators
-from lorica.models.causal_lm import CausalLM
-from lorica.models.unpadded import stack_of
 from lorica.tasks import Task
+from lorica.tasks.padded import batches
 from lorica.train import memory
 from lorica.train.checkpoint import Checkpoint
 from lorica.train.config import TrainConfig
@@ -284,12 +282,8 @@ class Trainer:
         return step % int(every) == 0
 
     def parts(self, step: int) -> tuple[tuple[int, ...], ...]:
-        """The micro-batches of a step; as few as may be, where padding costs nothing."""
-        model, most = self.attached.model, self.room.tokens
-        if isinstance(model, CausalLM):
-            return micro_batches(self.schedule[step - 1], self.data.lengths, most)
-        overhead = OVERHEAD if stack_of(model) is None else most
-        return rectangles(self.schedule[step - 1], self.data.lengths, most, overhead=overhead)
+        """The micro-batches of a step."""
+        return batches(self.attached.model, self.schedule[step - 1], self.data.lengths, self.room.tokens)
 
     def _learn(self) -> None:
         step, started = self.progress.step + 1, time.perf_counter()

@@ -8,7 +8,6 @@ The heaviest micro-batch is the one of most tokens, padding included.
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from lorica.data import Dataset
 from lorica.errors import NoRoomError
 from lorica.models import generators
 from lorica.models.causal_lm import CausalLM
-from lorica.models.unpadded import stack_of
+from lorica.tasks.padded import batches_by_length, computed
 from lorica.train import memory
 from lorica.train.heaviest import heaviest
 from lorica.train.recomputing import machine_of
@@ -82,13 +81,7 @@ def _gradients(trainer: "Trainer") -> int:
 
 def _heaviest(trainer: "Trainer") -> tuple[int, tuple[int, ...]]:
     model, lengths = trainer.attached.model, trainer.data.lengths
-    unpadded = isinstance(model, CausalLM) or stack_of(model) is not None
-
-    def size(part: Sequence[int]) -> int:
-        own = lengths[list(part)]
-        return int(own.sum() if unpadded else len(part) * own.max())
-
-    return heaviest(trainer.schedule, trainer.parts, size)
+    return heaviest(trainer.schedule, trainer.parts, lambda part: computed(model, lengths[list(part)]))
 
 
 def _tell(trainer: "Trainer", tokens: int, seconds: float) -> None:
@@ -117,7 +110,7 @@ def measure(trainer: "Trainer", base: int, start: int) -> Measured:
     began = time.perf_counter()
     taken = trainer.taken(step, rate)
     seconds = time.perf_counter() - began
-    scored = _longest(trainer.held_out, config.micro_batch_tokens)
+    scored = _scored(trainer)
     lengths = trainer.data.lengths[list(rows)]
     parameters = learner.optimizer.parameters.values()
     return Measured(
@@ -138,13 +131,14 @@ def measure(trainer: "Trainer", base: int, start: int) -> Measured:
     )
 
 
-def _longest(held_out: Dataset | None, most: int) -> Dataset | None:
-    """An evaluation batch: as many of the longest rows as one holds."""
+def _scored(trainer: "Trainer") -> Dataset | None:
+    """The heaviest batch of an evaluation."""
+    model, held_out = trainer.attached.model, trainer.held_out
     if held_out is None:
         return None
-    order = (-held_out.lengths).argsort(kind="stable")
-    fitting = int((held_out.lengths[order].cumsum() <= most).sum())
-    examples = tuple(held_out[int(index)] for index in order[: max(fitting, 1)])
+    parts = batches_by_length(model, held_out, trainer.config.micro_batch_tokens)
+    rows = max(parts, key=lambda part: computed(model, held_out.lengths[list(part)]))
+    examples = tuple(held_out[index] for index in rows)
     return replace(held_out, examples=examples, dropped=(), read=len(examples))
 
 
