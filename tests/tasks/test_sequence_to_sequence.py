@@ -100,6 +100,15 @@ def test_a_step_is_the_same_however_it_is_cut_into_micro_batches(folder):
     assert whole.keys() == dict(attached.named_parameters()).keys()
 
 
+def test_a_row_is_as_long_as_what_a_batch_holds_of_it(folder):
+    """Sources and targets end with </s>."""
+    task = require_task("seq2seq")
+    _, data = taught(folder, ROWS)
+    assert data.lengths.tolist() == [4 + 2, 2 + 5, 3 + 3]
+    mask = task.batch(data.examples, device=CPU).inputs["attention_mask"]
+    assert mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]], "of the sources, which the encoder reads"
+
+
 def reversed_pairs():
     """Three words backwards; those held out are never trained on."""
     rows = [{"source": f"{a} {b} {c}", "target": f"{c} {b} {a}"} for a in WORDS for b in WORDS for c in WORDS]

@@ -42,7 +42,7 @@ def padded(
     """The rows of a batch side by side; `places`: the target is one a token."""
     inputs = {
         "input_ids": _side_by_side([each.input_ids for each in examples], 0),
-        "attention_mask": _side_by_side([np.ones(len(each), np.int32) for each in examples], 0),
+        "attention_mask": _side_by_side([np.ones(len(each.input_ids), np.int32) for each in examples], 0),
     }
     if examples[0].segments is not None:
         inputs["token_type_ids"] = _side_by_side([_segments(each) for each in examples], 0)
@@ -53,7 +53,7 @@ def padded(
 
 
 def _segments(example: Answered) -> Any:
-    return np.zeros(len(example), np.int32) if example.segments is None else example.segments
+    return np.zeros(len(example.input_ids), np.int32) if example.segments is None else example.segments
 
 
 def _side_by_side(rows: Sequence[Any], filling: int) -> Tensor:

@@ -39,9 +39,17 @@ class Written(Answered):
     text: str = ""
     tokenizer: Any = None
 
+    def __len__(self) -> int:
+        """What a batch holds of it: the encoder's tokens and the decoder's."""
+        return len(self.input_ids) + len(self.target)
+
     @property
     def units(self) -> int:
         return len(self.target)
+
+    def content(self) -> Iterator[bytes]:
+        yield from super().content()
+        yield len(self.target).to_bytes(8, "little")
 
 
 class SequenceToSequence(Task):
@@ -104,7 +112,8 @@ class SequenceToSequence(Task):
 
     def batch(self, examples: Sequence[Any], *, device: torch.device, draw: Draw | None = None) -> Padded:
         """In order of the sources' length, which pads attention least."""
-        return padded(sorted(examples, key=len), device=device, draw=draw, places=True)
+        in_order = sorted(examples, key=lambda each: len(each.input_ids))
+        return padded(in_order, device=device, draw=draw, places=True)
 
     def units(self, batch: Padded) -> int:
         return int((batch.target != NO_TARGET).sum())
