@@ -206,6 +206,9 @@ def test_what_teaches_nothing_is_dropped_and_what_does_not_fit_is_refused(llama)
     same = {"prompt": "ask1", "chosen": "good1", "rejected": "good1"}
     data = from_anything(model, [ROWS[0], same], DataConfig(train="rows"), task)
     assert [drop.reason for drop in data.dropped] == ["chosen and rejected are the same"]
+    cut = from_anything(model, ROWS, DataConfig(train="rows", max_length=4, over_length="truncate"), task)
+    assert cut.truncated == ("rows[0]", "rows[1]"), "of six tokens, and the rejected answer of seven"
+    assert [drop.reason for drop in cut.dropped] == ["no token to learn once cut to the limit"]
     with pytest.raises(DataError, match=r"data\.loss_on: the task dpo"):
         from_anything(model, ROWS, DataConfig(train="rows", loss_on="all"), task)
     with pytest.raises(RequestError, match=r"rows\[0\]: what the base says of this pair is not known"):

@@ -145,6 +145,14 @@ def test_wrong_rows_bases_and_tasks_are_errors(t5):
     assert [drop.reason for drop in cut.dropped] == ["longer than 3 tokens", "target longer than 3 tokens"]
 
 
+def test_a_target_that_is_cut_keeps_its_end_and_is_told(t5):
+    _, data = taught(t5, ROWS, max_length=3, over_length="truncate")
+    end = 1
+    assert [each.target.tolist() for each in data.examples] == [[7, end], [5, 6, end], [11, 5, end]]
+    assert [each.input_ids[-1] for each in data.examples] == [end] * 3
+    assert data.truncated == ("rows[0]", "rows[1]"), "a source of four tokens, a target of five"
+
+
 def test_measures_whose_package_is_missing_name_what_to_install(monkeypatch):
     monkeypatch.setattr("lorica.tasks.seq2seq.find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"rouge-score and sacrebleu: pip install lorica\[texts\]"):

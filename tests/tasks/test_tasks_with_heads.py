@@ -168,11 +168,18 @@ def test_rows_beyond_the_limit_are_dropped_cut_or_refused_as_the_config_says(ber
     lengths = lambda **options: [len(each) for each in taught(bert, task, rows, max_length=5, **options)[1].examples]  # noqa: E731
     assert lengths() == [4, 3]
     assert lengths(over_length="truncate") == [4, 5, 3, 5]
+    assert taught(bert, task, rows, max_length=5, over_length="truncate")[1].truncated == ("rows[1]", "rows[3]")
     with pytest.raises(DataError, match=r"rows\[1\]: 6 tokens, more than 5"):
         lengths(over_length="error")
     answers, questions = TASKS_OF_TEXT["question_answering"]
     _, cut = taught(bert, answers, questions, max_length=7, over_length="truncate")
     assert [drop.reason for drop in cut.dropped] == ["the answer was cut off"] * 2
+    assert cut.truncated == ()
+    _, cut = taught(bert, answers, [{**questions[3], "answers": "sky1"}], max_length=7, over_length="truncate")
+    assert cut.truncated == ("rows[0]",)
+    _, cut = taught(bert, *TASKS_OF_TEXT["token_classification"], max_length=5, over_length="truncate")
+    assert cut.truncated == ("rows[1]", "rows[3]")
+    assert "4 used, 2 cut, 0 dropped" in str(cut)
 
 
 def test_labels_are_found_in_the_training_rows_and_rare_ones_left_out():

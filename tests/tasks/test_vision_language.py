@@ -48,6 +48,14 @@ def test_captions_begin_and_end_as_blip_writes_them(bases, rows):
     assert [len(each) for each in data.examples] == [4 + PATCHES + 1, 3 + PATCHES + 1]
 
 
+def test_a_caption_that_is_cut_is_told(bases, rows):
+    image = rows[0]["image"]
+    captions = [{"image": image, "completion": text} for text in ("red", "red red red")]
+    _, data = taught(bases["blip"], captions, max_length=3, over_length="truncate")
+    assert [each.input_ids.tolist() for each in data.examples] == [[4, 8, 3], [4, 8, 8]]
+    assert data.truncated == ("rows[1]",)
+
+
 def test_the_image_s_token_stands_once_for_each_patch_where_the_prompt_says_or_in_front(bases, rows):
     image = rows[0]["image"]
     prompts = ["colour", "colour <image> the", ""]

@@ -19,7 +19,6 @@ class Dataset:
     dropped: tuple[Dropped, ...]
     read: int
     shape: str = "text"
-    truncated: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -30,6 +29,11 @@ class Dataset:
     @property
     def used(self) -> int:
         return self.read - len(self.dropped)
+
+    @property
+    def truncated(self) -> tuple[str, ...]:
+        """Where the rows are that were cut to the limit."""
+        return tuple(example.origin for example in self.examples if example.cut)
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -61,7 +65,8 @@ class Dataset:
         }
 
     def __str__(self) -> str:
+        cut = f", {len(self.truncated)} cut" if self.truncated else ""
         return (
-            f"{self.read} rows read ({self.shape}), {self.used} used, {len(self.dropped)} dropped: "
+            f"{self.read} rows read ({self.shape}), {self.used} used{cut}, {len(self.dropped)} dropped: "
             f"{len(self)} examples, {int(self.lengths.sum())} tokens, {self.label_tokens} learned"
         )

@@ -6,7 +6,7 @@ labels     .     .     .     x     x     x      x: the token at this index is pr
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,14 @@ class Example:
     """`input_ids` (length,) int32; `labels` (length,) bool, never true at index 0, which nothing precedes.
 
     `row` is the stable id of the example in its data set (windows of one text have ids of their own);
-    `origin` is where a person finds it, as in `train.jsonl:17`.
+    `origin` is where a person finds it, as in `train.jsonl:17`.  `cut`: its row was longer than the limit.
     """
 
     input_ids: TokenIds
     labels: LabelMask
     row: int
     origin: str
+    cut: bool = field(default=False, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -25,13 +25,12 @@ class Ledger:
 
     examples: list[Example] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
-    truncated: list[str] = field(default_factory=list)
     next_row: int = 0
 
-    def use(self, row: Row, parts: Sequence[Encoded]) -> None:
+    def use(self, row: Row, parts: Sequence[Encoded], cut: bool = False) -> None:
         for number, part in enumerate(parts, 1):
             origin = row.origin if len(parts) == 1 else f"{row.origin}#{number}"
-            self.examples.append(Example(part.ids, part.labels, self.next_row, origin))
+            self.examples.append(Example(part.ids, part.labels, self.next_row, origin, cut=cut))
             self.next_row += 1
 
     def drop(self, row: Row, reason: str) -> None:
@@ -63,7 +62,7 @@ class Lessons:
         for start in range(0, len(rows), AT_ONCE):
             self._enter(rows[start : start + AT_ONCE], shape, ledger, problems)
         problems.report()
-        return Dataset(tuple(ledger.examples), tuple(ledger.dropped), len(rows), shape, tuple(ledger.truncated))
+        return Dataset(tuple(ledger.examples), tuple(ledger.dropped), len(rows), shape)
 
     def _enter(self, rows: Sequence[Row], shape: ShapeName, ledger: Ledger, problems: Problems) -> None:
         read = [self._read(row, shape, problems) for row in rows]
@@ -105,11 +104,10 @@ class Lessons:
 
     def _cut(self, row: Row, encoded: Encoded, ledger: Ledger) -> None:
         part = Encoded(encoded.ids[: self.limit].copy(), encoded.labels[: self.limit].copy())
-        if not part.labels.any():
+        if part.labels.any():
+            ledger.use(row, [part], cut=True)
+        else:
             ledger.drop(row, CUT_AWAY)
-            return
-        ledger.truncated.append(row.origin)
-        ledger.use(row, [part])
 
 
 def first_shape(rows: Sequence[Row]) -> ShapeName:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lorica.data import DataConfig, Dataset, Example, Row, RowByRow, Teacher
 from lorica.data.encode import Encoded, Encoder, speech
+from lorica.data.lessons import CUT_AWAY, UNLEARNED
 from lorica.data.reading import kind_of
 from lorica.data.shapes import Chat, Pair, Turns, text_of, understand
 from lorica.data.template import own_renderer
@@ -245,15 +246,16 @@ class _Teacher:
             return "chosen and rejected are the same"
         sides = self.encoder([speech(each, self.renderer, self.begins, "completion") for each in turns])
         longest = max(len(side.ids) for side in sides)
-        if longest > self.limit and self.config.over_length == "error":
+        over = longest > self.limit
+        if over and self.config.over_length == "error":
             raise DataError(f"{longest} tokens, more than {self.limit}; shorten it or drop what is longer")
-        if longest > self.limit and self.config.over_length == "drop":
+        if over and self.config.over_length == "drop":
             return f"longer than {self.limit} tokens"
         sides = [Encoded(side.ids[: self.limit], side.labels[: self.limit]) for side in sides]
         if not all(side.labels.any() for side in sides):
-            return "no token to learn"
+            return CUT_AWAY if over else UNLEARNED
         ids, labels = (np.concatenate([getattr(side, name) for side in sides]) for name in ("ids", "labels"))
-        return Preferred(ids, labels, number, row.origin, len(sides[0].ids))
+        return Preferred(ids, labels, number, row.origin, len(sides[0].ids), cut=over)
 
 
 def _named(turns: Turns) -> str:

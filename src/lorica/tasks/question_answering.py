@@ -27,7 +27,7 @@ from lorica.models.heads import Head, HeadKind
 from lorica.tasks.contract import Draw, Reader, Task, require_rows_alone
 from lorica.tasks.labels import value_of
 from lorica.tasks.padded import Padded, answered, batches_by_length, padded, wide
-from lorica.tasks.writing import FieldName, Writer, filled_text, ids_of, segments_of
+from lorica.tasks.writing import FieldName, Writer, filled_text, ids_of, segments_of, was_cut
 
 LONGEST_ANSWER = 30
 """Tokens, as in the script that came with BERT."""
@@ -104,8 +104,8 @@ class QuestionAnswering(Task):
         if target is None:
             return "the answer was cut off"
         ids, texts = ids_of(written), tuple(text for text, _ in answers)
-        none = np.zeros(len(ids), np.bool_)
-        return Passage(ids, none, row, origin, target, segments_of(written), context, offsets, texts)
+        none, cut = np.zeros(len(ids), np.bool_), was_cut(written)
+        return Passage(ids, none, row, origin, target, segments_of(written), context, offsets, texts, cut=cut)
 
     def told(self, example: Any) -> str:
         return " or ".join(dict.fromkeys(example.answers))

@@ -25,7 +25,7 @@ from lorica.models.generate import generate, own_stop_ids
 from lorica.models.walking import context_limit
 from lorica.tasks.contract import Draw, Reader, Task, require_rows_alone
 from lorica.tasks.padded import NO_TARGET, Padded, answered, batches_by_length, learned_loss, padded
-from lorica.tasks.writing import FieldName, Writer, filled_text, ids_of
+from lorica.tasks.writing import FieldName, Writer, filled_text, ids_of, was_cut
 
 Measure = Literal["exact_match", "rouge", "bleu"]
 PACKAGES = {"rouge": ("rouge_score", "rouge-score"), "bleu": ("sacrebleu", "sacrebleu")}
@@ -97,15 +97,17 @@ class SequenceToSequence(Task):
         source = writer(self.prefix + filled_text(row.fields, self.source))
         if isinstance(source, str):
             return source
-        target = writer.tokenizer(text_target=text, verbose=False)["input_ids"]
-        if len(target) > writer.limit and writer.over_length == "error":
-            raise DataError(f"{len(target)} tokens of {self.target}, more than {writer.limit}; shorten it")
-        if len(target) > writer.limit and writer.over_length == "drop":
+        target = writer.tokenizer(text_target=text, verbose=False)
+        over = len(target["input_ids"]) > writer.limit
+        if over and writer.over_length == "error":
+            raise DataError(f"{len(target['input_ids'])} tokens of {self.target}, more than {writer.limit}; shorten it")
+        if over and writer.over_length == "drop":
             return f"{self.target} longer than {writer.limit} tokens"
-        labels = np.array(target[: writer.limit], np.int64)
-        ids = ids_of(source)
-        none = np.zeros(len(ids), np.bool_)
-        return Written(ids, none, number, row.origin, labels, text=text, tokenizer=writer.tokenizer)
+        if over:  # by the tokenizer, which keeps the end token: without it answers would not learn to end
+            target = writer.tokenizer(text_target=text, verbose=False, truncation=True, max_length=writer.limit)
+        labels, ids = ids_of(target).astype(np.int64), ids_of(source)
+        none, cut = np.zeros(len(ids), np.bool_), over or was_cut(source)
+        return Written(ids, none, number, row.origin, labels, text=text, tokenizer=writer.tokenizer, cut=cut)
 
     def told(self, example: Any) -> str:
         return example.text

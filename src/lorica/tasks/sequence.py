@@ -15,7 +15,7 @@ from lorica.data import Answered, DataConfig, Dataset, Example, Row, RowByRow, T
 from lorica.models.heads import HeadKind
 from lorica.tasks.contract import Draw, Reader, Task, require_rows_alone
 from lorica.tasks.padded import Padded, answered, batches_by_length, padded, wide
-from lorica.tasks.writing import FieldName, Writer, filled_text, ids_of, segments_of
+from lorica.tasks.writing import FieldName, Writer, filled_text, ids_of, segments_of, was_cut
 
 
 class SequenceTask(Task):
@@ -65,8 +65,8 @@ class SequenceTask(Task):
         written = writer(filled_text(fields, self.text), second)
         if isinstance(written, str):
             return written
-        ids = ids_of(written)
-        return Answered(ids, np.zeros(len(ids), np.bool_), number, origin, target, segments_of(written))
+        ids, cut = ids_of(written), was_cut(written)
+        return Answered(ids, np.zeros(len(ids), np.bool_), number, origin, target, segments_of(written), cut=cut)
 
     def batch(self, examples: Sequence[Any], *, device: torch.device, draw: Draw | None = None) -> Padded:
         """In order of length, which pads attention least."""

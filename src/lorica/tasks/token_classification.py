@@ -22,7 +22,7 @@ from lorica.models.heads import Head, HeadKind
 from lorica.tasks import labels, scores
 from lorica.tasks.contract import Draw, Reader, Task, require_rows_alone
 from lorica.tasks.padded import NO_TARGET, Padded, answered, batches_by_length, padded, wide
-from lorica.tasks.writing import FieldName, Writer, ids_of, segments_of
+from lorica.tasks.writing import FieldName, Writer, ids_of, segments_of, was_cut
 
 Entity = tuple[str, int, int]
 
@@ -152,7 +152,8 @@ def _example(writer: Writer, words: Sequence[str], tags: Sequence[int], row: int
     target = np.full(len(written["input_ids"]), NO_TARGET, dtype=np.int64)
     for place, tag in zip(places, tags, strict=False):
         target[place] = tag
-    return Answered(ids_of(written), target != NO_TARGET, row, origin, target, segments_of(written))
+    learned, segments = target != NO_TARGET, segments_of(written)
+    return Answered(ids_of(written), learned, row, origin, target, segments, cut=was_cut(written))
 
 
 def first_tokens(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[int]:

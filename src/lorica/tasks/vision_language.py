@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lorica.data import Answered, DataConfig, Dataset, Example, Row, RowByRow, Teacher, Tokenizer
 from lorica.data.encode import Encoded, Encoder, Piece, Speech
 from lorica.data.example import TokenIds
+from lorica.data.lessons import CUT_AWAY
 from lorica.data.shapes import text_of
 from lorica.errors import DataError
 from lorica.models.pixels import Images, images_of, seen
@@ -225,7 +226,9 @@ class _Writer:
         if self.sight.token_id is not None:
             written.labels[written.ids == self.sight.token_id] = False
         fitting = self._fitting(written)
-        return fitting if isinstance(fitting, str) else self._seen(fields, prompt, fitting, number, origin)
+        if isinstance(fitting, str):
+            return fitting
+        return replace(self._seen(fields, prompt, fitting, number, origin), cut=fitting is not written)
 
     def begun(self, fields: Mapping[str, Any], tokens: Sequence[int]) -> Seen:
         """The prompt with the tokens written so far."""
@@ -243,7 +246,7 @@ class _Writer:
         if self.config.over_length == "drop":
             return f"longer than {limit} tokens"
         cut = Encoded(written.ids[:limit], written.labels[:limit])
-        return cut if cut.labels.any() else "no token to learn once cut to the limit"
+        return cut if cut.labels.any() else CUT_AWAY
 
     def _seen(self, fields: Mapping[str, Any], prompt: str, written: Encoded, number: int, origin: str) -> Seen:
         learned, ids = written.labels[1:], written.ids[1:]

@@ -47,7 +47,9 @@ class Writer:
             raise DataError(f"{length} tokens, more than {self.limit}; shorten it or drop what is longer")
         if self.over_length == "drop":
             return f"longer than {self.limit} tokens"
-        return self.tokenizer(first, second, verbose=False, truncation=cut, max_length=self.limit, **asked)
+        written = self.tokenizer(first, second, verbose=False, truncation=cut, max_length=self.limit, **asked)
+        written["cut"] = True
+        return written
 
 
 def ids_of(written: Any) -> np.ndarray:
@@ -57,6 +59,10 @@ def ids_of(written: Any) -> np.ndarray:
 def segments_of(written: Any) -> np.ndarray | None:
     found = written.get("token_type_ids")
     return None if found is None else np.array(found, dtype=np.int32)
+
+
+def was_cut(written: Any) -> bool:
+    return "cut" in written
 
 
 def filled_text(fields: Fields, key: str) -> str:
