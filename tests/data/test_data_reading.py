@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import sys
 import time
+import types
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,9 +14,10 @@ from byte_tokenizer import Bytes, learned, whole
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorica.data import DataConfig, load
+from lorica.data import DataConfig, load, rows_of
 from lorica.data.csv_records import csv_records
 from lorica.data.problems import Problems
+from lorica.data.shapes import understand
 from lorica.errors import DataError
 
 GOOD = b'{"prompt": "a", "completion": "b"}\n'
@@ -158,6 +161,34 @@ def test_parquet_rows_are_read_and_numbered(tmp_path):
     data = read(path)
     assert learned(Bytes(), data[0]) == "Yo</s>"
     assert data.dropped[0].origin == f"{path}:2"
+
+
+def calling(name, arguments):
+    """A row of one tool, whose parameters are those of its call."""
+    properties = {key: {"type": "string", "enum": [value, None]} for key, value in arguments.items()}
+    call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return {
+        "tools": [{"type": "function", "function": {"name": name, "parameters": {"properties": properties}}}],
+        "messages": [{"role": "user", "content": "Go"}, {"role": "assistant", "content": "", "tool_calls": [call]}],
+    }
+
+
+def test_tools_and_calls_are_the_same_from_columns_which_give_each_the_fields_of_all(tmp_path, monkeypatch):
+    rows = [calling("look", {"word": "sea"}), calling("go", {"place": "home", "by": "foot"}), calling("stop", {})]
+    for each in rows:
+        each["score"] = None
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    filled = pq.read_table(tmp_path / "t.parquet").to_pylist()
+    assert filled[0]["tools"][0]["function"]["parameters"]["properties"]["place"] is None, "as a column keeps it"
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=lambda *names, split: filled))
+    put(tmp_path, "t.jsonl", "\n".join(map(json.dumps, rows)))
+    chats = {}
+    for source in (f"{tmp_path}/t.jsonl", f"{tmp_path}/t.parquet", "hub:a/b"):
+        found, _ = rows_of(DataConfig(train=source))
+        assert all("score" in row.fields for row in found), "a field of the row itself stays"
+        chats[source] = [understand(row.fields, "messages") for row in found]
+    plain, *columns = chats.values()
+    assert columns == [plain, plain]
 
 
 def test_a_null_in_parquet_is_named_by_row_and_field(tmp_path):

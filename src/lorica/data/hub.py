@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from lorica.data.rows import Row
+from lorica.data.rows import Row, without_fillers
 from lorica.data.sources import HubSource
 from lorica.errors import DataError
 
@@ -11,7 +11,7 @@ from lorica.errors import DataError
 def hub_rows(source: HubSource) -> Iterator[Row]:
     """Rows in the data set's order, numbered from 1. Raises `DataError` without the extra or without a connection."""
     for number, fields in enumerate(_dataset(source), 1):
-        yield Row(fields, f"{source.name}:{number}", source.name)
+        yield Row(without_fillers(fields), f"{source.name}:{number}", source.name)
 
 
 def _dataset(source: HubSource) -> Any:

@@ -11,7 +11,7 @@ from lorica.data.docstrings import docstring_rows
 from lorica.data.hub import hub_rows
 from lorica.data.json_values import JsonProblem, array_items, parse
 from lorica.data.problems import Problems
-from lorica.data.rows import Row
+from lorica.data.rows import Row, without_fillers
 from lorica.data.sources import HubSource, SourceFile
 from lorica.errors import DataError
 
@@ -153,7 +153,7 @@ def _parquet(source: SourceFile, problems: Problems) -> Iterator[Row]:
             for batch in file.iter_batches(batch_size=1024):
                 for fields in batch.to_pylist():
                     number += 1
-                    yield Row(fields, f"{source.name}:{number}", source.relative)
+                    yield Row(without_fillers(fields), f"{source.name}:{number}", source.relative)
     except (ArrowException, ValueError) as error:
         if isinstance(error, DataError):
             raise
