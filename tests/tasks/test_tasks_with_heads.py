@@ -193,6 +193,57 @@ def test_labels_are_found_in_the_training_rows_and_rare_ones_left_out():
         require_task({"name": "classification", "least": 2}).settled(rows)
 
 
+HELD = {
+    "classification": [{"label": "a"}, {"label": "d"}],
+    "multi_label": [{"label": ["a", "d"]}],
+    "token_classification": [{"tags": ["a", "d"]}],
+    "image_classification": [{"label": "d"}],
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_label_that_only_rows_held_out_have_has_a_place_of_its_own(name):
+    from lorica.data import in_memory
+
+    several = {"multi_label": "label", "token_classification": "tags"}.get(name)
+    rows = in_memory({several: ["c", "a"]} if several else {"label": label} for label in ("c", "a"))
+    settled, held = TASKS[name].settled, in_memory(HELD[name])
+    assert settled(rows, held=held).labels == ("a", "c", "d")  # type: ignore[attr-defined]
+    assert settled(rows, ("c", "b", "a"), held).labels == ("c", "b", "a"), "a checkpoint's head has no place for more"  # type: ignore[attr-defined]
+
+
+def test_labels_of_rows_held_out_do_not_make_training_rows_more_than_they_are():
+    from lorica.data import in_memory
+
+    rows, held = in_memory(ROWS[:1]), in_memory(ROWS)
+    with pytest.raises(DataError, match="all rows have the label 'b'; two are the least"):
+        TASKS["classification"].settled(rows, held=held)
+    rare = require_task({"name": "classification", "least": 2}).settled(in_memory(ROWS[:2] * 2), held=held)
+    assert rare.labels == ("a", "b"), "rows of a label that is left out are dropped"  # type: ignore[attr-defined]
+
+
+def test_a_run_with_a_label_that_only_rows_held_out_have_says_so(bert, tmp_path):
+    from lorica.train.reporter import Quiet
+
+    class Notes(Quiet):
+        def on_note(self, text):
+            notes.append(text)
+
+    notes: list[str] = []
+    for name, rows in {"train": ROWS[:3], "eval": ROWS}.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    recipe = lorica.Recipe(
+        model=bert,
+        method="lora",
+        task="classification",
+        data={"train": str(tmp_path / "train.jsonl"), "eval": str(tmp_path / "eval.jsonl")},
+        train={"steps": 1, "learning_rate": 1e-3},
+        output=str(tmp_path / "run"),
+    )
+    assert lorica.train(recipe, reporter=Notes()).eval["rows"] == 4
+    assert any(note.startswith("labels that no training row has: 'c'") for note in notes)
+
+
 def test_the_head_is_drawn_from_the_seed_alone_and_leaves_the_generator_as_it_was(bert):
     task = {"name": "classification", "labels": ["a", "b"]}
     before = torch.get_rng_state()

@@ -1,6 +1,6 @@
 """A base for a task: the labels that only rows tell, a head for them, and the head among what is trained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,17 @@ def load_base(
     return model
 
 
-def settled(task: Task, config: DataConfig, source: str) -> Task:
-    """The task with what its training rows tell; they are read for nothing else."""
+def settled(task: Task, config: DataConfig, source: str, tell: Callable[[str], None] = lambda told: None) -> Task:
+    """The task with what its rows tell, which are read for nothing else; labels that no training row has are told."""
     if not task.needs_rows:
         return task
     known = labels_of(read_config(folder_of(source, weights=False)), task.head_kind) if task.head_kind else ()
-    rows, _ = data.rows_of(task.sources(config))
-    return task.settled(rows, known)
+    rows, held = data.rows_of(task.sources(config))
+    learned: Any = task.settled(rows, known)
+    found: Any = task.settled(rows, known, held or ())
+    if unlearned := [repr(label) for label in found.labels if label not in learned.labels]:
+        tell(f"labels that no training row has: {', '.join(unlearned)}; what is held out of them counts as missed")
+    return found
 
 
 def attach(

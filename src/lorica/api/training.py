@@ -55,7 +55,7 @@ def _train(recipe: Recipe, resume: bool, finish: bool, reporter: Reporter) -> Ru
     folder = Path(recipe.output)
     if recipe.train.measure and not finish:
         require_room(recipe)
-    recipe, model, methods = _loaded(recipe)
+    recipe, model, methods = _loaded(recipe, reporter)
     began = run_folder.began(folder, resume=resume)
     learned, held = from_files(model, recipe.data, recipe.task, began=began)
     room = Room.of(recipe.train, learned, held, folder=folder, resume=resume, reporter=reporter)
@@ -90,7 +90,7 @@ def measured(recipe: Recipe) -> Measured:
     drawn(recipe)  # imports what loading does
     place = torch.device(recipe.model.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     context = CONTEXT[place.type] if place.type == "cuda" else memory.held_bytes(place)
-    recipe, model, methods = _loaded(recipe)
+    recipe, model, methods = _loaded(recipe, Quiet())
     memory.give_back(place)
     weights = memory.held_bytes(place) - (0 if place.type == "cuda" else context)
     learned, held = from_files(model, recipe.data, recipe.task)
@@ -101,10 +101,11 @@ def measured(recipe: Recipe) -> Measured:
         return measure(trainer, weights, context)
 
 
-def _loaded(recipe: Recipe) -> tuple[Recipe, nn.Module, tuple[Method, ...]]:
+def _loaded(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, nn.Module, tuple[Method, ...]]:
     """The recipe with its task settled, its base with the tokens that rows are read with, and what adapts it."""
     base = recipe.model
-    recipe = recipe.model_copy(update={"task": settled(recipe.task, recipe.data, base.source)})
+    task = settled(recipe.task, recipe.data, base.source, reporter.on_note)
+    recipe = recipe.model_copy(update={"task": task})
     model = load_base(
         base.source,
         dtype=base.dtype,

@@ -17,7 +17,7 @@ from lorica.tasks.sequence import SequenceTask
 
 
 class Classification(SequenceTask):
-    """labels: their names in order; found in the training rows where none are given.
+    """labels: their names in order; found in the rows where none are given.
     least: labels that fewer training rows have are left out, and rows with labels that are left out dropped.
     """
 
@@ -31,12 +31,16 @@ class Classification(SequenceTask):
     def needs_rows(self) -> bool:
         return not self.labels
 
-    def settled(self, rows: Sequence[Row], known: Sequence[str] = ()) -> "Classification":
+    def settled(self, rows: Sequence[Row], known: Sequence[str] = (), held: Sequence[Row] = ()) -> "Classification":
         if self.labels:
             return self
-        found = labels.found(rows, lambda fields: [self._name(fields)], least=self.least, known=known)
+        found = labels.found(rows, self._names, least=self.least, known=known)
         labels.require_several(found, self.label, self.least)
-        return self.model_copy(update={"labels": found})
+        more = held if self.least == 1 else ()
+        return self.model_copy(update={"labels": labels.with_held(found, more, self._names, known)})
+
+    def _names(self, fields: Mapping[str, Any]) -> list[str]:
+        return [self._name(fields)]
 
     def head(self, seed: int = 0) -> Head:
         return Head(

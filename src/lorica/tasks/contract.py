@@ -5,7 +5,7 @@
 so a step means the same however it is cut into micro-batches.  What the task needs of the base, it says before the base
 is loaded:
 
-    task = task.settled(rows)            what only the rows tell: the labels
+    task = task.settled(rows, held=...)  what only the rows tell: the labels
     base with task.head()                None: the base as it is
     task.lessons(config, reader)         what turns rows into examples, with what the base reads rows with
     batch, units, loss, evaluate         training and scoring;  answer: what it says to one text
@@ -95,8 +95,9 @@ class Task(BaseModel):
         """The one field that a row without its answer needs; None where there are several."""
         return None
 
-    def settled(self, rows: Sequence[Row], known: Sequence[str] = ()) -> "Task":
-        """The task with what its training rows tell; `known` are the labels that the checkpoint was taught, if any."""
+    def settled(self, rows: Sequence[Row], known: Sequence[str] = (), held: Sequence[Row] = ()) -> "Task":
+        """The task with what its rows tell, those that are `held` out beside those that are trained on; `known` are the
+        labels that the checkpoint was taught, if any."""
         return self
 
     def head(self, seed: int = 0) -> Head | None:

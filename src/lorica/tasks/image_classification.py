@@ -66,12 +66,18 @@ class ImageClassification(Task):
     def prompt_field(self) -> str | None:
         return self.image
 
-    def settled(self, rows: Sequence[Row], known: Sequence[str] = ()) -> "ImageClassification":
+    def settled(
+        self, rows: Sequence[Row], known: Sequence[str] = (), held: Sequence[Row] = ()
+    ) -> "ImageClassification":
         if self.labels:
             return self
-        found = labels.found(rows, lambda fields: [self._name(fields)], least=self.least, known=known)
+        found = labels.found(rows, self._names, least=self.least, known=known)
         labels.require_several(found, self.label, self.least)
-        return self.model_copy(update={"labels": found})
+        more = held if self.least == 1 else ()
+        return self.model_copy(update={"labels": labels.with_held(found, more, self._names, known)})
+
+    def _names(self, fields: Mapping[str, Any]) -> list[str]:
+        return [self._name(fields)]
 
     def _name(self, fields: Mapping[str, Any]) -> str:
         return labels.name_of(labels.value_of(fields, self.label), self.label)

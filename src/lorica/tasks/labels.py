@@ -1,4 +1,4 @@
-"""Names of answers: found in the training rows, or given, and looked up with the near miss told.
+"""Names of answers: found in the rows, or given, and looked up with the near miss told.
 
 A label is text, a whole number, or true and false, which are names like any other.
 """
@@ -52,6 +52,15 @@ def found(
     if known and set(labels) <= set(known):
         return tuple(known)
     return tuple(sorted(labels, key=_order(labels)))
+
+
+def with_held(
+    labels: tuple[str, ...], held: Sequence[Row], names: Callable[[Fields], Iterable[str]], known: Sequence[str]
+) -> tuple[str, ...]:
+    """With those that only rows held out have: chance holds rare labels out, and such a row is one that is missed.  The
+    checkpoint's own stay as they are, since its head has no place for more."""
+    more = set() if labels == tuple(known) else {*found(held, names)} - {*labels}
+    return tuple(sorted((*labels, *more), key=_order((*labels, *more)))) if more else labels
 
 
 def _order(labels: Sequence[str]) -> Callable[[str], Any]:

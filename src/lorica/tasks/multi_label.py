@@ -18,7 +18,7 @@ from lorica.tasks.sequence import SequenceTask
 
 
 class MultiLabel(SequenceTask):
-    """A row's label is a list of names, which may be empty.  labels: all of them, found in the training rows where none
+    """A row's label is a list of names, which may be empty.  labels: all of them, found in the rows where none
     are given."""
 
     name: ClassVar[str] = "multi_label"
@@ -30,13 +30,13 @@ class MultiLabel(SequenceTask):
     def needs_rows(self) -> bool:
         return not self.labels
 
-    def settled(self, rows: Sequence[Row], known: Sequence[str] = ()) -> "MultiLabel":
+    def settled(self, rows: Sequence[Row], known: Sequence[str] = (), held: Sequence[Row] = ()) -> "MultiLabel":
         if self.labels:
             return self
         found = labels.found(rows, self._names, known=known)
         if not found:
             raise DataError(f"field {self.label!r}: no row has a label")
-        return self.model_copy(update={"labels": found})
+        return self.model_copy(update={"labels": labels.with_held(found, held, self._names, known)})
 
     def head(self, seed: int = 0) -> Head:
         return Head(

@@ -29,7 +29,7 @@ Entity = tuple[str, int, int]
 
 class TokenClassification(Task):
     """words, tags: the fields of a row, two lists of equal length.  labels: the names of the tags, found in the
-    training rows where none are given."""
+    rows where none are given."""
 
     name: ClassVar[str] = "token_classification"
     unit: ClassVar[str] = "words"
@@ -48,12 +48,14 @@ class TokenClassification(Task):
     def prompt_field(self) -> str | None:
         return self.words
 
-    def settled(self, rows: Sequence[Row], known: Sequence[str] = ()) -> "TokenClassification":
+    def settled(
+        self, rows: Sequence[Row], known: Sequence[str] = (), held: Sequence[Row] = ()
+    ) -> "TokenClassification":
         if self.labels:
             return self
         found = labels.found(rows, self._tags, known=known)
         labels.require_several(found, self.tags)
-        return self.model_copy(update={"labels": found})
+        return self.model_copy(update={"labels": labels.with_held(found, held, self._tags, known)})
 
     def head(self, seed: int = 0) -> Head:
         return Head(kind="token_classification", outputs=len(self.labels), labels=self.labels, seed=seed)
