@@ -149,6 +149,12 @@ def test_two_answers_to_one_question_are_refused(write) -> None:
     assert told == "train: epochs and steps are two answers to one question; give one of them, null for the other"
 
 
+def test_patience_for_evaluations_that_nobody_makes_is_refused(write) -> None:
+    (told,) = problems(write("model: embedded\nmethod: lora\ndata: rows.jsonl\ntrain: {patience: 2}\n"))
+    assert told.startswith("train.patience: 2 evaluations without a better loss, and nothing is evaluated; give rows")
+    assert Recipe.load(write("model: embedded\nmethod: lora\ndata: {train: a, eval: b}\ntrain: {patience: 2}\n"))
+
+
 @pytest.mark.parametrize(
     ("content", "line", "said"),
     [

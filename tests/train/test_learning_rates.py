@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from campaign.tiny_run import base, dataset
+from campaign.tiny_run import base, dataset, lora
 from lorica.adapter import attach
 from lorica.errors import TargetError
 from lorica.methods import IA3, AdaLoRA, Full, LoKr, LoRA, LoRAFA, MultiLoRA, VeRA
@@ -131,6 +131,22 @@ def test_the_plan_tells_rates_and_who_learns_under_muon():
     rates_told = "A, table 1e-4 (3 tensors), B, vector 4e-4 (3 tensors), embedding 1e-6 (2 tensors)"
     assert rates == f"learning rates at their peak: {rates_told}"
     assert list(outlook.remarks(TrainConfig(), plan)) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "steps"),
+    [
+        ({"steps": 20}, None, 20),
+        ({"epochs": 2, "rows_per_step": 8}, 80, 20),
+        ({"epochs": 1, "rows_per_step": 8}, 101, 13),
+    ],
+)
+def test_a_plan_warns_of_a_warm_up_that_the_run_does_not_outlast(settings, rows, steps):
+    plan = attach(base(), lora()).plan
+    (told,) = outlook.remarks(TrainConfig(warmup=steps, **settings), plan, rows)
+    assert f"{steps} steps in a run of {steps}:" in told
+    assert list(outlook.remarks(TrainConfig(warmup=steps - 1, **settings), plan, rows)) == []
+    assert list(outlook.remarks(TrainConfig(epochs=1, warmup=steps), plan)) == [], "nobody knows how many rows"
 
 
 def test_transformers_trainer_takes_the_groups(tmp_path):

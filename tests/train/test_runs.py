@@ -67,6 +67,31 @@ def test_a_single_step_is_made_at_the_peak(tmp_path):
     assert rates(tmp_path / "run", steps=1, warmup=0, min_lr_ratio=0.0) == [0.5]
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("share", [0.03, 0.9])
+def test_a_share_of_warm_up_leaves_the_last_step_at_the_peak_or_after_it(tmp_path, steps, share):
+    assert max(rates(tmp_path / "run", steps=steps, warmup=share)) == 0.5
+
+
+def test_a_warm_up_that_a_run_does_not_outlast_is_told(tmp_path):
+    class Notes(Quiet):
+        def on_note(self, text):
+            notes.append(text)
+
+    for steps, warned in ((4, False), (3, True)):
+        notes: list[str] = []
+        config = TrainConfig(rows_per_step=4, learning_rate=0.5, warmup=3, steps=steps)
+        train(tmp_path / f"{steps}", config, reporter=Notes())
+        assert (max(line["learning_rate"] for line in lines(tmp_path / f"{steps}")) < 0.5) == warned
+        assert any(note.startswith("warning: train.warmup: 3 steps in a run of 3") for note in notes) == warned
+
+
+def test_patience_without_an_evaluation_is_refused_before_the_run_has_a_folder(tmp_path):
+    with pytest.raises(RequestError, match=r"train\.patience: 2 .* nothing is evaluated; give rows"):
+        train(tmp_path / "run", TrainConfig(steps=1, patience=2))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_logged_rate_is_the_one_that_is_used(tmp_path):
     """Adam's first update moves an element by the learning rate, whatever its gradient."""
     attached = adapted(dropout=0.0, target_modules=["v_proj"])

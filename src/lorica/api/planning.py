@@ -91,6 +91,7 @@ class Draft:
         """On a machine; corrected: it is this one, so that what was measured here counts."""
         work = self.work(place) if work is None else work
         flops = budget.flops_a_token(self.planned, work)
+        rows = None if self.training is None else self.training.rows
         known, note = budget.correction(self.key(), flops) if corrected else (None, None)
         if corrected and (known is None or known.tflops is None) and _here(place.kind):
             place = budget.rated(place, self._dtype())
@@ -101,7 +102,7 @@ class Draft:
             decoder=isinstance(self.shapes, CausalLM),
             moments=self.config.optimizer.elements,
             training=self.training,
-            remarks=(*outlook.remarks(self.config, self.planned), *([] if note is None else [note])),
+            remarks=(*outlook.remarks(self.config, self.planned, rows), *([] if note is None else [note])),
             correction=known,
         )
 

@@ -25,6 +25,7 @@ from lorica.recipe import text
 from lorica.recipe.problems import problems
 from lorica.tasks import TASKS, Task, task_of
 from lorica.train import TrainConfig
+from lorica.train.config import unevaluated
 
 LARGEST = 1 << 20
 
@@ -104,6 +105,8 @@ class Recipe(BaseModel):
             super().__init__(**_listed(tree))
         except ValidationError as error:
             raise RecipeError.of(problems(error, type(self), tree)) from error
+        if self.train.patience is not None and self.data.eval is None:
+            raise RecipeError(unevaluated(self.train.patience))
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:

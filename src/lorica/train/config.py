@@ -126,6 +126,13 @@ class TrainConfig(BaseModel):
         )
 
 
+def unevaluated(patience: int) -> str:
+    return (
+        f"train.patience: {patience} evaluations without a better loss, and nothing is evaluated; give rows to "
+        "evaluate (data.eval), or leave patience out"
+    )
+
+
 def _named(optimizer: Any) -> Any:
     """A name stands for its mapping, and a mapping without one is AdamW's."""
     if isinstance(optimizer, str):

@@ -27,7 +27,7 @@ from lorica.tasks import Task
 from lorica.tasks.padded import batches
 from lorica.train import memory
 from lorica.train.checkpoint import Checkpoint
-from lorica.train.config import TrainConfig
+from lorica.train.config import TrainConfig, unevaluated
 from lorica.train.interrupt import Interruption
 from lorica.train.loss_scale import LossScale
 from lorica.train.optimizers import optimizer
@@ -39,7 +39,7 @@ from lorica.train.rehearsal import rehearse
 from lorica.train.reporter import Quiet, Reporter, Several
 from lorica.train.room import Room, compared, evaluated
 from lorica.train.run_folder import RunFolder
-from lorica.train.schedule import learning_rate
+from lorica.train.schedule import learning_rate, unmet_peak
 from lorica.train.step import Learner, Taken, optimiser_step
 
 if TYPE_CHECKING:
@@ -89,10 +89,13 @@ def fit(
     recipe    the text that the folder keeps as recipe.yaml, where the run begins
     began     the date that rows were written with, which the folder keeps likewise
 
-    RequestError when the folder holds a run, or the method has no room in so few steps; CheckpointError when it is
-    another one; NoRoomError before the first step where the run does not fit; DivergedError when a loss or gradient is
-    not finite.  Ctrl-C and SIGTERM finish the step, save, and give a Run with status "interrupted".
+    RequestError when the folder holds a run, the method has no room in so few steps, or patience waits for evaluations
+    that nobody makes; CheckpointError when it is another one; NoRoomError before the first step where the run does not
+    fit; DivergedError when a loss or gradient is not finite.  Ctrl-C and SIGTERM finish the step, save, and give a Run
+    with status "interrupted".
     """
+    if config.patience is not None and eval is None:
+        raise RequestError(unevaluated(config.patience))
     seed = config.seed if seed is None else seed
     if finish and folder is None:
         raise RequestError("finish: a run without a folder has no checkpoint to make an adapter of; name its output")
@@ -209,6 +212,8 @@ class Trainer:
         if self.place is not None:
             self._resume(self.place)
             self._add_tensorboard(stack, self.place)
+        if told := unmet_peak(self.config, self.total):
+            self.reporter.on_note(told)
         self.reporter.on_plan(self.total, self.progress.step, self.schedule.epoch_of(self.total - 1))
         self.learning_mode(self.config.base_dropout)
         stack.callback(self.attached.eval)

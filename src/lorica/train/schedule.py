@@ -24,8 +24,22 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
 
 
 def warmup_steps(config: TrainConfig, total: int) -> int:
-    """A share is rounded up to whole steps."""
-    return int(config.warmup) if config.warmup >= 1 else math.ceil(config.warmup * total - 1e-9)
+    """A share is rounded up to whole steps, and leaves the last one for the peak."""
+    if config.warmup >= 1:
+        return int(config.warmup)
+    return min(math.ceil(config.warmup * total - 1e-9), max(total - 1, 0))
+
+
+def unmet_peak(config: TrainConfig, total: int) -> str | None:
+    """A warning where the run is over before it is warm."""
+    warm = warmup_steps(config, total)
+    if warm < total:
+        return None
+    last, peak = learning_rate(config, total, total), config.learning_rate
+    return (
+        f"warning: train.warmup: {warm} steps in a run of {total}: the learning rate ends at {last:.2g} on its way up "
+        f"to {peak:.2g}; lower it (below 1 it is a share of the run), or train longer"
+    )
 
 
 def _left(schedule: str, progress: float) -> float:
