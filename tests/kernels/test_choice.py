@@ -76,6 +76,12 @@ def test_a_gpu_takes_triton_where_it_saves_passes_over_memory() -> None:
 
 
 @pytest.mark.usefixtures("tried")
+def test_what_has_no_room_in_float32_on_most_gpus_stays_with_torch() -> None:
+    kept = [op for op in OPS if "for half precision" in decided(op, "cuda", torch.float32, 64, True, None).why]
+    assert kept == ["attention", "dropped_low_rank"]
+
+
+@pytest.mark.usefixtures("tried")
 @pytest.mark.parametrize("op", [op for op, rule in OPS.items() if rule.widest])
 def test_what_is_too_wide_for_a_tile_stays_with_torch(op: str) -> None:
     widest = OPS[op].widest or 0

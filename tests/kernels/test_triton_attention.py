@@ -25,6 +25,7 @@ CASES = [
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "TILE", SMALL)
+    monkeypatch.setattr(attention, "KEYS", SMALL)
 
 
 def definition(q: Tensor, k: Tensor, v: Tensor, documents: tuple[int, ...], window: int | None) -> Tensor:

@@ -25,8 +25,9 @@ class Choice:
 @dataclass(frozen=True, kw_only=True)
 class Op:
     """Why its Triton kernel is taken, or why not where it `stays` with torch; `what` has at most `widest` elements.
-    `tried`: it has run on a device, and its result is committed.  `native`: why its kernel in C is taken, None where
-    there is none; `types` are those that it reads."""
+    `tried`: it has run on a device, and its result is committed.  `halves`: it is for half precision, since its tiles
+    in float32 are more than most GPUs hold.  `native`: why its kernel in C is taken, None where there is none; `types`
+    are those that it reads."""
 
     why: str
     native: str | None = None
@@ -35,6 +36,7 @@ class Op:
     widest: int | None = None
     stays: bool = False
     tried: bool = False
+    halves: bool = False
 
 
 OPS: Mapping[str, Op] = {
@@ -65,6 +67,7 @@ OPS: Mapping[str, Op] = {
         native="scores of a block at a time, no padding between documents, keys laid out once for all their heads",
         what="head",
         widest=128,
+        halves=True,
     ),
     "paged_attention": Op(
         why="no kernel in Triton reads keys from blocks yet",
@@ -94,7 +97,7 @@ OPS: Mapping[str, Op] = {
         stays=True,
     ),
     "low_rank": Op(why="the library's product of W outweighs the pass over y that a product of ours saves", stays=True),
-    "dropped_low_rank": Op(why="neither mask nor dropped input ever exists", what="rank", widest=128),
+    "dropped_low_rank": Op(why="neither mask nor dropped input ever exists", what="rank", widest=128, halves=True),
     "row_norms": Op(
         why="W is read once, in the type it is stored in",
         native="W is read once, in the type it is stored in",
@@ -146,6 +149,8 @@ def decided(op: str, device: str, dtype: torch.dtype, width: int, triton: bool, 
         return Choice("torch", rule.why)
     if dtype not in TYPES:
         return Choice("torch", f"kernels in Triton compute in float32, and this is {_named(dtype)}")
+    if rule.halves and dtype == torch.float32:
+        return Choice("torch", "its kernel in Triton is for half precision, and this is float32")
     if not triton:
         return Choice("torch", "triton is not installed: pip install triton")
     if rule.widest is not None and width > rule.widest:

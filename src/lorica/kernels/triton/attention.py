@@ -23,6 +23,8 @@ from lorica.kernels.triton.tiles import LEAST, Tile, covering, operand
 
 TILE = Tile(rows=64, columns=64, inner=0, warps=4, stages=2)
 """rows: queries; columns: keys."""
+KEYS = Tile(rows=32, columns=64, inner=0, warps=8, stages=2)
+"""For the gradients of keys and values: two sums of columns x width are held, which fewer threads have no room for."""
 LOG2_E = tl.constexpr(1.4426950408889634)
 """Powers of two are what the hardware makes; logsumexp is kept in that base."""
 
@@ -43,7 +45,7 @@ class _Attention(torch.autograd.Function):
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         logsumexp = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
         _forward[len(work), q.shape[1]](
-            q, k, v, out, logsumexp, work, *_strides(q, k, v), *_shape(q, k, reach), **_sizes(q)
+            q, k, v, out, logsumexp, work, *_strides(q, k, v), *_shape(q, k, reach), **_sizes(q, TILE)
         )
         ctx.save_for_backward(q, k, v, out, logsumexp)
         ctx.documents, ctx.reach = documents, reach
@@ -56,11 +58,11 @@ class _Attention(torch.autograd.Function):
         along = (grad.float() * out.float()).sum(-1)
         dq, dk, dv = (torch.empty(part.shape, dtype=part.dtype, device=part.device) for part in (q, k, v))
         given = (q, k, v, grad, logsumexp, along)
-        shape, sizes = (*_strides(q, k, v), *_shape(q, k, ctx.reach)), _sizes(q)
+        shape = (*_strides(q, k, v), *_shape(q, k, ctx.reach))
         by_rows = work_of(ctx.documents, TILE.rows, q.device)
-        by_columns = work_of(ctx.documents, TILE.columns, q.device)
-        _gradient_of_queries[len(by_rows), q.shape[1]](*given, dq, by_rows, *shape, **sizes)
-        _gradients_of_keys[len(by_columns), k.shape[1]](*given, dk, dv, by_columns, *shape, **sizes)
+        by_columns = work_of(ctx.documents, KEYS.columns, q.device)
+        _gradient_of_queries[len(by_rows), q.shape[1]](*given, dq, by_rows, *shape, **_sizes(q, TILE))
+        _gradients_of_keys[len(by_columns), k.shape[1]](*given, dk, dv, by_columns, *shape, **_sizes(q, KEYS))
         return dq, dk, dv, None, None
 
 
@@ -97,14 +99,14 @@ def _shape(q: Tensor, k: Tensor, reach: int) -> tuple[int, int, int, int, float]
     return q.shape[1], q.shape[1] // k.shape[1], q.shape[2], reach, q.shape[2] ** -0.5
 
 
-def _sizes(q: Tensor) -> dict[str, object]:
+def _sizes(q: Tensor, tile: Tile) -> dict[str, object]:
     return {
         "TYPE": operand(q),
-        "ROWS": TILE.rows,
-        "COLUMNS": TILE.columns,
+        "ROWS": tile.rows,
+        "COLUMNS": tile.columns,
         "WIDTH": covering(q.shape[2], LEAST),
-        "num_warps": TILE.warps,
-        "num_stages": TILE.stages,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
     }
 
 

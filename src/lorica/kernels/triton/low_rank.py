@@ -18,7 +18,7 @@ from lorica.kernels.frozen_weight import FrozenWeight
 from lorica.kernels.low_rank import LowRank
 from lorica.kernels.noise import Noise
 from lorica.kernels.triton.dropout import Mask, keep
-from lorica.kernels.triton.tiles import LEAST, Tile, covering, operand, parts
+from lorica.kernels.triton.tiles import LEAST, Tile, covering, operand, parts, warps_of
 
 PRODUCT = Tile(rows=128, columns=128, inner=64, warps=8, stages=3)
 THIN = Tile(rows=64, columns=128, inner=64)
@@ -97,7 +97,7 @@ def _gradient_of_A(inner: Tensor, x: Tensor, mask: Mask | None) -> Tensor:
         inner, x, partial, tokens, columns, rank, parts(tokens, splits), *_words(mask),
         *inner.stride(), *x.stride(),
         DROPS=mask is not None, RANK=covering(rank, LEAST), TYPE=operand(x), ROWS=THIN.rows, COLUMNS=THIN.columns,
-        num_warps=THIN.warps, num_stages=THIN.stages,
+        num_warps=warps_of(covering(rank, LEAST) * THIN.columns), num_stages=THIN.stages,
     )  # fmt: skip
     return partial.sum(0).to(x.dtype)
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lorica.kernels.triton.tiles import covering, parts, rows_of
+from lorica.kernels.triton.tiles import covering, parts, rows_of, warps_of
 
 SPLITS = 64
 """Parts of the rows whose sums for the gradient of the weight are made side by side."""
@@ -54,7 +54,7 @@ class _RMSNorm(torch.autograd.Function):
 def _launch(rows: int, width: int) -> tuple[tuple[int], dict[str, int]]:
     covered = covering(width)
     together = rows_of(covered)
-    return (parts(rows, together),), {"ROWS": together, "WIDTH": covered}
+    return (parts(rows, together),), {"ROWS": together, "WIDTH": covered, "num_warps": warps_of(together * covered)}
 
 
 def _weight_gradient(dy: Tensor, x: Tensor, inverse: Tensor) -> Tensor:

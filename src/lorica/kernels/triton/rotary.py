@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lorica.kernels.triton.tiles import covering
+from lorica.kernels.triton.tiles import covering, warps_of
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -76,11 +76,11 @@ def _turn(
 ) -> None:
     tokens, heads, width = q.shape
     places = torch.arange(tokens, device=q.device) if positions is None else positions
-    together = covering(max(heads, k.shape[1]))
+    together, half = covering(max(heads, k.shape[1])), covering(width // 2)
     strides = (part.stride() for part in (q, k, q_out, k_out))
     _turn_heads[(tokens, 2 if k.shape[1] else 1)](
         q, k, q_out, k_out, cos, sin, places, *(s for three in strides for s in three), cos.stride(0), sin.stride(0),
-        heads, k.shape[1], width // 2, sign, HEADS=together, HALF=covering(width // 2),
+        heads, k.shape[1], width // 2, sign, HEADS=together, HALF=half, num_warps=warps_of(together * half),
     )  # fmt: skip
 
 

@@ -47,6 +47,11 @@ def rows_of(width: int) -> int:
     return max(1, ELEMENTS // width)
 
 
+def warps_of(elements: int) -> int:
+    """So many that no thread has more than 32 elements of a tile, where there can be: more would spill registers."""
+    return max(4, min(32, elements // 1024))
+
+
 def parts(size: int, tile: int) -> int:
     """How many tiles cover `size`."""
     return -(-size // tile)
