@@ -33,3 +33,20 @@ def test_what_has_no_room_is_forgotten_from_the_start_and_told(speaker: Speaker)
     assert speaker.history[0]["content"] != "first " * 150
     assert speaker.history[-2]["content"] == "fourth"
     assert "third" in [turn["content"] for turn in speaker.history]
+
+
+def test_an_answer_that_is_interrupted_is_remembered_as_far_as_it_was_told(speaker: Speaker) -> None:
+    speaker.history.clear()
+    told: list[str] = []
+
+    def until_the_third(text: str) -> None:
+        told.append(text)
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        speaker.answer("SELECT", max_tokens=40, on_text=until_the_third)
+    assert speaker.history == [
+        {"role": "user", "content": "SELECT"},
+        {"role": "assistant", "content": "".join(told)},
+    ]

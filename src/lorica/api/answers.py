@@ -165,26 +165,33 @@ class Speaker:
         seed: int = 0,
         on_text: OnText | None = None,
     ) -> Answer:
-        """Answers, and remembers both sides in a chat; `on_text` is called with each piece of text as it is written."""
+        """Answers, and remembers both sides in a chat, of an interrupted answer what was told; `on_text` is called with
+        each piece of text as it is written."""
         if not said:
             raise RequestError("the prompt is empty")
         most = longest(self.model)
         # an answer that may be as long as the context would leave a chat no memory
         prompt = self._prompt(said, room=most - min(max_tokens, most // 2))
         written = Stream(self.tokenizer, self.ends, on_text or (lambda text: None))
-        generate_tokens(
-            self.model,
-            [prompt],
-            max_tokens,
-            stop_ids=self.ends,
-            temperature=temperature,
-            seed=seed,
-            on_token=lambda row, token: written.add(token),
-        )
-        text = written.end()
+        try:
+            generate_tokens(
+                self.model,
+                [prompt],
+                max_tokens,
+                stop_ids=self.ends,
+                temperature=temperature,
+                seed=seed,
+                on_token=lambda row, token: written.add(token),
+            )
+        except KeyboardInterrupt:
+            self._remember(said, written.text)
+            raise
+        self._remember(said, written.end())
+        return Answer(written.text, tuple(written.tokens))
+
+    def _remember(self, said: str, answered: str) -> None:
         if self.renderer:
-            self.history += [{"role": "user", "content": said}, {"role": "assistant", "content": text}]
-        return Answer(text, tuple(written.tokens))
+            self.history += [{"role": "user", "content": said}, {"role": "assistant", "content": answered}]
 
     def _prompt(self, said: str, room: int) -> list[int]:
         """The earliest turns of a chat are forgotten when there is no room for them; `forgotten` says how many."""
