@@ -220,7 +220,7 @@ def _is_own(held: Tensor, name: str, model: nn.Module, stored: Stored | None) ->
             return False
         value = stored.entries[found].tensor()
     narrow = min(held.dtype, value.dtype, key=lambda dtype: dtype.itemsize)
-    return torch.equal(held.to(narrow), value.to("cpu", narrow))
+    return torch.equal(held.to("cpu", narrow), value.to("cpu", narrow))
 
 
 def require_base(file: AdapterFile, model: nn.Module) -> None:
