@@ -146,5 +146,5 @@ def by_field(error: FieldErrors, under: str = "") -> list[str]:
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 1) -> str:
     """`"; did you mean 'q_proj'?"` for a near miss, otherwise an empty string."""
-    near = get_close_matches(name, list(known), n=count, cutoff=0.6)
+    near = get_close_matches(name, [word for word in known if word != name], n=count, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(word) for word in near)}?" if near else ""

@@ -38,7 +38,7 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(place: Path) -> dict[str, Any]:
     """What `lorica train count.yaml --json` prints."""
     process = lorica(place, "train", "count.yaml", "--json")
@@ -222,8 +222,9 @@ def test_a_killed_run_gives_up_its_best_adapter_which_says_that_it_was_cut_short
     assert kept.keys() == adapter.keys()
     assert all(torch.equal(kept[name], adapter[name]) for name in kept)
     assert found["status"] == "cut short"
-    assert said("inspect", found["adapter"])["cut_short"] == {"after": found["steps"], "of": 9999}
-    assert f"made after step {found['steps']} of a run of 9999" in (place / found["adapter"] / "README.md").read_text()
+    cut = {"step": found["best_step"], "after": found["steps"], "of": 9999}
+    assert said("inspect", found["adapter"])["cut_short"] == cut
+    assert f"cut short after step {found['steps']} of 9999" in (place / found["adapter"] / "README.md").read_text()
     assert said("verify", found["adapter"])["ok"]
 
 

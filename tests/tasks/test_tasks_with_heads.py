@@ -9,6 +9,7 @@ from torch import nn
 
 import lorica
 from benchmarks.tasks import LESSONS, make_base
+from lorica.api import class_of
 from lorica.data import DataConfig
 from lorica.errors import AdapterError, DataError, ModelError, RecipeError, RequestError
 from lorica.recipe import text
@@ -405,6 +406,7 @@ def test_a_recipe_with_a_task_goes_all_the_way_through_the_commands(bert, tmp_pa
     status, out = said("merge", "run/adapter", "--out", "merged", "--json")
     assert status == 0, out.err
     merged = AutoModelForSequenceClassification.from_pretrained("merged")
+    assert class_of("merged") == type(merged).__name__
     assert merged.config.id2label == {0: "law", 1: "sea"}
     found = lorica.evaluate(None, "rows.jsonl", model=lorica.load_base("merged", task=_settled(rows)))
     assert found.metrics["accuracy"] == 1.0

@@ -109,7 +109,7 @@ def test_a_kill_at_any_call_while_a_cut_run_s_adapter_is_made_leaves_none_or_the
         if whole:
             read(root / "run/adapter")
         assert finish(root).status == "cut short"
-        assert read(root / "run/adapter").manifest["cut_short"] == {"after": 2, "of": 4}
+        assert read(root / "run/adapter").manifest["cut_short"] == {"step": 2, "after": 2, "of": 4}
         shutil.rmtree(root)
     assert found[True]
     assert found[False] > 10

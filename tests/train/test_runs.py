@@ -243,8 +243,10 @@ def test_an_evaluation_that_diverges_says_how_the_best_adapter_is_kept(tmp_path,
     assert (run.status, run.exit_status, run.steps, run.total_steps, run.best_step) == ("cut short", 0, 6, 20, 4)
     assert all(map(torch.equal, saved(run), shown(task, 1)))
     told = json.loads((tmp_path / "run/adapter/lorica.json").read_text())
-    assert told["cut_short"] == {"after": 6, "of": 20}
+    assert told["cut_short"] == {"step": 4, "after": 6, "of": 20}
     assert told["metrics"]["step"] == 4
+    (taught,) = [line["loss"] for line in lines(tmp_path / "run") if line["step"] == 4 and "loss" in line]
+    assert told["metrics"]["loss"] == taught
 
 
 def test_a_run_that_was_cut_short_still_goes_on_to_the_same_bits(tmp_path):

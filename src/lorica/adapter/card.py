@@ -47,7 +47,11 @@ def _unfinished(facts: Mapping[str, Any]) -> list[str]:
 def cut_short(facts: Mapping[str, Any]) -> list[str]:
     """A line of an adapter that was made of a run with steps left; also of a file by others."""
     cut = facts.get("cut_short")
-    return [f"made after step {cut.get('after')} of a run of {cut.get('of')}"] if isinstance(cut, Mapping) else []
+    if not isinstance(cut, Mapping):
+        return []
+    return [
+        f"as step {cut.get('step')} left it; its run was cut short after step {cut.get('after')} of {cut.get('of')}"
+    ]
 
 
 def _made_from(facts: Mapping[str, Any]) -> list[str]:

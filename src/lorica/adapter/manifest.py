@@ -9,7 +9,7 @@ made      how it was made, and `parents`, the adapters it was made from (`lineag
 head      kind, labels and seed of the head that was put on the base, where one was
 added_tokens    what was added to its vocabulary before the adapter was attached
 unfinished      why the adapter is not yet what its method ends with; absent where it is
-cut_short       the step that its run was at when it was made, of how many; absent where it had ended
+cut_short       the step that left it so, and the one after which its run was cut short, of how many
 methods   the methods with all their fields; versions, of the libraries; the caller's facts: recipe, data, metrics
 """
 

@@ -8,7 +8,7 @@ from lorica.api.combining import combine, resize
 from lorica.api.fitting import best_for
 from lorica.api.looking import data_report
 from lorica.api.machinery import Machinery, doctor
-from lorica.api.merging import merge
+from lorica.api.merging import class_of, merge
 from lorica.api.method_table import MethodTable, method_table
 from lorica.api.planning import plan
 from lorica.api.recorded import unverified
@@ -32,6 +32,7 @@ __all__ = [
     "advise",
     "attach",
     "best_for",
+    "class_of",
     "combine",
     "data_report",
     "doctor",

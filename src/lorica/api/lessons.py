@@ -1,6 +1,5 @@
 """A base and a data source to data sets: the tokenizer and template of one room, handed to the other."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -87,9 +86,7 @@ def _teacher(model: nn.Module, config: DataConfig, task: Task, began: datetime |
 def _usable(rows: Dataset, what: str) -> Dataset:
     if len(rows):
         return rows
-    reasons = Counter(drop.reason for drop in rows.dropped)
-    told = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
-    raise DataError(f"{what}: none of {rows.read} rows can be used: {told} (the first is {rows.dropped[0].origin})")
+    raise DataError(f"{what}: none of {rows.read} rows can be used: {rows.why_dropped}")
 
 
 def longest(model: nn.Module) -> int:

@@ -1,6 +1,7 @@
 """merge: the base with the adapter folded in, written as a checkpoint, shard by shard."""
 
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 from lorica import budget, durable
@@ -10,7 +11,7 @@ from lorica.adapter.origin import loading_of
 from lorica.api.recorded import base_of
 from lorica.api.tasked import recorded_head
 from lorica.models import load_base
-from lorica.models.folder import folder_of
+from lorica.models.folder import CONFIG, folder_of
 from lorica.models.loading import parse_dtype
 from lorica.models.quiet import quiet
 from lorica.models.stored import Stored
@@ -62,6 +63,8 @@ def _with_head(
         whole.save_pretrained(folder.path)
         if whole.tokenizer is not None:
             whole.tokenizer.save_pretrained(folder.path)
+        for reading in folder_of(base).glob("*processor_config.json"):
+            copyfile(reading, folder.path / reading.name)
         size = sum(path.stat().st_size for path in folder.path.iterdir())
     most = max(changes, key=lambda name: changes[name], default="")
     return Merged(
@@ -75,6 +78,12 @@ def _with_head(
         outputs=attached.merged,
         unprobed=None if attached.merged else "since nothing is known of what this base reads",
     )
+
+
+def class_of(checkpoint: str | Path) -> str:
+    """The class of transformers that loads a merged checkpoint as what it is: another would leave its head behind."""
+    config: Any = durable.read_json(Path(checkpoint) / CONFIG)
+    return (config.get("architectures") or ["AutoModelForCausalLM"])[0]
 
 
 def without_room(base: Path, dtype: str | None) -> str | None:

@@ -21,16 +21,22 @@ from lorica.train.room import Room, compared, evaluated
 
 @dataclass(frozen=True)
 class Score:
-    """`metrics` of the task: `loss` and what belongs to it."""
+    """`metrics` of the task: `loss` and what belongs to it.  `dropped`: of how many rows it says nothing, and why."""
 
     metrics: Mapping[str, Any]
+    dropped: int = 0
+    why_dropped: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(self.metrics)
+        dropped = {"dropped": self.dropped, "why_dropped": self.why_dropped} if self.dropped else {}
+        return {**self.metrics, **dropped}
 
     def __str__(self) -> str:
-        width = max(map(len, self.metrics))
-        return "\n".join(f"{name:<{width}}  {_number(value)}" for name, value in self.metrics.items())
+        told = {name: _number(value) for name, value in self.metrics.items()}
+        if self.dropped:
+            told["dropped"] = f"{self.dropped:,}: {self.why_dropped}"
+        width = max(map(len, told))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in told.items())
 
 
 def _number(value: Any) -> str:
@@ -66,7 +72,7 @@ def evaluate(
     if chosen.compares:
         with nullcontext(holder) if attached is None else attached.off() as bare:
             rows = compared(chosen, bare, rows, room)
-    return Score(evaluated(chosen, holder, rows, room, "evaluation"))
+    return Score(evaluated(chosen, holder, rows, room, "evaluation"), len(rows.dropped), rows.why_dropped)
 
 
 def _holder(

@@ -223,6 +223,8 @@ def _before(task: Task, model: nn.Module, held: Dataset, room: Room) -> dict[str
 
 def _tell(reporter: Reporter, name: str, rows: Dataset) -> None:
     reporter.on_note(f"{name}: {rows}")
+    if rows.dropped:
+        reporter.on_note(f"{name}: dropped: {rows.why_dropped}")
 
 
 def _report(recipe: Recipe, run: Run) -> None:

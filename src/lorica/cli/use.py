@@ -179,4 +179,4 @@ def merge(
     show(merged, as_json)
     note_unverified(adapter)
     if not as_json:
-        say(f"load it with: AutoModelForCausalLM.from_pretrained({str(out)!r})")
+        say(f"load it with: transformers.{api.class_of(out)}.from_pretrained({str(out)!r})")

@@ -1,6 +1,7 @@
 """A data set: every row read is either used or dropped with a reason."""
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -34,6 +35,15 @@ class Dataset:
     def truncated(self) -> tuple[str, ...]:
         """Where the rows are that were cut to the limit."""
         return tuple(example.origin for example in self.examples if example.cut)
+
+    @property
+    def why_dropped(self) -> str:
+        """Each reason with its rows counted and the first of them; empty where none was dropped."""
+        counts = Counter(drop.reason for drop in self.dropped)
+        first = {drop.reason: drop.origin for drop in reversed(self.dropped)}
+        told = [f"{count} {reason} (the first is {first[reason]})" for reason, count in counts.most_common(3)]
+        rest = sum(count for _, count in counts.most_common()[3:])
+        return "; ".join([*told, *([f"{rest} for other reasons"] if rest else [])])
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:

@@ -207,8 +207,12 @@ def recognise(fields: Fields) -> ShapeName:
         return fitting[0]
     if fitting:
         raise DataError(f"the fields fit {' and '.join(fitting)}; say which with data.shape")
-    wanted = [key for shape in SHAPES.values() for key in shape.needs]
+    wanted = [key for shape in SHAPES.values() for key in shape.needs if key not in fields]
     near = next((hint for key in fields if (hint := did_you_mean(str(key), wanted))), "")
+    half = [(name, shape.needs) for name, shape in SHAPES.items() if any(key in fields for key in shape.needs)]
+    if half and not near:
+        (name, needs), *_ = half
+        near = f"; for {name} it lacks {', '.join(repr(key) for key in needs if key not in fields)}"
     have = ", ".join(map(str, list(fields)[:8])) or "none"
     shapes = "; ".join(f"{name} ({', '.join(shape.needs)})" for name, shape in SHAPES.items())
     raise DataError(f"the fields ({have}) fit no shape: {shapes}{near}")

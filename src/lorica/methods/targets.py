@@ -111,5 +111,7 @@ def _require_matches(counts: Mapping[str, int], candidates: list[Site]) -> None:
 
 def _unmatched(name: str, candidates: list[Site]) -> str:
     leaves = sorted({site.leaf for site in candidates})
+    if name in PRESETS:
+        return f"target_modules: {name!r} finds no layer by its role in this base; name some: {', '.join(leaves[:12])}"
     near = did_you_mean(name, [*leaves, *PRESETS], count=3) or "; it has " + ", ".join(leaves[:12])
     return f"target_modules: {name!r} matches no site of this base{near}"

@@ -23,6 +23,8 @@ def name_of(value: Any, field: str) -> str:
         return str(value)
     if isinstance(value, str) and value.strip():
         return value
+    if isinstance(value, float) and value.is_integer():  # a column of whole numbers where one is missing
+        return str(int(value))
     if isinstance(value, float):
         raise DataError(f"field {field!r}: a label is a name or a whole number, not {value}; numbers: task: regression")
     raise DataError(f"field {field!r}: a label is a name, not {'empty' if value == '' else kind_of(value)}")

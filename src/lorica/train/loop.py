@@ -268,7 +268,8 @@ class Trainer:
         adapter = None if self.place is None else self.place.adapter
         if adapter is not None:
             known = {"data": self.data.fingerprint, "metrics": self._metrics()}
-            cut = {} if self.done else {"cut_short": {"after": self.progress.step, "of": self.total}}
+            cut = {"step": known["metrics"]["step"], "after": self.progress.step, "of": self.total}
+            cut = {} if self.done else {"cut_short": cut}
             self.attached.save(adapter, **{**known, **cut, **facts})
         whole: Status = "finished" if self.done else "cut short"
         return self._outcome("stopped early" if self.progress.stopped else whole, adapter)
@@ -454,7 +455,9 @@ class Trainer:
     def _metrics(self) -> dict[str, Any]:
         """Of the adapter that is kept."""
         kept = self.progress.best_eval or {"step": self.progress.step}
-        return {**kept, "loss": self.progress.loss}
+        lines = self.history if self.place is None else self.place.history
+        taught = [line["loss"] for line in lines if line["step"] == kept["step"] and "loss" in line]
+        return {**kept, "loss": taught[-1] if taught else self.progress.loss}
 
     def _outcome(self, status: Status, adapter: Path | None) -> Run:
         progress = self.progress
