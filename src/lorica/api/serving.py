@@ -186,6 +186,8 @@ def answering(
     model: nn.Module, folders: Mapping[str, Path], order: Order
 ) -> tuple[Shelf | Merged | Resident, Encoder | None, Engine | None]:
     """Where the adapters are kept, and what asks them."""
+    if getattr(model, "main_input_name", None) == "pixel_values":
+        raise RequestError(f"{order.source}: answers about images, which are not served; ask it with lorica generate")
     if order.merge is not None:
         merged = _merged(model, folders, order.merge)
         return merged, None, Engine(model, merged, order.engine_limits)

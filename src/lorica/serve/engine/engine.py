@@ -222,7 +222,7 @@ class Engine:
             self._end(document, "length")
 
     def _fail(self, documents: Iterable[Document], error: Exception) -> None:
-        logger.error("a pass failed: %s", type(error).__name__, exc_info=error)
+        logger.error("a pass failed", exc_info=error)
         message = str(error) if isinstance(error, LoricaError) else f"the pass failed ({type(error).__name__})"
         for document in documents:
             self._end(document, "error", message)
