@@ -180,8 +180,9 @@ def test_tool_calls_without_content_are_learned_as_the_template_writes_them():
 def test_a_template_that_leaves_tools_out_teaches_nothing_in_their_place(loss_on):
     """The call would be an empty turn, learned as an answer."""
     called = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "sky"}}]}
-    with pytest.raises(DataError, match=r"messages\[1\]: the chat template does not write 'sky'"):
-        chat([TURNS[1], called], loss_on=loss_on)
+    for asked in (TURNS[1], {"role": "user", "content": "Is the sky blue?"}):  # its name is a word of the chat
+        with pytest.raises(DataError, match=r"messages\[1\]: the chat template does not write 'sky'"):
+            chat([asked, called], loss_on=loss_on)
     listed = {"messages": TURNS, "tools": [{"type": "function", "function": {"name": "sky", "parameters": {}}}]}
     with pytest.raises(DataError, match="tools: the chat template does not write 'sky'"):
         from_rows([listed], Bytes(), None, config=DataConfig(train="rows", loss_on=loss_on), limit=1000)

@@ -32,7 +32,7 @@ def spoken(chat: Chat, renderer: Renderer) -> Spoken:
     turns = [number for number, message in enumerate(chat.messages) if message["role"] == "assistant"]
     chat = Chat(chat.messages[: turns[-1] + 1], chat.tools, chat.skipped)
     text, spans = _from_marks(chat, renderer, len(turns)) or _from_prefixes(chat, renderer, turns)
-    _require_tools(chat, text)
+    _require_tools(chat, renderer)
     spans = with_end_marks(text, spans)
     learned = tuple(span for turn, span in zip(turns, spans, strict=True) if learns(chat, turn))
     return Spoken(text, learned, ended=_ended(chat, text[: spans[-1][1]]))
@@ -41,16 +41,32 @@ def spoken(chat: Chat, renderer: Renderer) -> Spoken:
 def whole(chat: Chat, renderer: Renderer) -> Spoken:
     """A chat of which everything is learned. Raises `DataError`."""
     text = _render(renderer, chat, chat.messages).rstrip()
-    _require_tools(chat, text)
+    _require_tools(chat, renderer)
     return Spoken(text, ((0, len(text)),), ended=_ended(chat, text))
 
 
-def _require_tools(chat: Chat, text: str) -> None:
-    """A template that leaves a call out would teach the model to say nothing in its place."""
-    calls = [(f"messages[{n}]", call) for n, turn in enumerate(chat.messages) for call in turn.get("tool_calls") or ()]
-    for at, tool in [*calls, *(("tools", tool) for tool in chat.tools or ())]:
-        name = _name_of(tool)
-        if name and name not in text:
+def _require_tools(chat: Chat, renderer: Renderer) -> None:
+    """A template that leaves a call out would teach the model to say nothing in its place.  They are written under
+    other names to see it: their own may be words of the chat."""
+    marks: list[tuple[str, str, str]] = []
+
+    def marked(at: str, tool: Any) -> Any:
+        if (name := _name_of(tool)) is None:
+            return tool
+        marks.append((at, name, f"tool_{len(marks)}_of_this_row"))
+        under = {**tool.get("function", tool), "name": marks[-1][2]}
+        return {**tool, "function": under} if "function" in tool else under
+
+    messages = tuple(
+        {**turn, "tool_calls": [marked(f"messages[{n}]", call) for call in turn["tool_calls"]]}
+        if turn.get("tool_calls")
+        else turn
+        for n, turn in enumerate(chat.messages)
+    )
+    tools = tuple(marked("tools", tool) for tool in chat.tools or ()) or None
+    text = _render(renderer, Chat(messages, tools), messages) if marks else ""
+    for at, name, mark in marks:
+        if mark not in text:
             raise DataError(
                 f"{at}: the chat template does not write {name!r}; give data.template one that writes tools and their "
                 "calls, or take them out of the row"
