@@ -388,6 +388,7 @@ def test_a_changed_run_is_not_resumed(tmp_path, change, told):
             identity=change.get("identity", identity),
         )
     assert "\n" not in str(caught.value)
+    assert "threads" not in str(caught.value)
 
 
 def test_other_threads_are_named_since_the_bits_would_differ(tmp_path, monkeypatch):

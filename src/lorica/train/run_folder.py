@@ -118,9 +118,10 @@ class RunFolder:
         """Other data or settings make a resume wrong; other versions or threads keep it from being exact to the bit."""
         changed = [*start.mismatches(self.identity), *([] if self.finish else start.drift())]
         if changed:
+            how = " (threads: OMP_NUM_THREADS)" if any(what.startswith("threads") for what in changed) else ""
             raise CheckpointError(
-                f"{start.folder}: cannot be continued, since {'; '.join(changed)}; restore that (threads: "
-                "OMP_NUM_THREADS), or choose another output"
+                f"{start.folder}: cannot be continued, since {'; '.join(changed)}; restore that{how}, or choose "
+                "another output"
             )
 
 
